@@ -1,0 +1,53 @@
+# Everything a person does in this clone. `make` alone lists it.
+
+PYTHON ?= python3
+# More arguments for up, test and bench: make test ARGS="-k slices"
+ARGS ?=
+SETUP := cluster.bootstrap
+COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
+	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup up test check bench clean lock python
+
+help: ## what there is to do
+	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+setup: python ## install everything that `up` needs, once
+	@$(PYTHON) -m $(SETUP) runtime
+
+up: python ## set up, start Ray on this machine, serve the bundled model
+	@$(PYTHON) -m $(SETUP) runtime --quiet
+	@exec .venv/bin/homeport up $(ARGS)
+
+test: python ## set up, run all the tests
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m pytest $(ARGS)
+
+check: python ## format, lint, types, import rules: the gate of every change
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@.venv/bin/ruff format --check --quiet . || { echo "run .venv/bin/ruff format ." >&2; exit 1; }
+	@.venv/bin/ruff check --quiet .
+	@.venv/bin/mypy --no-error-summary
+	@.venv/bin/lint-imports --no-logo
+
+bench: python ## measure, and write the tables of benchmarks/README.md
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m benchmarks $(ARGS)
+
+clean: ## stop what runs, remove .venv and the tools' caches (wheels, models and state stay)
+	@if [ -x .venv/bin/homeport ]; then .venv/bin/homeport down || true; fi
+	@rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find cluster serving router tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+lock: python ## work the locks out anew from pyproject.toml; ARGS=--upgrade takes newer versions
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@$(COMPILE) --no-emit-package llama-cpp-python pyproject.toml --group install -o requirements.lock
+	@$(COMPILE) --no-emit-package llama-cpp-python -c requirements.lock pyproject.toml --group install --group dev \
+		-o requirements-dev.lock
+	@$(COMPILE) --group build -o requirements-build.lock
+	@$(COMPILE) --no-deps --group nodeps -o requirements-nodeps.lock
+
+python:
+	@command -v $(PYTHON) >/dev/null || { echo "homeport needs Python 3.11 or newer, and there is no $(PYTHON): \
+	install python3 and python3-venv, then try again." >&2; exit 1; }

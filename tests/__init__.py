@@ -1,0 +1,1 @@
+"""Tests, and the fakes and processes that they share."""
