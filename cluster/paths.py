@@ -1,0 +1,149 @@
+"""Where homeport keeps its state and its locks. Names folders; reads and writes nothing but what `secret` makes."""
+
+import hashlib
+import json
+import os
+import secrets
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+SOCKET_PATH_LIMIT = 40
+"""Bytes that Ray's session folder may take: its socket names add about 65, and the kernel allows 107."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """One installation's folders. `home` holds the state of this machine; `locks` is shared machine-wide."""
+
+    home: Path
+    locks: Path
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str]) -> "Paths":
+        """HOMEPORT_HOME and HOMEPORT_LOCKS, else the defaults of a user's state folder and of the machine."""
+        home = env.get("HOMEPORT_HOME") or _default_home(env)
+        locks = env.get("HOMEPORT_LOCKS") or _default_locks(env)
+        return cls(Path(home).expanduser().absolute(), Path(locks).expanduser().absolute())
+
+    @property
+    def run_id(self) -> str:
+        """Eight hex digits that mark this installation's processes and records."""
+        return hashlib.sha256(str(self.home).encode()).hexdigest()[:8]
+
+    @property
+    def machine(self) -> Path:
+        return self.home / "machine.json"
+
+    @property
+    def slots(self) -> Path:
+        return self.home / "slots.json"
+
+    @property
+    def revision(self) -> Path:
+        return self.home / "head" / "revision.json"
+
+    @property
+    def run(self) -> Path:
+        """What `homeport up` started, and how far it is."""
+        return self.home / "run.json"
+
+    @property
+    def up_lock(self) -> Path:
+        """Held by the parent of a running homeport for as long as it lives."""
+        return self.home / "up.lock"
+
+    @property
+    def logs(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def cluster_token(self) -> Path:
+        return self.home / "secrets" / "cluster_token"
+
+    @property
+    def digest_key(self) -> Path:
+        return self.home / "secrets" / "digest_key"
+
+    @property
+    def ray_token(self) -> Path:
+        return self.home / "secrets" / "ray_token"
+
+    @property
+    def ray_processes(self) -> Path:
+        """Which session of processes Ray was started in."""
+        return self.home / "ray.json"
+
+    @property
+    def ray_folder(self) -> Path:
+        """Ray's own folder: below home, or below the temporary folder where home's name is too long for sockets."""
+        below = self.home / "ray"
+        if len(str(below)) <= SOCKET_PATH_LIMIT:
+            return below
+        return Path(tempfile.gettempdir()) / f"homeport-{os.getuid()}-{self.run_id}"
+
+    def replica(self, slot: int) -> Path:
+        """The folder of one slot: specification, journal, stderr."""
+        return self.home / "replicas" / str(slot)
+
+    def record(self, slot: int) -> Path:
+        """The host's record, beside its locks."""
+        return self.locks / f"{self.run_id}-{slot}.json"
+
+    def make(self) -> None:
+        """Create the folders, for this user only. The lock folder is open to all users of the machine."""
+        for folder in (self.home, self.home / "secrets", self.home / "head", self.logs, self.ray_folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.locks.is_dir():
+            self.locks.mkdir(parents=True, exist_ok=True)
+            self.locks.chmod(0o1777)
+
+
+def secret(path: Path) -> str:
+    """The secret in `path`, made (32 random bytes as hex, mode 0600) where it is missing."""
+    try:
+        return path.read_text().strip()
+    except FileNotFoundError:
+        write_private(path, secrets.token_hex(32))
+        return path.read_text().strip()
+
+
+def write_private(path: Path, text: str) -> None:
+    """Replace `path` whole, mode 0600: a reader sees the old text or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`; None where it is missing or broken (it was then never written whole by us)."""
+    try:
+        return json.loads(path.read_text())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+
+
+def _default_home(env: Mapping[str, str]) -> str:
+    state = env.get("XDG_STATE_HOME") or "~/.local/state"
+    return f"{state}/homeport"
+
+
+def _default_locks(env: Mapping[str, str]) -> str:
+    machine_wide = Path("/run/lock")
+    if os.access(machine_wide / "homeport", os.W_OK) or (
+        not (machine_wide / "homeport").exists() and os.access(machine_wide, os.W_OK)
+    ):
+        return str(machine_wide / "homeport")
+    if runtime := env.get("XDG_RUNTIME_DIR"):
+        return f"{runtime}/homeport-locks"
+    return f"{tempfile.gettempdir()}/homeport-locks-{os.getuid()}"

@@ -1,0 +1,144 @@
+"""Which processes are ours, and how they end.
+
+Ours are those that carry our mark in their environment, and those in a session of processes that we recorded:
+Ray's workers overwrite the memory in which the kernel shows their environment. Starts nothing.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import psutil
+
+from cluster.paths import Paths, read_json
+
+RUN = "HOMEPORT_RUN"
+ROLE = "HOMEPORT_ROLE"
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """One process that homeport started. `role` is parent, ray, router or host."""
+
+    pid: int
+    role: str
+    name: str
+    created_s: float
+
+
+def mark(paths: Paths, role: str) -> dict[str, str]:
+    """What a process that we start has in its environment, to be found again."""
+    return {
+        RUN: paths.run_id,
+        ROLE: role,
+        "HOMEPORT_HOME": str(paths.home),
+        "HOMEPORT_LOCKS": str(paths.locks),
+    }
+
+
+def ours(paths: Paths, *roles: str) -> list[Ours]:
+    """Our living processes, of these roles or of all. Never this process or one that it descends from."""
+    recorded = read_json(paths.ray_processes) or {}
+    session, since = recorded.get("session"), recorded.get("since", 0.0)
+    self_and_above = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    found = []
+    for process in psutil.process_iter(["pid", "name", "create_time", "status"]):
+        info = process.info
+        if info["pid"] in self_and_above or info["status"] == psutil.STATUS_ZOMBIE:
+            continue
+        role = _role(process, paths.run_id)
+        if (
+            role is None
+            and session
+            and info["create_time"] >= since - 1
+            and _session_of(info["pid"]) == session
+        ):
+            role = "ray"
+        if role and (not roles or role in roles):
+            found.append(Ours(info["pid"], role, info["name"] or "", info["create_time"]))
+    return found
+
+
+def end(processes: Iterable[Ours], grace_s: float) -> list[Ours]:
+    """SIGTERM, wait up to `grace_s`, SIGKILL, wait a second. Returns those that are still there."""
+    alive = {p.pid: p for p in processes if _signal(p, signal.SIGTERM if grace_s > 0 else signal.SIGKILL)}
+    _wait(alive, grace_s)
+    for process in alive.values():
+        _signal(process, signal.SIGKILL)
+    _wait(alive, 1.0)
+    return list(alive.values())
+
+
+def end_all(paths: Paths, *roles: str, grace_s: float = 0.0, rounds: int = 5) -> list[Ours]:
+    """End our processes of these roles, and those that they start meanwhile. Returns what could not be ended."""
+    left = ours(paths, *roles)
+    for _ in range(rounds):
+        if not left:
+            break
+        end(left, grace_s)
+        left = ours(paths, *roles)
+    return left
+
+
+def port_holder(port: int) -> str:
+    """Who listens on a TCP port of this machine: `python3 (pid 123)`, or `another process`."""
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status != psutil.CONN_LISTEN or not connection.laddr or not connection.pid:
+                continue
+            if connection.laddr[1] == port:
+                return f"{psutil.Process(connection.pid).name()} (pid {connection.pid})"
+    except psutil.Error:
+        pass
+    return "another process"
+
+
+def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
+    """An environment without what would point a child at somebody else's Ray or at another replica's slice."""
+    dropped = ("RAY_", "HOMEPORT_INCARNATION", "HOMEPORT_LOCK_FDS")
+    return {name: value for name, value in env.items() if not name.startswith(dropped)}
+
+
+def _role(process: psutil.Process, run_id: str) -> str | None:
+    try:
+        environment = process.environ()
+    except (psutil.Error, OSError):
+        return None
+    return environment.get(ROLE) if environment.get(RUN) == run_id else None
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None
+
+
+def _signal(process: Ours, number: signal.Signals) -> bool:
+    if not _alive(process):
+        return False
+    try:
+        os.kill(process.pid, number)
+    except OSError:
+        return False
+    return True
+
+
+def _alive(process: Ours) -> bool:
+    try:
+        seen = psutil.Process(process.pid)
+        return seen.create_time() == process.created_s and seen.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
+
+
+def _wait(alive: dict[int, Ours], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        for pid in [pid for pid, process in alive.items() if not _alive(process)]:
+            del alive[pid]
+        if not alive or time.monotonic() >= deadline:
+            return
+        psutil.wait_procs([psutil.Process(pid) for pid in alive if psutil.pid_exists(pid)], timeout=0.1)
