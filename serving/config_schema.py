@@ -1,0 +1,234 @@
+"""The shape of homeport.yaml: every key, its type and its default, for pydantic.
+
+Checks one value at a time; what values mean together is checked by `config`. Keys of the design that do
+nothing yet are known here and refused, so that nobody relies on them.
+"""
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+BYTES = {
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+NOT_YET = "does not work yet in this version"
+
+
+def fault(problem: str, remedy: str) -> PydanticCustomError:
+    """A refusal in our words; `config` prints both parts."""
+    return PydanticCustomError("homeport", "{problem}", {"problem": problem, "remedy": remedy})
+
+
+def shown(value: object) -> str:
+    """A value of the file for a message: as in YAML, shortened."""
+    words = {None: "nothing", True: "true", False: "false"}
+    text = words[value] if value is None or isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _bytes(value: object) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", value) if isinstance(value, str) else None
+    if not match or match[2] not in BYTES:
+        raise fault(
+            f"{shown(value)} is not a size", "Write a number and a unit, for example 512MiB or 1.5GiB"
+        )
+    return int(float(match[1]) * BYTES[match[2]])
+
+
+def _seconds(value: object) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", value) if isinstance(value, str) else None
+    if not match or match[2] not in SECONDS:
+        raise fault(f"{shown(value)} is not a duration", "Write a number and a unit, for example 10s or 5m")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def _listen(value: object) -> tuple[str, int]:
+    match = (
+        re.fullmatch(r"(\[[0-9a-fA-F:]+\]|[^:\[\]\s]+):(\d{1,5})", value) if isinstance(value, str) else None
+    )
+    if not match or not 1 <= int(match[2]) <= 65535:
+        raise fault(f"{shown(value)} is not an address and a port", "Write for example 127.0.0.1:8000")
+    host = match[1].strip("[]")
+    if host not in ("localhost", "::1") and not re.fullmatch(r"127(\.\d{1,3}){3}", host):
+        raise fault(f"listening on {host} {NOT_YET}", f"Use 127.0.0.1:{match[2]}")
+    return host, int(match[2])
+
+
+def _ports(value: object) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{1,5}) ?- ?(\d{1,5})", value) if isinstance(value, str) else None
+    if not match or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
+        raise fault(f"{shown(value)} is not a range of ports", "Write for example 8100-8199")
+    return int(match[1]), int(match[2])
+
+
+def _where(value: object) -> str | tuple[str, ...] | dict[str, str]:
+    remedy = "Write all, a list of machine names, or {zone: NAME}"
+    if isinstance(value, str):
+        return value if value == "all" else (value,)
+    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        if len(set(value)) != len(value):
+            raise fault("a machine is named twice", "Name each machine once")
+        return tuple(value)
+    if isinstance(value, dict) and value.keys() == {"zone"} and isinstance(value["zone"], str):
+        return value
+    raise fault(f"{shown(value)} says no machines", remedy)
+
+
+def _replicas(value: object) -> int | str:
+    if value == "fill" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise fault(f"{shown(value)} is not a number of replicas", "Write 1 or more, or fill for as many as fit")
+
+
+def _source(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise fault(f"{shown(value)} is not a source", "Write bundled, or the path of a GGUF file")
+    if value.startswith("hf:"):
+        raise fault(f"a source on Hugging Face (hf:) {NOT_YET}", "Download the file and give its path")
+    return value
+
+
+def _refused(value: object) -> object:
+    raise fault(NOT_YET, "Remove it")
+
+
+def only(working: object, *others: str) -> Callable[[object], object]:
+    """Accepts `working`; refuses `others` as not working yet, and anything else as unknown."""
+
+    def check(value: object) -> object:
+        if value == working and type(value) is type(working):
+            return value
+        if isinstance(value, str) and others and value not in others:
+            known = ", ".join((shown(working), *others))
+            raise fault(f"{shown(value)} is not one of {known}", f"Use {shown(working)}")
+        raise fault(f"{shown(value)} {NOT_YET}", f"Remove it, or use {shown(working)}")
+
+    return check
+
+
+def _name(pattern: str, allowed: str) -> BeforeValidator:
+    def check(value: object) -> str:
+        if not isinstance(value, str):
+            quotes = " Put it in quotes." if isinstance(value, bool | int | float) else ""
+            raise fault(f"{shown(value)} is not a name", f"A name is text.{quotes}".rstrip("."))
+        if not re.fullmatch(pattern, value):
+            raise fault(f"{shown(value)} cannot be a name", f"Use {allowed}")
+        return value
+
+    return BeforeValidator(check)
+
+
+NotYet = Annotated[None, BeforeValidator(_refused)]
+Bytes = Annotated[int, BeforeValidator(_bytes)]
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+ModelName = Annotated[
+    str, _name(r"[A-Za-z0-9][A-Za-z0-9._:/+-]{0,99}", "letters, digits and . _ - : / +, at most 100")
+]
+MachineName = Annotated[
+    str, _name(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", "letters, digits and . _ -, at most 63")
+]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class RouterSection(Section):
+    listen: Annotated[tuple[str, int], BeforeValidator(_listen)] = ("127.0.0.1", 8000)
+    keys_file: NotYet = None
+
+
+class NetworkSection(Section):
+    control: Annotated[int, Field(ge=1, le=65535)] = 8090
+    ports: Annotated[tuple[int, int], BeforeValidator(_ports)] = (8100, 8199)
+    private: Annotated[bool, BeforeValidator(only(False))] = False
+
+
+class ReserveSection(Section):
+    cores: Annotated[int, Field(ge=0)] | None = None
+    memory: Bytes | None = None
+
+
+class MachineSection(Section):
+    name: MachineName
+    address: str | None = None
+    zone: MachineName = "default"
+    reserve: ReserveSection = ReserveSection()
+    wake: NotYet = None
+
+
+class NeedsSection(Section):
+    cores: Annotated[int, Field(ge=1)] = 1
+    memory: Bytes = 2**30
+    gpus: Annotated[int, Field(ge=0)] = 0
+
+
+class OptionsSection(Section):
+    """The allow-list of llama.cpp. Threads are not in it: the slice decides them."""
+
+    batch: Annotated[int, Field(ge=1, le=8192)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repeat_penalty: Annotated[float, Field(gt=0, le=5)] | None = None
+
+
+class ModelSection(Section):
+    name: ModelName
+    engine: Annotated[Literal["llama.cpp"], BeforeValidator(only("llama.cpp", "vllm"))] = "llama.cpp"
+    source: Annotated[str, BeforeValidator(_source)]
+    machines: Annotated[str | tuple[str, ...] | dict[str, str], BeforeValidator(_where)] = "all"
+    replicas: Annotated[int | str, BeforeValidator(_replicas)] = 1
+    needs: NeedsSection = NeedsSection()
+    take: Literal["needs", "rest"] = "needs"
+    context: Annotated[int, Field(ge=128, le=16_777_216)] = 8192
+    sessions: Annotated[Literal[1], BeforeValidator(only(1))] = 1
+    hold: Seconds = 10.0
+    queue: Seconds = 60.0
+    unload: Annotated[Literal["never"], BeforeValidator(only("never"))] = "never"
+    parking: NotYet = None
+    when_lost: Annotated[Literal["wait"], BeforeValidator(only("wait", "move", "fail"))] = "wait"
+    options: OptionsSection = OptionsSection()
+
+
+class FileSection(Section):
+    """The whole file."""
+
+    router: RouterSection = RouterSection()
+    network: NetworkSection = NetworkSection()
+    machines: list[MachineSection] = []
+    models: Annotated[list[ModelSection], Field(min_length=1)]
+
+
+SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
+    (): FileSection,
+    ("router",): RouterSection,
+    ("network",): NetworkSection,
+    ("machines",): MachineSection,
+    ("machines", "reserve"): ReserveSection,
+    ("models",): ModelSection,
+    ("models", "needs"): NeedsSection,
+    ("models", "options"): OptionsSection,
+}
+"""By the keys that lead there, list positions left out."""
+
+
+def known_keys(section: type[Section]) -> list[str]:
+    """The keys of a section that may be written, in the order of the design."""
+    return [name for name, field in section.model_fields.items() if not _is_refused(field.metadata)]
+
+
+def _is_refused(metadata: list[Any]) -> bool:
+    return any(isinstance(part, BeforeValidator) and part.func is _refused for part in metadata)

@@ -1,0 +1,258 @@
+"""The controller: compares what the config wants with what keepers report, carries out the difference, indexes pins.
+
+A plain class; cluster/ray_cluster.py makes it the one detached actor of the cluster. It asks for no CPU, keeps no
+truth of its own (the revision lies on disk, the pins in the hosts' journals) and may die at any moment. Routers reach
+it over HTTP, since they never import Ray.
+"""
+
+import asyncio
+import contextlib
+import hmac
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import aiohttp
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cluster.fit import Assignment, fit
+from cluster.machine import Machine
+from cluster.paths import Paths, read_json, secret
+from cluster.ray_cluster import RayFailed
+from serving.model import ModelSpec
+from serving.pin_index import Candidate, PinIndex
+from serving.pins import pin_from_json
+
+TICK_S = 2.0
+"""How often it looks for new machines."""
+NEWS_S = 10.0
+"""How long it waits for news of a machine in one question."""
+LEARN_S = 3.0
+"""How long a new controller waits with its first claims for the journals of the hosts that it knows of."""
+
+AWAY = (RayFailed, TimeoutError, OSError)
+"""How a keeper that cannot be asked shows itself."""
+
+log = logging.getLogger(__name__)
+
+
+class Members(Protocol):
+    """The machines that joined, and their keepers. Ray's side of it is in serving/members.py."""
+
+    def machines(self) -> list[str]:
+        """Ids of the machines that are there now. Blocks a little."""
+        ...
+
+    async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
+        """The keeper's report, at once or when it is no longer version `known`, at the latest after `wait_s`.
+
+        Makes the keeper where there is none. Raises TimeoutError, OSError or RayFailed.
+        """
+        ...
+
+    async def apply(self, machine: str, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Give a keeper its share of a revision. Raises as `report`."""
+        ...
+
+
+class Controller:
+    """`members` is called once, on the controller's own thread."""
+
+    def __init__(self, members: Callable[[], Members]) -> None:
+        self.paths = Paths.from_env(os.environ)
+        self.token = secret(self.paths.cluster_token)
+        self.index = PinIndex()
+        self.reports: dict[str, dict[str, Any]] = {}
+        self.problems: dict[str, dict[str, str]] = {}
+        self.revision: dict[str, Any] = {"revision": 0, "models": [], "control": {}}
+        self._fleet_text: bytes | None = None
+        self._make_members = members
+        self._learned: dict[str, tuple[int, int]] = {}
+        """By replica: the incarnation and the number of pins that were read last from its journal."""
+        self._learned_once = asyncio.Event()
+        self._started = time.monotonic()
+        threading.Thread(target=lambda: asyncio.run(self._main()), name="controller", daemon=True).start()
+
+    def ping(self) -> int:
+        """The revision that it works on: a sign of life for who started it."""
+        return int(self.revision["revision"])
+
+    # its loop
+
+    async def _main(self) -> None:
+        self._read_revision()
+        control = self.revision["control"]
+        server = _QuietServer(
+            uvicorn.Config(
+                self.app(),
+                host=control["host"],
+                port=control["port"],
+                log_level="warning",
+                access_log=False,
+                lifespan="off",
+            )
+        )
+        await asyncio.gather(self._work(), self._serve(server))
+
+    async def _serve(self, server: uvicorn.Server) -> None:
+        try:
+            await server.serve()
+        except SystemExit:
+            log.error("the control port %s is taken", self.revision["control"]["port"])
+
+    async def _work(self) -> None:
+        members = self._make_members()
+        following: dict[str, asyncio.Task[None]] = {}
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
+            while True:
+                for machine in await asyncio.to_thread(members.machines):
+                    if machine not in following or following[machine].done():
+                        following[machine] = asyncio.create_task(self._follow(members, http, machine))
+                self._read_revision()
+                await self._learn(http)
+                await asyncio.sleep(TICK_S)
+
+    async def _follow(self, members: Members, http: aiohttp.ClientSession, machine: str) -> None:
+        """Hear of every change on a machine as it happens, and give it what it is to serve."""
+        version = -1
+        while True:
+            try:
+                self._heard(machine, await members.report(machine, version, NEWS_S))
+                wanted = self._assign().get(machine)
+                if wanted is not None and self.reports[machine]["revision"] < self.revision["revision"]:
+                    self._heard(machine, await members.apply(machine, self.revision["revision"], wanted))
+                version = self.reports[machine]["version"]
+                await self._learn(http)
+            except AWAY as error:
+                log.warning("machine %s cannot be asked: %s", machine, error)
+                await asyncio.sleep(TICK_S)
+            except Exception:
+                log.exception("machine %s: a step failed; the controller goes on", machine)
+                await asyncio.sleep(TICK_S)
+
+    def _heard(self, machine: str, report: dict[str, Any]) -> None:
+        self.reports[machine] = report
+        self._fleet_text = None
+
+    def _assign(self) -> dict[str, list[dict[str, Any]]]:
+        """By machine id: what it is to serve. Empty while no machine reported or the wishes do not fit."""
+        machines = [Machine.from_json(report) for report in self.reports.values()]
+        models = {m["spec"]["name"]: m for m in self.revision["models"]}
+        self._fleet_text = None
+        specs = [ModelSpec.from_json(m["spec"]) for m in models.values()]
+        fitted = fit([spec.wish() for spec in specs], machines)
+        if not isinstance(fitted, Assignment):
+            self.problems = {model: dict(reasons) for model, reasons in fitted.reasons.items()}
+            return {}
+        self.problems = {model: dict(reasons) for model, reasons in fitted.left_out.items()}
+        return {
+            machine.id: [
+                {"model": models[name]["spec"], "digest": models[name]["digest"], "count": count}
+                for name, count in fitted.machines[machine.name]
+            ]
+            for machine in machines
+        }
+
+    async def _learn(self, http: aiohttp.ClientSession) -> None:
+        """Read the journals of hosts that are new here or whose number of pins has changed."""
+        hosts = [r for report in self.reports.values() for r in report["replicas"] if r.get("pid")]
+        await asyncio.gather(*(self._learn_from(http, host) for host in hosts))
+        waiting = [h for h in hosts if h["name"] not in self._learned]
+        if (hosts and not waiting) or time.monotonic() - self._started > LEARN_S:
+            self._learned_once.set()
+
+    async def _learn_from(self, http: aiohttp.ClientSession, host: dict[str, Any]) -> None:
+        stamp = (host["incarnation"], host.get("pins", 0))
+        if self._learned.get(host["name"]) == stamp:
+            return
+        url = f"http://{host['address']}:{host['port']}/pins"
+        try:
+            async with http.get(url, headers={"authorization": f"Bearer {self.token}"}) as answer:
+                answer.raise_for_status()
+                pins = [pin_from_json(pin) for pin in (await answer.json())["pins"]]
+        except (aiohttp.ClientError, TimeoutError, KeyError, ValueError) as error:
+            log.info("replica %s: its journal cannot be read yet: %s", host["name"], error)
+            return
+        self.index.confirm(pins)
+        self._learned[host["name"]] = stamp
+
+    def _read_revision(self) -> None:
+        revision = read_json(self.paths.revision)
+        if revision and revision["revision"] != self.revision["revision"]:
+            self.revision = revision
+            self._fleet_text = None
+
+    # what routers ask
+
+    def app(self) -> Starlette:
+        """GET /fleet, POST /claim, GET /pins/{session}; each with the cluster's token."""
+        return Starlette(
+            routes=[
+                Route("/fleet", self._guard(self._fleet)),
+                Route("/claim", self._guard(self._claim), methods=["POST"]),
+                Route("/pins/{session}", self._guard(self._pin)),
+            ]
+        )
+
+    def _guard(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        expected = f"Bearer {self.token}".encode()
+
+        async def guarded(request: Request) -> Response:
+            given = request.headers.get("authorization", "").encode()
+            if not hmac.compare_digest(given, expected):
+                return JSONResponse({"error": {"message": "The cluster's token is needed."}}, status_code=401)
+            answer: Response = await handler(request)
+            return answer
+
+        return guarded
+
+    async def _fleet(self, _request: Request) -> Response:
+        if self._fleet_text is None:
+            models = [m["spec"] for m in self.revision["models"]]
+            fleet = {
+                "revision": self.revision["revision"],
+                "models": [{key: m[key] for key in ("name", "context", "engine")} for m in models],
+                "problems": self.problems,
+                "machines": list(self.reports.values()),
+            }
+            self._fleet_text = json.dumps(fleet).encode()
+        return Response(self._fleet_text, media_type="application/json")
+
+    async def _claim(self, request: Request) -> Response:
+        try:
+            body = await request.json()
+            ranked = [Candidate(c["replica"], c["free"]) for c in body["ranked"]]
+            session, model, refused = body["session"], body["model"], frozenset(body.get("refused", ()))
+        except (ValueError, KeyError, TypeError) as error:
+            return JSONResponse({"error": {"message": f"Not a claim: {error}"}}, status_code=400)
+        if not ranked:
+            return JSONResponse({"error": {"message": "A claim needs a candidate."}}, status_code=400)
+        await self._has_learned()
+        pin, known = self.index.claim(session, model, ranked, refused, time.time())
+        return JSONResponse({"pin": pin.to_json(), "known": known})
+
+    async def _pin(self, request: Request) -> Response:
+        await self._has_learned()
+        pin = self.index.get(request.path_params["session"], request.query_params.get("model", ""))
+        if pin is None:
+            return JSONResponse({"error": {"message": "No such pin."}}, status_code=404)
+        return JSONResponse(pin.to_json())
+
+    async def _has_learned(self) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._learned_once.wait(), LEARN_S)
+
+
+class _QuietServer(uvicorn.Server):
+    """uvicorn without its ten wakes a second: this one runs until its process is killed."""
+
+    async def main_loop(self) -> None:
+        await asyncio.Event().wait()

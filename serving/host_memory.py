@@ -1,0 +1,58 @@
+"""What a host knows of its own process: memory, its ceiling, when it started.
+
+Only reports: it limits and ends nothing.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+class MemoryWatch:
+    """Compares the process's memory with its slice's."""
+
+    def __init__(self, limit_bytes: int) -> None:
+        self.limit_bytes = limit_bytes
+        self.enforced = _ceiling_of_cgroup(limit_bytes)
+        self._process = psutil.Process()
+        self._above = False
+
+    def report(self) -> Mapping[str, Any]:
+        """`rss_bytes` now, `limit_bytes`, and whether the kernel enforces the limit."""
+        rss_bytes = self._process.memory_info().rss
+        return {"rss_bytes": rss_bytes, "limit_bytes": self.limit_bytes, "enforced": self.enforced}
+
+    def check(self) -> str | None:
+        """A warning when memory has come above the limit since the last check; else None."""
+        rss_bytes = self._process.memory_info().rss
+        was_above, self._above = self._above, rss_bytes > self.limit_bytes
+        if not self._above or was_above:
+            return None
+        limit = f"{self.limit_bytes / 2**20:.0f} MiB of its slice; raise `needs.memory` of its model"
+        return f"this host uses {rss_bytes / 2**20:.0f} MiB, more than the {limit}"
+
+
+def start_time() -> int:
+    """When this process started, in clock ticks since boot; 0 where the system does not tell."""
+    try:
+        stat = Path("/proc/self/stat").read_text()
+    except OSError:
+        return 0
+    # The name, in brackets, may hold blanks; the 22nd field is the 20th after it.
+    return int(stat.rpartition(")")[2].split()[19])
+
+
+def _ceiling_of_cgroup(limit_bytes: int) -> bool:
+    """Whether this process's own cgroup (v2) has a memory ceiling at or below the limit."""
+    try:
+        line = next(
+            text for text in Path("/proc/self/cgroup").read_text().splitlines() if text.startswith("0::")
+        )
+        ceiling = (_CGROUPS / line.removeprefix("0::").lstrip("/") / "memory.max").read_text().strip()
+    except (OSError, StopIteration):
+        return False
+    return ceiling != "max" and int(ceiling) <= limit_bytes

@@ -1,0 +1,172 @@
+"""How a keeper sees one host: by its record, its pidfd and its own word over HTTP. Starts and decides nothing."""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cluster import confine
+from cluster.confine import Record
+from serving.reconcile import Life, Seen, given_up
+
+ANSWER_S = 3.0
+"""A host answers its state within this, or is counted as silent for that look."""
+SILENT_S = 30.0
+"""An adopted host that has never answered for this long is ended and started anew."""
+LOAD_FAILED = "homeport: load failed: "
+"""How the last line of a host begins that cannot ever load its model."""
+STDERR_LINES = 12
+
+
+class HostWatch:
+    """The host in one slot. `life` is what reconcile.py calls it."""
+
+    def __init__(
+        self, record_path: Path, folder: Path, address: str, token: str, on_death: Callable[[], None]
+    ) -> None:
+        self.record_path = record_path
+        self.folder = folder
+        self.address = address
+        self.token = token
+        self.on_death = on_death
+        self.life: Life = "unknown"
+        self.detail = ""
+        self.deaths: tuple[float, ...] = ()
+        self.permanent: str | None = None
+        self.state: dict[str, Any] = {}
+        self.record: Record | None = None
+        self.since = time.monotonic()
+        self._pidfd: int | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether the host said, when asked last, that it serves."""
+        return self.life == "alive" and self.state.get("state") == "ready"
+
+    def find(self) -> None:
+        """Adopt what the record names, if it lives: no process is started or ended."""
+        record = confine.read_record(self.record_path)
+        if record is not None and confine.alive(record):
+            self.started(record)
+            self.detail = "adopted"
+        else:
+            self.record = record
+            self.life = "absent"
+
+    def started(self, record: Record) -> None:
+        """A host runs under this record."""
+        self.record, self.life, self.state = record, "alive", {}
+        self.detail, self.permanent, self.since = "", None, time.monotonic()
+        self._watch(record)
+
+    def failed_to_start(self, reason: str, now: float) -> None:
+        """The host did not come to life; counts as a death."""
+        self.life, self.detail, self.deaths = "absent", reason, (*self.deaths[-10:], now)
+
+    async def look(self) -> None:
+        """Ask the host how it is; notice that it died."""
+        if self.life != "alive" or self.record is None:
+            return
+        if not confine.alive(self.record):
+            self._died(time.time())
+            return
+        try:
+            self.state = await asyncio.wait_for(self._ask(self.record.port), ANSWER_S)
+            self.since = time.monotonic()
+        except (OSError, TimeoutError, ValueError, IndexError):
+            if not self.state and time.monotonic() - self.since > SILENT_S:
+                self.detail = f"it has not answered for {SILENT_S:.0f} s"
+                await self.stop(grace_s=1.0)
+
+    async def stop(self, grace_s: float) -> None:
+        """End the host's group; its journal stays."""
+        record, self.life = self.record, "stopping"
+        if record is not None:
+            self._unwatch()
+            await asyncio.to_thread(confine.end_group, record, grace_s)
+        self.life, self.state = "absent", {}
+
+    def seen(self) -> Seen:
+        return Seen(
+            life=self.life,
+            digest=self.record.config_digest if self.record else None,
+            deaths=self.deaths,
+            permanent=self.permanent,
+            busy=bool(self.state.get("running")),
+        )
+
+    def report(self, now: float) -> dict[str, Any]:
+        """What `status` shows: state starting | loading | ready | draining | failed | stopping, and why."""
+        record, alive = self.record, self.life == "alive"
+        failed = self.life == "absent" and bool(self.deaths or self.permanent)
+        reason = given_up(self.seen(), now)
+        state = self.state.get("state", "starting") if alive else "starting"
+        if self.life == "stopping":
+            state = "stopping"
+        elif failed:
+            state = "failed"
+        return {
+            "state": state,
+            "progress": float(self.state.get("progress", 0.0)),
+            "detail": (reason or self.detail) if failed else (self.state.get("detail") or self.detail),
+            "stderr": list(confine.tail(self.folder / "host.err", STDERR_LINES)) if failed else [],
+            "deaths": len(self.deaths),
+            "pid": record.pid if record and alive else None,
+            "incarnation": record.incarnation if record else 0,
+            "pins": self.state.get("pins", 0),
+            "limits": {
+                "enforced": list(record.limits.enforced) if record else [],
+                "watched": list(record.limits.watched) if record else [],
+            },
+        }
+
+    def _died(self, now: float) -> None:
+        self._unwatch()
+        self.life, self.state = "absent", {}
+        self.deaths = (*self.deaths[-10:], now)
+        last = confine.tail(self.folder / "host.err", STDERR_LINES)
+        failures = [line for line in last if line.startswith(LOAD_FAILED)]
+        self.permanent = failures[-1].removeprefix(LOAD_FAILED) if failures else None
+        self.detail = self.permanent or "the host died; its last lines are below"
+
+    def _watch(self, record: Record) -> None:
+        self._unwatch()
+        if not hasattr(os, "pidfd_open"):
+            return
+        try:
+            self._pidfd = os.pidfd_open(record.pid)
+        except OSError:
+            return
+        asyncio.get_running_loop().add_reader(self._pidfd, self._gone)
+
+    def _gone(self) -> None:
+        if self.life == "alive":
+            self._died(time.time())
+        self.on_death()
+
+    def _unwatch(self) -> None:
+        if self._pidfd is not None:
+            asyncio.get_running_loop().remove_reader(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+
+    async def _ask(self, port: int) -> dict[str, Any]:
+        """GET /state by hand: an HTTP client library would cost the keeper more memory than all the rest of it."""
+        reader, writer = await asyncio.open_connection(self.address, port)
+        try:
+            head = f"GET /state HTTP/1.1\r\nhost: {self.address}:{port}\r\nauthorization: Bearer {self.token}\r\n"
+            writer.write(f"{head}connection: close\r\n\r\n".encode())
+            await writer.drain()
+            answer = await reader.read(-1)
+        finally:
+            writer.close()
+        top, _, body = answer.partition(b"\r\n\r\n")
+        if b" 200 " not in top.split(b"\r\n")[0]:
+            raise ValueError(f"the host answered {top[:40]!r}")
+        state = json.loads(body)
+        if not isinstance(state, dict):
+            raise ValueError("the host's state is no object")
+        return state

@@ -1,0 +1,256 @@
+"""The keeper: owns one machine's hardware; carves slots, starts, watches, adopts and stops hosts.
+
+A plain class; cluster/ray_cluster.py makes it an actor. It loads no engine. Hosts are nobody's children: the keeper
+may die at any moment, and the next one finds them by their records. What is wanted lies in `slots.json`, so that a
+keeper needs no controller to keep its hosts alive.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from typing import Any, assert_never
+
+from cluster import confine
+from cluster.inventory import measure
+from cluster.machine import Hardware, Reserve
+from cluster.paths import Paths, read_json, secret, write_private
+from cluster.processes import clean_environment, mark
+from serving.host_watch import HostWatch
+from serving.model import ModelSpec
+from serving.reconcile import Drain, Seen, Start, Stop, plan
+from serving.slots import Slot, Wish, assign
+from serving.source import SourceError, model_path
+
+TICK_S = 5.0
+BUSY_TICK_S = 0.5
+"""While a host is on its way. The death of one is told by its pidfd, between ticks too."""
+STOP_GRACE_S = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Keeper:
+    """Its methods are called by Ray, one at a time; the work goes on in a loop of its own thread.
+
+    Which machine this is, it reads from `machine.json`, as cluster/join.py wrote it.
+    """
+
+    def __init__(self) -> None:
+        self.paths = Paths.from_env(os.environ)
+        self.machine = json.loads(self.paths.machine.read_text())
+        self.hardware: Hardware = measure(os.environ)
+        self.reserve = Reserve.from_json(self.machine["reserve"])
+        self.revision = 0
+        self.slots: dict[int, Slot] = {}
+        self.refused: dict[str, list[str]] = {}
+        self.watches: dict[int, HostWatch] = {}
+        self._read_slots()
+        self._news = threading.Condition()
+        self._version = 0
+        self._report: dict[str, Any] = {}
+        self._publish()
+        self._loop = asyncio.new_event_loop()
+        self._wake = asyncio.Event()
+        threading.Thread(target=self._run, name="keeper", daemon=True).start()
+
+    def report(self, known: int = -1, wait_s: float = 0.0) -> dict[str, Any]:
+        """The machine and its replicas as JSON, from memory; at once, or when it is no longer version `known`.
+
+        Blocks for up to `wait_s`, then answers with what there is.
+        """
+        with self._news:
+            self._news.wait_for(lambda: self._version != known, wait_s)
+            return self._report
+
+    def apply(self, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
+        """Take a revision of what this machine is to serve; an older one than known is ignored. Returns `report()`.
+
+        `wishes`: [{"model": ModelSpec as JSON, "digest": str, "count": int}].
+        """
+        if revision > self.revision:
+            wanted = [Wish(ModelSpec.from_json(w["model"]), w["digest"], w["count"]) for w in wishes]
+            slots, refused = assign(
+                list(self.slots.values()), wanted, self.hardware, self.reserve, self._free_ports()
+            )
+            self.revision = revision
+            self.refused = {model: list(refusal.reasons) for model, refusal in refused.items()}
+            self.slots = {slot.number: slot for slot in slots}
+            self._write_slots()
+            self._publish()
+            self._loop.call_soon_threadsafe(self._wake.set)
+        return self.report()
+
+    def _publish(self) -> None:
+        """Make a new version of the report where it says something new."""
+        report = {
+            **{key: self.machine[key] for key in ("id", "name", "zone", "address")},
+            "state": "ready",
+            "revision": self.revision,
+            "hardware": self.hardware.to_json(),
+            "reserve": self.reserve.to_json(),
+            "refused": self.refused,
+            "replicas": [self._replica(slot) for slot in list(self.slots.values())],
+        }
+        with self._news:
+            if {**report, "version": self._version} != self._report:
+                self._version += 1
+                self._report = {**report, "version": self._version}
+                self._news.notify_all()
+
+    # the keeper's own loop
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._loop.run_until_complete(self._keep())
+
+    async def _keep(self) -> None:
+        while True:
+            try:
+                await self._step()
+            except Exception:
+                log.exception("the keeper's step failed; it goes on")
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), TICK_S if self._settled() else BUSY_TICK_S)
+            self._wake.clear()
+
+    async def _step(self) -> None:
+        for slot in self._known_slots():
+            if slot not in self.watches:
+                self.watches[slot] = self._adopt(slot)
+        await asyncio.gather(*(watch.look() for watch in self.watches.values()))
+        now = time.time()
+        wanted = {number: slot.digest for number, slot in self.slots.items()}
+        seen = {slot: watch.seen() for slot, watch in self.watches.items()}
+        actions = plan(wanted, seen, now)
+        await asyncio.gather(*(self._carry_out(action, seen) for action in actions))
+        for slot in [s for s in self.watches if s not in self.slots and self.watches[s].life == "absent"]:
+            del self.watches[slot]
+        self._publish()
+
+    def _settled(self) -> bool:
+        """Whether every wanted host is ready, and nothing else runs."""
+        return self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
+
+    async def _carry_out(self, action: Start | Stop | Drain, seen: dict[int, Seen]) -> None:
+        match action:
+            case Start(slot):
+                if slot in self.slots:
+                    await self._start(self.slots[slot])
+            case Stop(slot, reason):
+                log.info("slot %d: stopping, %s", slot, reason)
+                await self.watches[slot].stop(STOP_GRACE_S)
+            case Drain(slot):
+                self.watches[
+                    slot
+                ].detail = "finishing its turns before it restarts with the new configuration"
+            case _:
+                assert_never(action)
+
+    async def _start(self, slot: Slot) -> None:
+        watch = self.watches[slot.number]
+        folder = self.paths.replica(slot.number)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            spec = self._spec(slot)
+            write_private(folder / "spec.json", json.dumps(spec))
+            record = await asyncio.to_thread(
+                confine.launch,
+                confine.Launch(
+                    replica=spec["replica"],
+                    slice=slot.slice,
+                    command=(sys.executable, "-m", "serving.host", str(folder / "spec.json")),
+                    env={**clean_environment(os.environ), **mark(self.paths, "host")},
+                    folder=folder,
+                    record=self.paths.record(slot.number),
+                    locks=self.paths.locks,
+                    port=slot.port,
+                    config_digest=slot.digest,
+                ),
+            )
+        except (confine.LockTaken, confine.LaunchFailed, SourceError, OSError) as error:
+            watch.failed_to_start(str(error), time.time())
+        else:
+            watch.started(record)
+
+    def _spec(self, slot: Slot) -> dict[str, Any]:
+        """What the host is told: serving/host.py reads it."""
+        return {
+            "replica": f"{self.machine['name']}/{slot.number}",
+            "machine": self.machine["name"],
+            "slot": slot.number,
+            "address": self.machine["address"],
+            "port": slot.port,
+            "model": slot.model.to_json(),
+            "model_path": str(model_path(slot.model.source, self.paths.home)),
+            "token_file": str(self.paths.cluster_token),
+            "folder": str(self.paths.replica(slot.number)),
+            "slice": slot.slice.to_json(),
+            "config_digest": slot.digest,
+        }
+
+    def _adopt(self, slot: int) -> HostWatch:
+        watch = HostWatch(
+            record_path=self.paths.record(slot),
+            folder=self.paths.replica(slot),
+            address=self.machine["address"],
+            token=secret(self.paths.cluster_token),
+            on_death=self._wake.set,
+        )
+        watch.find()
+        return watch
+
+    # what lies on disk
+
+    def _known_slots(self) -> set[int]:
+        recorded = {
+            int(path.stem.rpartition("-")[2])
+            for path in self.paths.locks.glob(f"{self.paths.run_id}-*.json")
+            if path.stem.rpartition("-")[2].isdigit()
+        }
+        return recorded | set(self.slots)
+
+    def _read_slots(self) -> None:
+        kept = read_json(self.paths.slots) or {"revision": 0, "slots": []}
+        self.revision = kept["revision"]
+        self.slots = {slot.number: slot for slot in map(Slot.from_json, kept["slots"])}
+
+    def _write_slots(self) -> None:
+        slots = [slot.to_json() for slot in self.slots.values()]
+        write_private(self.paths.slots, json.dumps({"revision": self.revision, "slots": slots}))
+
+    def _free_ports(self) -> Iterable[int]:
+        first, last = self.machine["ports"]
+        held = {slot.port for slot in self.slots.values()}
+        for port in range(first, last + 1):
+            if port not in held and _is_free(self.machine["address"], port):
+                yield port
+
+    def _replica(self, slot: Slot) -> dict[str, Any]:
+        watch = self.watches.get(slot.number)
+        return {
+            "name": f"{self.machine['name']}/{slot.number}",
+            "slot": slot.number,
+            "model": slot.model.name,
+            "address": self.machine["address"],
+            "port": slot.port,
+            "slice": slot.slice.to_json(),
+            "config_digest": slot.digest,
+            **(watch.report(time.time()) if watch else {"state": "starting", "detail": "", "progress": 0.0}),
+        }
+
+
+def _is_free(address: str, port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True

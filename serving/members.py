@@ -1,0 +1,51 @@
+"""The controller's Members over Ray: a keeper is a detached actor named after its machine's id."""
+
+import asyncio
+from typing import Any
+
+from cluster import ray_cluster
+from serving.keeper import Keeper
+
+ANSWER_S = 5.0
+THREADS = 4
+"""A keeper answers a controller that waits for news, one that died while it waited, and an order, all at once."""
+
+
+class RayMembers:
+    """Finds machines by the labels that cluster/join.py gave their Ray nodes; makes a keeper where there is none."""
+
+    def __init__(self) -> None:
+        self._labels: dict[str, dict[str, str]] = {}
+        self._keepers: dict[str, Any] = {}
+
+    def machines(self) -> list[str]:
+        self._labels = {labels["machine"]: labels for labels in ray_cluster.members() if "machine" in labels}
+        return list(self._labels)
+
+    async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
+        return await self._ask(machine, wait_s + ANSWER_S, "report", known, wait_s)
+
+    async def apply(self, machine: str, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
+        return await self._ask(machine, ANSWER_S, "apply", revision, wishes)
+
+    async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> dict[str, Any]:
+        keeper = self._keepers.get(machine)
+        if keeper is None:
+            keeper = self._keepers[machine] = await asyncio.to_thread(self._make, machine)
+        try:
+            answer: dict[str, Any] = await ray_cluster.ask(keeper, method, *args, timeout_s=timeout_s)
+        except ray_cluster.RayFailed:
+            self._keepers.pop(machine, None)
+            raise
+        return answer
+
+    def _make(self, machine: str) -> Any:
+        labels = self._labels[machine]
+        return ray_cluster.detach(
+            Keeper,
+            f"keeper:{machine}",
+            float(labels["keeper-cpus"]),
+            float(labels["keeper-gpus"]),
+            ("machine", machine),
+            threads=THREADS,
+        )

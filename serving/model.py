@@ -1,0 +1,115 @@
+"""What the config says of a model: source, engine, needs, sessions. Pure.
+
+Reads no file and checks no value (see `config`), and knows nothing of running replicas.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from cluster.fit import Replicas, Where, Wish, ZoneOf
+from cluster.slices import Need, Take
+
+EngineName = Literal["llama.cpp", "vllm"]
+WhenLost = Literal["wait", "move", "fail"]
+OptionValue = int | float | str | bool
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model of the config, checked."""
+
+    name: str
+    engine: EngineName
+    source: str
+    """`bundled` or an absolute path."""
+    machines: Where
+    replicas: Replicas
+    need: Need
+    take: Take
+    context: int
+    """Tokens that one session may hold, prompt and answer together."""
+    sessions: int
+    """Places of a replica; 1 makes it exclusive."""
+    hold_s: float
+    queue_s: float
+    when_lost: WhenLost
+    options: tuple[tuple[str, OptionValue], ...] = ()
+    """Passed to the engine, sorted by name."""
+
+    def wish(self) -> Wish:
+        """What this model asks of the machines."""
+        return Wish(self.name, self.need, self.take, self.machines, self.replicas)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "engine": self.engine,
+            "source": self.source,
+            "machines": _where_to_json(self.machines),
+            "replicas": self.replicas,
+            "needs": self.need.to_json(),
+            "take": self.take,
+            "context": self.context,
+            "sessions": self.sessions,
+            "hold_s": self.hold_s,
+            "queue_s": self.queue_s,
+            "when_lost": self.when_lost,
+            "options": dict(self.options),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The inverse of `to_json`; for data that `config` has checked before."""
+        return cls(
+            name=data["name"],
+            engine=data["engine"],
+            source=data["source"],
+            machines=_where_from_json(data["machines"]),
+            replicas=data["replicas"],
+            need=Need.from_json(data["needs"]),
+            take=data["take"],
+            context=data["context"],
+            sessions=data["sessions"],
+            hold_s=data["hold_s"],
+            queue_s=data["queue_s"],
+            when_lost=data["when_lost"],
+            options=tuple(sorted(data["options"].items())),
+        )
+
+
+def digest(spec: ModelSpec, source_digest: str) -> str:
+    """64 hex digits over what needs a restart: engine, source and its content, needs, context, sessions,
+    options.
+
+    Everything else of a spec applies live. The order of options does not matter.
+    """
+    parts = [
+        spec.engine,
+        spec.source,
+        source_digest,
+        spec.need.to_json(),
+        spec.context,
+        spec.sessions,
+        dict(spec.options),
+    ]
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _where_to_json(where: Where) -> Any:
+    match where:
+        case ZoneOf(zone):
+            return {"zone": zone}
+        case "all":
+            return "all"
+        case names:
+            return list(names)
+
+
+def _where_from_json(data: Any) -> Where:
+    if isinstance(data, Mapping):
+        return ZoneOf(data["zone"])
+    return "all" if data == "all" else tuple(data)

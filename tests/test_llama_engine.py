@@ -1,0 +1,553 @@
+"""serving/llama_engine.py and decode_loop.py on the bundled model: one thread, greedy unless said otherwise."""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from serving.engine import (
+    Began,
+    Broke,
+    Ended,
+    Event,
+    LoadError,
+    ModelFacts,
+    Prefilled,
+    PromptError,
+    Sampling,
+    Text,
+    Turn,
+    Usage,
+)
+from serving.llama_engine import LlamaEngine
+from serving.source import bundled_model
+
+CONTEXT = 512
+GREEDY = Sampling(temperature=0)
+PATIENCE_S = 60.0
+Messages = list[dict[str, str]]
+
+
+class Driver:
+    """A loaded engine, and what it said of each turn. Gives turns their ids."""
+
+    def __init__(self, engine: LlamaEngine) -> None:
+        self.engine = engine
+        self.progress: list[float] = []
+        self.facts = engine.load(self.progress.append)
+        self._said: dict[int, queue.SimpleQueue[Event]] = {}
+        engine.start(self._hear)
+
+    def _hear(self, events: Sequence[Event]) -> None:
+        for event in events:
+            self._said[event.turn].put(event)
+
+    def begin(
+        self,
+        prompt: Sequence[int],
+        max_tokens: int | None = 16,
+        *,
+        sampling: Sampling = GREEDY,
+        stop: tuple[str, ...] = (),
+        sequence: int = 0,
+    ) -> int:
+        turn = len(self._said)
+        self._said[turn] = queue.SimpleQueue()
+        self.engine.begin(Turn(turn, sequence, tuple(prompt), max_tokens, sampling, stop))
+        return turn
+
+    def until(self, turn: int, wanted: Callable[[Event], bool]) -> list[Event]:
+        """The turn's next events, up to the first wanted one."""
+        events: list[Event] = []
+        while not events or not wanted(events[-1]):
+            events.append(self._said[turn].get(timeout=PATIENCE_S))
+        return events
+
+    def answer(self, turn: int) -> tuple[str, Ended]:
+        """All of the turn's text, and its end."""
+        events = self.until(turn, lambda event: isinstance(event, Ended | Broke))
+        end = events[-1]
+        assert isinstance(end, Ended), end
+        return "".join(event.text for event in events if isinstance(event, Text)), end
+
+    def ask(self, prompt: Sequence[int], max_tokens: int | None = 16, **more: object) -> tuple[str, Ended]:
+        return self.answer(self.begin(prompt, max_tokens, **more))  # type: ignore[arg-type]
+
+    def chat(self, *words: str) -> tuple[int, ...]:
+        """The prompt of a conversation: user and assistant in turn, after a short system message."""
+        messages: Messages = [{"role": "system", "content": "You are a helpful AI assistant."}]
+        for index, text in enumerate(words):
+            messages.append({"role": "assistant" if index % 2 else "user", "content": text})
+        return self.engine.prompt(messages)
+
+
+@pytest.fixture(scope="module")
+def model() -> Path:
+    return bundled_model()
+
+
+@pytest.fixture(scope="module")
+def loaded(model: Path) -> Iterator[Driver]:
+    engine = LlamaEngine(model, CONTEXT, sequences=1, threads=1, batch=128)
+    driver = Driver(engine)
+    yield driver
+    engine.close()
+
+
+@pytest.fixture
+def driver(loaded: Driver) -> Driver:
+    """The one engine of these tests, with nothing in its sequence."""
+    loaded.engine.erase(0)
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def pair(model: Path) -> Iterator[Driver]:
+    """Two sequences, whose greedy text depends on the neighbour as little as can be had."""
+    engine = LlamaEngine(model, CONTEXT, sequences=2, threads=1, batch=128, flash_attention=False)
+    yield Driver(engine)
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def long_prompt(loaded: Driver) -> tuple[int, ...]:
+    """Nearly the whole context: takes seconds to evaluate."""
+    text = " ".join(f"Ship {index} left the harbour before noon." for index in range(100))
+    return loaded.chat(text)[: CONTEXT - 16]
+
+
+def paris(driver: Driver) -> tuple[int, ...]:
+    return driver.chat("What is the capital of France?")
+
+
+def is_text(event: Event) -> bool:
+    return isinstance(event, Text)
+
+
+def end_of(events: Sequence[Event]) -> Ended:
+    end = events[-1]
+    assert isinstance(end, Ended), end
+    return end
+
+
+# Loading
+
+
+def test_loading_tells_the_facts_and_its_progress(driver: Driver) -> None:
+    facts: ModelFacts = driver.engine.facts
+    assert facts == driver.facts
+    assert (facts.context, facts.sequences, facts.template) == (CONTEXT, 1, True)
+    assert facts.kv_bytes_per_token == 23_040
+    assert "llama" in facts.description
+    assert facts.load_s > 0
+    assert driver.progress == sorted(driver.progress)
+    assert driver.progress[-1] == 1.0
+
+
+def load_failure(path: Path, context: int = 256, memory_bytes: int | None = None) -> str:
+    engine = LlamaEngine(path, context, sequences=1, threads=1, memory_bytes=memory_bytes)
+    with pytest.raises(LoadError) as caught:
+        engine.load(lambda _: None)
+    engine.close()
+    return str(caught.value)
+
+
+def test_a_truncated_file_is_refused(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.gguf"
+    with model.open("rb") as whole:
+        path.write_bytes(whole.read(20_000_000))
+    assert "truncated" in load_failure(path)
+
+
+def test_a_text_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "poem.gguf"
+    path.write_text("The sea, the sea, the open sea")
+    assert "not a GGUF" in load_failure(path)
+
+
+def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
+    assert "does not exist" in load_failure(tmp_path / "none.gguf")
+    assert "directory" in load_failure(tmp_path)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "secret.gguf"
+    path.write_bytes(b"GGUF")
+    path.chmod(0)
+    assert "may not be read" in load_failure(path)
+
+
+def test_a_model_that_llama_cpp_does_not_know_is_refused_with_its_words(model: Path, tmp_path: Path) -> None:
+    path = tmp_path / "future.gguf"
+    data = bytearray(model.read_bytes())
+    at = data.index(b"llama", data.index(b"general.architecture"))
+    data[at : at + 5] = b"lllll"
+    path.write_bytes(data)
+    assert "lllll" in load_failure(path)
+
+
+def test_a_context_beyond_the_slice_is_refused_with_the_sum(model: Path) -> None:
+    message = load_failure(model, context=8192, memory_bytes=200 * 2**20)
+    assert "180 MiB" in message
+    assert "200 MiB are free" in message
+
+
+def test_closing_while_it_loads_gives_up(model: Path) -> None:
+    engine = LlamaEngine(model, 256, sequences=1, threads=1)
+    closers: list[threading.Thread] = []
+
+    def close_at_once(_: float) -> None:
+        if not closers:
+            closers.append(threading.Thread(target=engine.close))
+            closers[0].start()
+            while not engine._llama._abort.value:
+                time.sleep(0.001)
+
+    with pytest.raises(LoadError, match="given up"):
+        engine.load(close_at_once)
+    closers[0].join(PATIENCE_S)
+    assert not closers[0].is_alive()
+
+
+# Prompts
+
+
+def test_the_template_gives_the_token_ids_that_transformers_gives(driver: Driver) -> None:
+    """No BOS is added, special tokens are read as such, the default system message comes from the template."""
+    ids = driver.engine.prompt([{"role": "user", "content": "What is the capital of France?"}])
+    system = (
+        1,
+        9690,
+        198,
+        2683,
+        359,
+        253,
+        5356,
+        5646,
+        11173,
+        3365,
+        3511,
+        308,
+        34519,
+        28,
+        7018,
+        411,
+        407,
+        19712,
+        8182,
+        2,
+        198,
+    )
+    user = (1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198)
+    assert ids == (*system, *user, 1, 520, 9531, 198)
+
+
+def test_messages_that_the_template_cannot_take_are_a_prompt_error(driver: Driver) -> None:
+    with pytest.raises(PromptError):
+        driver.engine.prompt([{"role": "user"}])
+
+
+# Answers
+
+
+def test_the_first_answer(driver: Driver) -> None:
+    prompt = paris(driver)
+    text, end = driver.ask(prompt, 64)
+    assert text == "The capital of France is Paris."
+    assert end.reason == "stop"
+    assert end.usage == Usage(prompt=len(prompt), reused=0, evaluated=len(prompt), generated=8)
+
+
+def test_events_come_in_order_and_add_up(driver: Driver, long_prompt: tuple[int, ...]) -> None:
+    prompt = long_prompt[:300]
+    generated, evaluated = driver.engine.tokens_generated, driver.engine.tokens_evaluated
+    events = driver.until(driver.begin(prompt, 6), lambda event: isinstance(event, Ended))
+    kinds = [type(event) for event in events]
+    assert kinds == [Began, *[Prefilled] * 3, *[Text] * kinds.count(Text), Ended]
+    assert [event.done for event in events if isinstance(event, Prefilled)] == [128, 256, 300]
+    assert sum(event.tokens for event in events if isinstance(event, Text)) == 6
+    assert driver.engine.tokens_generated - generated == 6
+    assert driver.engine.tokens_evaluated - evaluated == 300
+
+
+def test_max_tokens_ends_with_length(driver: Driver) -> None:
+    text, end = driver.ask(paris(driver), 3)
+    assert (text, end.reason, end.usage.generated) == ("The capital of", "length", 3)
+
+
+def test_the_end_of_the_context_ends_with_length(driver: Driver, long_prompt: tuple[int, ...]) -> None:
+    _, end = driver.ask(long_prompt, None)
+    assert (end.reason, end.usage.generated) == ("length", CONTEXT - len(long_prompt))
+    assert driver.engine.held(0) == CONTEXT - 1
+
+
+def test_a_stop_string_across_tokens_never_leaks(driver: Driver) -> None:
+    text, end = driver.ask(paris(driver), 64, stop=("ital of Fr",))
+    assert (text, end.reason) == ("The cap", "stop")
+
+
+def test_a_stop_string_that_is_only_begun_comes_out(driver: Driver) -> None:
+    text, end = driver.ask(paris(driver), 64, stop=("Paris. Yes",))
+    assert (text, end.reason) == ("The capital of France is Paris.", "stop")
+
+
+def test_a_character_of_many_tokens_is_never_split(driver: Driver) -> None:
+    """A house takes several tokens; they are forced one after the other by what is biased away."""
+    house = driver.engine._llama._tokenize("🏠🏠")
+    assert len(house) >= 4
+    forced = Sampling(temperature=0, logit_bias=tuple((token, 100.0) for token in house))
+    turn = driver.begin(paris(driver), 12, sampling=forced)
+    events = driver.until(turn, lambda event: isinstance(event, Ended))
+    texts = [event.text for event in events if isinstance(event, Text)]
+    assert end_of(events).usage.generated == 12
+    assert len(texts) < 12
+    assert all(text == text.encode(errors="replace").decode() for text in texts)
+
+
+def test_a_token_can_be_forbidden(driver: Driver) -> None:
+    the = driver.engine._llama._tokenize("The")[0]
+    text, _ = driver.ask(paris(driver), 3, sampling=Sampling(temperature=0, logit_bias=((the, -100.0),)))
+    assert text
+    assert not text.startswith("The")
+
+
+def test_a_frequency_penalty_breaks_a_loop(driver: Driver) -> None:
+    prompt = driver.engine._llama._tokenize("sea, sea, sea, sea, sea, sea, sea, sea,")
+    plain, _ = driver.ask(prompt, 16)
+    penalised, _ = driver.ask(prompt, 16, sampling=Sampling(temperature=0, frequency_penalty=2.0))
+    assert plain.count("sea") == 8
+    assert 0 < penalised.count("sea") < 8
+
+
+def test_a_repeat_penalty_looks_back_into_the_prompt(driver: Driver) -> None:
+    prompt = driver.engine._llama._tokenize("sea, sea, sea, sea, sea, sea, sea, sea,")
+    text, _ = driver.ask(prompt, 1, sampling=Sampling(temperature=0, repeat_penalty=3.0))
+    assert "sea" not in text
+
+
+def test_the_same_seed_gives_the_same_text(driver: Driver) -> None:
+    prompt = driver.chat("Tell me a story.")
+    texts = [
+        driver.ask(prompt, 16, sampling=Sampling(temperature=1.5, seed=seed))[0] for seed in (7, 7, 8, -1)
+    ]
+    assert texts[0] == texts[1]
+    assert len(set(texts)) == 3
+
+
+def test_without_a_seed_texts_differ(driver: Driver) -> None:
+    prompt = driver.chat("Tell me a story.")
+    assert len({driver.ask(prompt, 16, sampling=Sampling(temperature=1.5))[0] for _ in range(3)}) > 1
+
+
+# What stays between turns
+
+
+def test_the_second_turn_evaluates_only_what_is_new(driver: Driver) -> None:
+    question = "What is the capital of France?"
+    first, _ = driver.ask(driver.chat(question), 64)
+    prompt = driver.chat(question, first, "And of Italy?")
+    held = driver.engine.held(0)
+    turn = driver.begin(prompt, 24)
+    began = driver.until(turn, lambda event: isinstance(event, Began))[0]
+    warm, end = driver.answer(turn)
+    assert began == Began(turn, held, held)
+    assert (end.usage.reused, end.usage.evaluated) == (held, len(prompt) - held)
+    driver.engine.erase(0)
+    cold, end = driver.ask(prompt, 24)
+    assert end.usage.reused == 0
+    assert warm == cold
+
+
+def test_the_same_prompt_again_evaluates_one_token(driver: Driver) -> None:
+    prompt = paris(driver)
+    first, _ = driver.ask(prompt, 64)
+    second, end = driver.ask(prompt, 64)
+    assert first == second
+    assert end.usage.evaluated == 1
+
+
+def test_an_edited_history_is_cut_at_the_difference(driver: Driver) -> None:
+    driver.ask(driver.chat("What is the capital of France?", "It is Paris.", "Tell me more about it."), 8)
+    edited = driver.chat("What is the capital of France?", "It is Lyon.", "Tell me more about it.")
+    after_edit, end = driver.ask(edited, 16)
+    shared = len(driver.chat("What is the capital of France?")) + 2
+    assert end.usage.reused == shared
+    driver.engine.erase(0)
+    assert driver.ask(edited, 16)[0] == after_edit
+
+
+def test_an_erased_sequence_holds_nothing(driver: Driver) -> None:
+    driver.ask(paris(driver), 4)
+    driver.engine.erase(0)
+    _, end = driver.ask(paris(driver), 4)
+    assert end.usage.reused == 0
+
+
+# Cancelling
+
+
+def test_a_cancelled_answer_generates_at_most_one_more_token(driver: Driver) -> None:
+    turn = driver.begin(driver.chat("Write a long story about the sea."), None)
+    for _ in range(3):
+        driver.until(turn, is_text)
+    before = driver.engine.tokens_generated
+    driver.engine.cancel(turn)
+    end = end_of(driver.until(turn, lambda event: isinstance(event, Ended)))
+    assert end.reason == "cancelled"
+    assert driver.engine.tokens_generated - before <= 1
+    assert driver.ask(paris(driver), 64)[0] == "The capital of France is Paris."
+
+
+def test_a_cancelled_prompt_leaves_a_sequence_that_is_right(
+    model: Path, long_prompt: tuple[int, ...]
+) -> None:
+    """The prompt is one chunk here: that nothing of it is evaluated shows that the decode was ended early."""
+    prompt = long_prompt[:300]
+    engine = LlamaEngine(model, CONTEXT, sequences=1, threads=1, batch=CONTEXT)
+    driver = Driver(engine)
+    try:
+        driver.ask(prompt[:40], 1)
+        turn = driver.begin(prompt, 4)
+        driver.until(turn, lambda event: isinstance(event, Began))
+        while turn not in engine._loop._prefilling:
+            time.sleep(0.001)
+        engine.cancel(turn)
+        end = end_of(driver.until(turn, lambda event: isinstance(event, Ended)))
+        assert (end.reason, end.usage) == (
+            "cancelled",
+            Usage(prompt=300, reused=40, evaluated=0, generated=0),
+        )
+        assert engine.held(0) == 40
+        after, end = driver.ask(prompt, 8)
+        assert (end.usage.reused, end.usage.evaluated) == (40, 260)
+        engine.erase(0)
+        assert driver.ask(prompt, 8)[0] == after
+    finally:
+        engine.close()
+
+
+def test_cancelling_what_is_not_there_changes_nothing(driver: Driver) -> None:
+    driver.engine.cancel(10_000)
+    turn = driver.begin(paris(driver), 64)
+    text, _ = driver.answer(turn)
+    driver.engine.cancel(turn)
+    assert text == driver.ask(paris(driver), 64)[0]
+
+
+def test_closing_ends_turns_as_cancelled(model: Path, long_prompt: tuple[int, ...]) -> None:
+    engine = LlamaEngine(model, CONTEXT, sequences=1, threads=1)
+    driver = Driver(engine)
+    turn = driver.begin(long_prompt, None)
+    driver.until(turn, lambda event: isinstance(event, Began))
+    engine.close()
+    engine.close()
+    assert end_of(driver.until(turn, lambda event: isinstance(event, Ended))).reason == "cancelled"
+    with pytest.raises(RuntimeError, match="closed"):
+        driver.chat("Hello?")
+
+
+# Turns that cannot be made
+
+
+@pytest.mark.parametrize(
+    ("turn", "words"),
+    [
+        (Turn(0, 1, (1, 2), 4, GREEDY), "no sequence 1"),
+        (Turn(0, 0, (), 4, GREEDY), "prompt of 0 tokens"),
+        (Turn(0, 0, (1,) * CONTEXT, 4, GREEDY), f"does not fit a context of {CONTEXT}"),
+        (Turn(0, 0, (1, 49_152), 4, GREEDY), "token ids"),
+        (
+            Turn(0, 0, (1,), 4, Sampling(temperature=0, logit_bias=((49_152, 1.0),))),
+            "logit_bias names token 49152",
+        ),
+    ],
+)
+def test_a_turn_against_the_contract_breaks_alone(driver: Driver, turn: Turn, words: str) -> None:
+    number = len(driver._said)
+    driver._said[number] = queue.SimpleQueue()
+    driver.engine.begin(Turn(number, turn.sequence, turn.prompt, turn.max_tokens, turn.sampling))
+    (event,) = driver.until(number, lambda _: True)
+    assert isinstance(event, Broke)
+    assert words in event.message
+    assert driver.ask(paris(driver), 64)[0] == "The capital of France is Paris."
+
+
+def test_a_second_turn_on_a_busy_sequence_breaks_and_the_first_goes_on(driver: Driver) -> None:
+    first = driver.begin(paris(driver), 64)
+    second = driver.begin(paris(driver), 64)
+    (event,) = driver.until(second, lambda _: True)
+    assert isinstance(event, Broke)
+    assert driver.answer(first)[0] == "The capital of France is Paris."
+
+
+def test_a_failure_breaks_the_turns_and_the_engine_goes_on(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> int:
+        raise RuntimeError("no KV slot")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.engine._llama, "sample", fails)
+        event = driver.until(driver.begin(paris(driver)), lambda event: isinstance(event, Broke))[-1]
+    assert isinstance(event, Broke)
+    assert "no KV slot" in event.message
+    text, end = driver.ask(paris(driver), 64)
+    assert text == "The capital of France is Paris."
+    assert end.usage.reused == 0
+
+
+# Several sequences
+
+
+def test_two_sequences_at_once_say_what_each_says_alone(pair: Driver) -> None:
+    """What they say is clear-cut: rounding, which differs with the chunks of a prompt, does not change it."""
+    counting = ", ".join(str(number) for number in range(1, 60))
+    prompts = [paris(pair), pair.engine._llama._tokenize(counting)]
+    alone = [pair.ask(prompt, 24, sequence=index)[0] for index, prompt in enumerate(prompts)]
+    for index in (0, 1):
+        pair.engine.erase(index)
+    turns = [pair.begin(prompt, 24, sequence=index) for index, prompt in enumerate(prompts)]
+    together = [pair.answer(turn)[0] for turn in turns]
+    assert together == alone
+    assert alone[0] == "The capital of France is Paris."
+    assert alone[1].startswith(", 60, 61, 62")
+
+
+def test_a_neighbour_goes_on_while_a_long_prompt_is_evaluated(
+    pair: Driver, long_prompt: tuple[int, ...]
+) -> None:
+    """Chunks of a prompt and tokens of the neighbour take turns; neither waits for the other's end."""
+    for index in (0, 1):
+        pair.engine.erase(index)
+    talker = pair.begin(pair.chat("Write a long story about the sea."), 200)
+    pair.until(talker, is_text)
+    before = pair.engine.tokens_generated
+    reader = pair.begin(long_prompt[:128], 1, sequence=1)
+    pair.until(reader, lambda event: isinstance(event, Prefilled) and event.done == event.total)
+    assert pair.engine.tokens_generated - before >= 128 // 32
+    pair.engine.cancel(talker)
+    pair.answer(talker)
+
+
+def test_cancelling_a_prompt_leaves_the_neighbour_right(pair: Driver, long_prompt: tuple[int, ...]) -> None:
+    for index in (0, 1):
+        pair.engine.erase(index)
+    prompt = pair.chat("Write a poem about a harbour.")
+    alone, _ = pair.ask(prompt, 32)
+    pair.engine.erase(0)
+    talker = pair.begin(prompt, 32)
+    pair.until(talker, is_text)
+    for _ in range(3):
+        reader = pair.begin(long_prompt, 1, sequence=1)
+        pair.until(reader, lambda event: isinstance(event, Prefilled))
+        pair.engine.cancel(reader)
+        assert end_of(pair.until(reader, lambda event: isinstance(event, Ended))).reason == "cancelled"
+    whole, _ = pair.answer(talker)
+    assert alone.endswith(whole)
+    _, end = pair.ask(pair.chat("Write a poem about a harbour.", alone, "Thanks."), 1)
+    assert end.usage.reused > len(prompt)

@@ -1,0 +1,75 @@
+"""ModelSpec: JSON there and back, and a digest over exactly what needs a restart."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster.fit import Where, Wish, ZoneOf
+from cluster.machine import GIB
+from cluster.slices import Need
+from serving.model import ModelSpec, digest
+
+SPEC = ModelSpec(
+    name="assistant",
+    engine="llama.cpp",
+    source="/models/a.gguf",
+    machines="all",
+    replicas=1,
+    need=Need(2, GIB, 0),
+    take="needs",
+    context=8192,
+    sessions=1,
+    hold_s=10.0,
+    queue_s=60.0,
+    when_lost="wait",
+    options=(("temperature", 0.5), ("top_k", 40)),
+)
+
+
+@pytest.mark.parametrize("where", ["all", ("den", "attic"), ZoneOf("home")])
+def test_a_spec_survives_json(where: Where) -> None:
+    spec = replace(SPEC, machines=where, replicas="fill")
+    assert ModelSpec.from_json(spec.to_json()) == spec
+
+
+def test_a_spec_asks_for_machines() -> None:
+    assert SPEC.wish() == Wish("assistant", Need(2, GIB, 0), "needs", "all", 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"engine": "vllm"},
+        {"source": "/models/b.gguf"},
+        {"need": Need(1, GIB, 0)},
+        {"context": 4096},
+        {"sessions": 2},
+        {"options": (("temperature", 0.6), ("top_k", 40))},
+        {"options": ()},
+    ],
+)
+def test_what_needs_a_restart_changes_the_digest(change: dict[str, Any]) -> None:
+    assert digest(replace(SPEC, **change), "content") != digest(SPEC, "content")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "other"},
+        {"machines": ("den",)},
+        {"replicas": 2},
+        {"take": "rest"},
+        {"hold_s": 1.0},
+        {"queue_s": 5.0},
+        {"when_lost": "move"},
+        {"options": (("top_k", 40), ("temperature", 0.5))},
+    ],
+)
+def test_what_applies_live_leaves_the_digest_alone(change: dict[str, Any]) -> None:
+    assert digest(replace(SPEC, **change), "content") == digest(SPEC, "content")
+
+
+def test_new_content_under_the_same_path_changes_the_digest() -> None:
+    assert digest(SPEC, "one") != digest(SPEC, "two")
+    assert len(bytes.fromhex(digest(SPEC, "one"))) == 32
