@@ -1,0 +1,81 @@
+"""How the command line reads a running homeport: small blocking calls to the router. Renders nothing."""
+
+import http.client
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+ANSWER_S = 3.0
+
+
+class Away(Exception):
+    """The router does not answer."""
+
+
+class Refused(Exception):
+    """The router answered with an error; the message is its own."""
+
+
+def get(url: str, path: str, timeout_s: float = ANSWER_S) -> Any:
+    """GET JSON. Raises Away or Refused."""
+    connection, answer = _ask(url, "GET", path, None, {}, timeout_s)
+    try:
+        return _body(answer)
+    finally:
+        connection.close()
+
+
+def answered(url: str) -> bool:
+    """Whether the router is up and at least one replica can answer."""
+    try:
+        get(url, "/ready", timeout_s=1.0)
+    except (Away, Refused):
+        return False
+    return True
+
+
+def stream_chat(
+    url: str, body: Mapping[str, Any], headers: Mapping[str, str], timeout_s: float
+) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
+    """POST a streamed chat completion; yields (response headers, event) for each event. Raises Away or Refused."""
+    sent = {"content-type": "application/json", **headers}
+    connection, answer = _ask(url, "POST", "/v1/chat/completions", json.dumps(body).encode(), sent, timeout_s)
+    try:
+        if answer.status != 200:
+            _body(answer)
+        got = {name.lower(): value for name, value in answer.getheaders()}
+        for line in answer:
+            if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
+                continue
+            event = json.loads(line[6:])
+            if "error" in event:
+                raise Refused(event["error"]["message"])
+            yield got, event
+    except (OSError, http.client.HTTPException) as error:
+        raise Away(f"the stream broke: {error}") from error
+    finally:
+        connection.close()
+
+
+def _ask(
+    url: str, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
+) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
+    parts = urlsplit(url)
+    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)
+    try:
+        connection.request(method, path, body=body, headers=dict(headers))
+        return connection, connection.getresponse()
+    except (OSError, http.client.HTTPException) as error:
+        connection.close()
+        raise Away(f"{url} does not answer: {error}") from error
+
+
+def _body(answer: http.client.HTTPResponse) -> Any:
+    try:
+        data = json.loads(answer.read())
+    except (ValueError, OSError, http.client.HTTPException) as error:
+        raise Away(f"the router's answer broke off: {error}") from error
+    if answer.status >= 400:
+        raise Refused(data.get("error", {}).get("message", f"status {answer.status}"))
+    return data

@@ -1,0 +1,131 @@
+"""Errors in OpenAI's shape: `message`, `type`, `code`, `param`. Each message says what to do next.
+
+Builds answers; sends none. The code of an error is also its outcome's name in metrics and logs.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+RawHeaders = list[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class ApiError:
+    """One refused or failed request, as its client sees it."""
+
+    status: int
+    code: str
+    message: str
+    param: str | None = None
+    retry_after_s: float | None = None
+    more: Mapping[str, Any] = field(default_factory=dict)
+    """Further members of the error object."""
+
+    @property
+    def type(self) -> str:
+        if self.status == 429:
+            return "rate_limit_error"
+        if self.status == 403:
+            return "permission_error"
+        return "invalid_request_error" if self.status < 500 else "server_error"
+
+    def to_json(self) -> dict[str, Any]:
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error | dict(self.more)}
+
+    def body(self) -> bytes:
+        return json.dumps(self.to_json()).encode()
+
+    def event(self) -> bytes:
+        """The same as the last event of a stream whose head is out; no `[DONE]` follows it."""
+        return b"data: " + self.body() + b"\n\n"
+
+    def headers(self) -> RawHeaders:
+        headers = [(b"content-type", b"application/json")]
+        if self.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s))))
+        return headers
+
+
+class Rejected(Exception):
+    """Carries an error to the edge, where it becomes an answer."""
+
+    def __init__(self, error: ApiError) -> None:
+        super().__init__(error.code)
+        self.error = error
+
+
+def bad_request(message: str, code: str, param: str | None = None) -> ApiError:
+    return ApiError(400, code, message, param)
+
+
+def body_too_large(limit: int) -> ApiError:
+    message = f"The request body is larger than {limit >> 20} MiB; send a shorter history."
+    return ApiError(413, "body_too_large", message)
+
+
+def encoded_body(encoding: str) -> ApiError:
+    message = f"The request body is encoded ({encoding}); send it plain, without content-encoding."
+    return ApiError(415, "unsupported_encoding", message)
+
+
+def not_found(path: str) -> ApiError:
+    return ApiError(404, "not_found", f"There is nothing at {path}; see the README for the paths that exist.")
+
+
+def wrong_method(allowed: Iterable[str]) -> ApiError:
+    return ApiError(405, "method_not_allowed", f"This path takes {', '.join(allowed)} only.")
+
+
+def foreign_host() -> ApiError:
+    message = (
+        "This router listens on loopback and answers only to loopback names: "
+        "call it as http://localhost:PORT or http://127.0.0.1:PORT."
+    )
+    return ApiError(403, "host_not_allowed", message)
+
+
+def foreign_origin() -> ApiError:
+    message = (
+        "A page of another site may not use this router: open the page from localhost, "
+        "or call the router from a program of your own instead of a page."
+    )
+    return ApiError(403, "origin_not_allowed", message)
+
+
+def host_error(replica: str, status: int) -> ApiError:
+    message = f"{replica} failed ({status}); its log says why. Ask again, or see `homeport status`."
+    return ApiError(502, "host_error", message)
+
+
+def host_lost(replica: str) -> ApiError:
+    message = (
+        f"The host of {replica} ended in the middle of this answer. Send the request again: "
+        "the session keeps its home and is answered when that is back."
+    )
+    return ApiError(502, "host_lost", message, retry_after_s=2)
+
+
+def host_refused(replica: str) -> ApiError:
+    message = (
+        f"{replica} does not accept this router's cluster token. Run `homeport down` and "
+        "`homeport up` on its machine so that both use the same one."
+    )
+    return ApiError(502, "host_refused", message)
+
+
+def host_unsettled(replica: str) -> ApiError:
+    message = f"{replica} and the router could not agree on who serves this session. Ask again in a moment."
+    return ApiError(503, "host_unsettled", message, retry_after_s=2)
+
+
+def router_stopping() -> ApiError:
+    return ApiError(503, "router_stopping", "The router is stopping. Ask again in a moment.", retry_after_s=2)
+
+
+def internal_error() -> ApiError:
+    message = "The router failed at this request; its log says where. Please report it with the request id."
+    return ApiError(500, "internal_error", message)

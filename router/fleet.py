@@ -1,0 +1,302 @@
+"""The router's latest picture of machines and replicas: polled, kept on disk, and handed out as snapshots.
+
+Decides no routes (see `choose`). A host that does not answer delays nobody: each has a task of its own.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import msgspec
+
+from cluster.paths import write_private
+from router.peers import HostState, ListedFleet, ListedMachine, ListedReplica, Peers, Unreachable, read_fleet
+from router.snapshot import OUT_S, SUSPECT_S, Machine, Model, Replica, Snapshot
+
+POLL_S = 1.0
+LOST_S = 15.0
+"""A host that has been silent this long has lost the turns that it was answering."""
+
+log = logging.getLogger("homeport.router")
+
+
+@dataclass(slots=True)
+class Known:
+    """One replica: what the controller says of it and what its host says."""
+
+    machine: ListedMachine
+    listed: ListedReplica
+    base: str
+    is_listed: bool = True
+    state: HostState | None = None
+    heard_at: float | None = None
+    refused: bool = False
+
+    def replica(self) -> Replica:
+        host = None if self.refused else self.state
+        listed = self.listed
+        return Replica(
+            name=listed.name,
+            machine=self.machine.name,
+            model=listed.model,
+            address=listed.address or self.machine.address,
+            port=listed.port,
+            state=host.state if host else listed.state,
+            progress=host.progress if host else listed.progress,
+            detail=host.detail if host else listed.detail or "",
+            incarnation=host.incarnation if host else listed.incarnation or 0,
+            places=host.places if host else 1,
+            running=host.running if host else 0,
+            waiting=host.waiting if host else 0,
+            residents=host.residents if host else (),
+            heard_at=self.heard_at,
+            refused=self.refused,
+        )
+
+
+class Fleet:
+    """Polls while `run` runs. Between two awaits nothing in it changes, so a snapshot is of one moment."""
+
+    def __init__(
+        self,
+        peers: Peers,
+        saved: Path,
+        models: Sequence[Model],
+        clock: Callable[[], float],
+        on_lost: Callable[[str], None] = lambda replica: None,
+    ) -> None:
+        """`models` hold until the controller tells others. `on_lost`: the turns of this replica are lost."""
+        self.on_lost = on_lost
+        self.controller_reachable: bool | None = None
+        """None until the first poll has ended."""
+        self.listed = ListedFleet()
+        self.known: dict[str, Known] = {}
+        self._peers = peers
+        self._saved = saved
+        self._clock = clock
+        self._models = {model.name: model for model in models}
+        self._text = b""
+        self._membership: object = None
+        self._open: dict[str, int] = {}
+        self._snapshot: Snapshot | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._group: asyncio.TaskGroup | None = None
+        self._load()
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            self._group = group
+            self._follow(self.known)
+            while True:
+                started = self._clock()
+                await self.refresh_controller()
+                await asyncio.sleep(max(0.0, started + POLL_S - self._clock()))
+
+    def snapshot(self) -> Snapshot:
+        if self._snapshot is None:
+            self._snapshot = Snapshot(
+                models=dict(self._models),
+                machines={
+                    known.machine.name: Machine(known.machine.name, known.machine.state, known.machine.zone)
+                    for known in self.known.values()
+                },
+                replicas={name: known.replica() for name, known in self.known.items()},
+                open_turns=MappingProxyType(self._open),
+            )
+        return self._snapshot
+
+    @contextmanager
+    def turn_at(self, replica: str) -> Iterator[None]:
+        """Counts one turn of this router there for as long as the block lasts."""
+        self._open[replica] = self._open.get(replica, 0) + 1
+        try:
+            yield
+        finally:
+            left = self._open[replica] - 1
+            if left:
+                self._open[replica] = left
+            else:
+                del self._open[replica]
+
+    def base(self, replica: str) -> str | None:
+        """`http://address:port` of its host; None for one that is not known."""
+        known = self.known.get(replica)
+        return None if known is None else known.base
+
+    def reachable(self) -> list[str]:
+        """Replicas whose hosts answered of late."""
+        now = self._clock()
+        replicas = self.snapshot().replicas
+        return [name for name, replica in replicas.items() if replica.reach(now) in ("up", "suspect")]
+
+    def saw_refused(self, replica: str) -> None:
+        """A connection to its host was refused: out of routing until it answers again."""
+        if known := self.known.get(replica):
+            known.refused = True
+            self._changed()
+
+    def saw_silent(self, replica: str) -> None:
+        """Its host did not answer in time: suspect until it answers again."""
+        known = self.known.get(replica)
+        if known is not None and known.heard_at is not None:
+            known.heard_at = min(known.heard_at, self._clock() - SUSPECT_S)
+            self._changed()
+
+    async def refresh(self, replica: str) -> None:
+        """Ask its host anew; on return the picture holds its answer or its silence."""
+        known = self.known.get(replica)
+        if known is None:
+            return
+        try:
+            state = await self._peers.state(known.base)
+        except Unreachable as error:
+            if error.refused:
+                known.refused = True
+                self._changed()
+            return
+        known.heard_at = self._clock()
+        known.refused = state.replica != replica
+        known.state = None if known.refused else state
+        self._changed()
+
+    async def refresh_controller(self) -> None:
+        """Ask the controller anew. While it does not answer, the last picture holds."""
+        try:
+            text = await self._peers.fleet()
+            listed = self.listed if text == self._text else read_fleet(text)
+        except (Unreachable, msgspec.DecodeError) as error:
+            if self.controller_reachable is not False:
+                log.warning("controller not reachable (%s); serving from the last picture", error)
+            self.controller_reachable = False
+            return
+        if self.controller_reachable is False:
+            log.info("controller reachable again")
+        self.controller_reachable = True
+        if text != self._text:
+            self._text = text
+            self._follow(self._take(listed))
+            self._save()
+
+    async def changed(self, timeout_s: float) -> None:
+        """Return when the picture may have changed, or after `timeout_s`."""
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.add(waiter)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await waiter
+        except TimeoutError:
+            pass
+        finally:
+            self._waiters.discard(waiter)
+
+    def _changed(self) -> None:
+        self._snapshot = None
+        waiters, self._waiters = self._waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _take(self, listed: ListedFleet) -> list[str]:
+        """Take the controller's list, and return the replicas that are new in it.
+
+        What the list leaves out is unknown, not absent, for as long as its host answers.
+        """
+        new = []
+        self.listed = listed
+        if listed.models:
+            self._models = {m.name: Model(m.name, m.context, m.engine) for m in listed.models}
+        for known in self.known.values():
+            known.is_listed = False
+        for machine in listed.machines:
+            for replica in machine.replicas:
+                base = _base(replica.address or machine.address, replica.port)
+                before = self.known.get(replica.name)
+                if before is None:
+                    new.append(replica.name)
+                if before is None or before.base != base:
+                    self.known[replica.name] = Known(machine, replica, base)
+                else:
+                    before.machine, before.listed, before.is_listed = machine, replica, True
+        self._changed()
+        return new
+
+    def _follow(self, names: Iterable[str]) -> None:
+        if self._group is not None:
+            for name in names:
+                self._group.create_task(self._watch(name))
+
+    async def _watch(self, name: str) -> None:
+        """Poll one host until it is neither listed nor answering."""
+        lost = False
+        while True:
+            started = self._clock()
+            await self.refresh(name)
+            known, now = self.known[name], self._clock()
+            silent_s = now - known.heard_at if known.heard_at is not None else OUT_S
+            if silent_s >= LOST_S and not lost:
+                self.on_lost(name)
+            lost = silent_s >= LOST_S
+            if not known.is_listed and (known.refused or silent_s >= OUT_S):
+                del self.known[name]
+                self._changed()
+                return
+            await asyncio.sleep(max(0.0, started + POLL_S - self._clock()))
+
+    def _load(self) -> None:
+        try:
+            self._take(read_fleet(self._saved.read_bytes()))
+        except FileNotFoundError:
+            return
+        except (OSError, msgspec.DecodeError) as error:
+            log.warning("the saved fleet is not usable (%s); starting without it", error)
+            return
+        self._membership = _membership(self.listed)
+
+    def _save(self) -> None:
+        """Keep the list on disk when who belongs to it has changed, without what ages within seconds."""
+        membership = _membership(self.listed)
+        if membership == self._membership or not self.listed.machines:
+            return
+        plain = msgspec.structs.replace(
+            self.listed,
+            machines=tuple(
+                msgspec.structs.replace(
+                    machine,
+                    replicas=tuple(
+                        msgspec.structs.replace(replica, stderr=(), state="unknown", progress=0.0, detail="")
+                        for replica in machine.replicas
+                    ),
+                )
+                for machine in self.listed.machines
+            ),
+        )
+        try:
+            self._saved.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(self._saved, msgspec.json.encode(plain).decode())
+        except OSError as error:
+            log.warning("the fleet could not be saved: %s", error)
+            return
+        self._membership = membership
+
+
+def _base(address: str, port: int) -> str:
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
+
+
+def _membership(listed: ListedFleet) -> object:
+    return (
+        listed.revision,
+        tuple(listed.models),
+        tuple(
+            (
+                (machine.id, machine.name, machine.address, machine.zone, machine.state),
+                tuple((each.name, each.model, each.address, each.port) for each in machine.replicas),
+            )
+            for machine in listed.machines
+        ),
+    )

@@ -1,0 +1,198 @@
+"""What a person sees: the live view of `homeport up`, and the tables of `status` and `sessions`. Asks nobody."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from cluster.slices import bytes_text
+
+STEPS = (("ray", "Ray"), ("controller", "controller"), ("router", "router"))
+MARKS = {
+    "ready": ("●", "green"),
+    "starting": ("◌", "yellow"),
+    "loading": ("◌", "yellow"),
+    "draining": ("◌", "yellow"),
+    "stopping": ("◌", "yellow"),
+    "failed": ("✗", "red"),
+}
+
+
+def replicas_of(fleet: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every replica of the fleet, in order of machine and slot."""
+    return [replica for machine in fleet.get("machines", ()) for replica in machine["replicas"]]
+
+
+def curl_line(url: str, model: str) -> str:
+    """A line to paste into another terminal."""
+    body = {
+        "model": model,
+        "stream": True,
+        "temperature": 0,
+        "messages": [
+            {"role": "system", "content": "You are a helpful AI assistant."},
+            {"role": "user", "content": "What is the capital of France?"},
+        ],
+    }
+    headers = "-H 'content-type: application/json' -H 'x-session-id: tea'"
+    return f"curl -N {url}/v1/chat/completions {headers} \\\n  -d '{json.dumps(body)}'"
+
+
+def up_view(
+    run: Mapping[str, Any], fleet: Mapping[str, Any], sessions: Iterable[Mapping[str, Any]], ready: bool
+) -> RenderableType:
+    """Ray, controller, keeper, hosts with loading bars, then the address, a curl line and the sessions."""
+    steps = run.get("steps", {})
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(4):
+        grid.add_column()
+    for key, label in STEPS:
+        step = steps.get(key, {"state": "waiting"})
+        took = f"{step['seconds']:.1f} s" if "seconds" in step else ""
+        grid.add_row(
+            _mark(step["state"]), label, step["state"], Text(step.get("detail") or took, style="dim")
+        )
+    for machine in fleet.get("machines", ()):
+        cores = len(machine["hardware"]["cores"])
+        detail = f"{cores} cores, {bytes_text(machine['hardware']['memory_bytes'])}"
+        grid.add_row(_mark("ready"), f"keeper of {machine['name']}", "ready", Text(detail, style="dim"))
+        for replica in machine["replicas"]:
+            grid.add_row(*_host_row(replica))
+    for model, reasons in (fleet.get("problems") or {}).items():
+        grid.add_row(_mark("failed"), model, "left out", Text("; ".join(reasons.values()), style="dim"))
+    parts: list[RenderableType] = [grid]
+    if ready:
+        models = fleet.get("models") or [{"name": "?"}]
+        parts += [
+            Text(),
+            Text.assemble(
+                "Listening on ", (f"{run.get('url', '')}/v1", "bold cyan"), "  (Ctrl-C ends everything)"
+            ),
+            Text(),
+            Text(curl_line(run.get("url", ""), models[0]["name"]), style="green", no_wrap=False),
+        ]
+    listed = list(sessions)
+    if listed:
+        parts += [Text(), sessions_table(listed)]
+    return Group(*parts)
+
+
+def plain_lines(run: Mapping[str, Any], fleet: Mapping[str, Any], ready: bool) -> list[str]:
+    """The same for a log file or a pipe: a line for each thing that is ready or failed, in order."""
+    lines = []
+    for key, label in STEPS:
+        step = run.get("steps", {}).get(key, {})
+        if step.get("state") in ("ready", "failed"):
+            lines.append(f"{label}: {step['state']}{' ' + step['detail'] if step.get('detail') else ''}")
+    for replica in replicas_of(fleet):
+        if replica["state"] in ("ready", "failed"):
+            cores = ",".join(map(str, replica["slice"]["cores"]))
+            why = f": {replica['detail']}" if replica["state"] == "failed" else ""
+            lines.append(
+                f"host {replica['name']} on core {cores}: {replica['state']} {replica['model']}{why}"
+            )
+            lines += [f"  {line}" for line in replica.get("stderr") or ()]
+    if ready and fleet.get("models"):
+        url = run.get("url", "")
+        lines += [f"Listening on {url}/v1", curl_line(url, fleet["models"][0]["name"])]
+    return lines
+
+
+def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableType:
+    """Machines, their slices with core ids and owners, and what is enforced or only watched."""
+    parts: list[RenderableType] = [Text.assemble("homeport at ", (f"{run.get('url', '')}/v1", "bold cyan"))]
+    if not fleet.get("controller", {}).get("reachable", True):
+        parts.append(Text("The controller does not answer: this is what was known last.", style="yellow"))
+    for machine in fleet.get("machines", ()):
+        parts += [Text(), _machine_line(machine), _slices_table(machine)]
+        parts += [
+            Text(f"  {r['name']}: {line}", style="red")
+            for r in machine["replicas"]
+            for line in r.get("stderr") or ()
+        ]
+    for model, reasons in (fleet.get("problems") or {}).items():
+        for where, reason in reasons.items():
+            parts.append(Text(f"model {model} does not run on {where}: {reason}", style="yellow"))
+    return Group(*parts)
+
+
+def sessions_table(sessions: Iterable[Mapping[str, Any]]) -> Table:
+    """One row a session, by its public id."""
+    table = Table(
+        "session", "model", "home", "state", "context", "turns", "age", box=None, header_style="bold"
+    )
+    for session in sessions:
+        table.add_row(
+            session["id"],
+            session["model"],
+            session["replica"],
+            session["state"],
+            f"{session.get('context_tokens') or 0} tokens",
+            str(session.get("turns") or 0),
+            age_text(session.get("age_s") or 0.0),
+        )
+    return table
+
+
+def age_text(seconds: float) -> str:
+    """`12 s`, `3 min`, `2 h`, `5 d`."""
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def _machine_line(machine: Mapping[str, Any]) -> Text:
+    hardware, reserve = machine["hardware"], machine["reserve"]
+    facts = [
+        f"zone {machine['zone']}",
+        f"{len(hardware['cores'])} cores",
+        bytes_text(hardware["memory_bytes"]),
+        f"{len(hardware['gpus'])} GPUs",
+        f"reserve {reserve['cores']} cores and {bytes_text(reserve['memory_bytes'])}",
+    ]
+    if hardware.get("simulated"):
+        facts.append("simulated")
+    return Text.assemble((machine["name"], "bold"), f"  {machine['state']}  ", (", ".join(facts), "dim"))
+
+
+def _slices_table(machine: Mapping[str, Any]) -> Table:
+    table = Table(
+        "replica", "model", "state", "cores", "GPUs", "memory", "owner", "enforced", "watched", box=None
+    )
+    for replica in machine["replicas"]:
+        held, limits = replica["slice"], replica.get("limits") or {"enforced": (), "watched": ()}
+        table.add_row(
+            replica["name"],
+            replica["model"],
+            Text.assemble(_mark(replica["state"]), " ", replica["state"]),
+            ",".join(map(str, held["cores"])) or "-",
+            ",".join(held["gpus"]) or "-",
+            bytes_text(held["memory_bytes"]),
+            ", ".join(replica.get("owners") or ()) or "free",
+            ", ".join(limits["enforced"]) or "-",
+            ", ".join(limits["watched"]) or "-",
+        )
+    return table
+
+
+def _host_row(replica: Mapping[str, Any]) -> tuple[RenderableType, ...]:
+    cores = ",".join(map(str, replica["slice"]["cores"]))
+    label = f"  host {replica['name']}  core {cores}"
+    if replica["state"] == "loading":
+        bar: RenderableType = ProgressBar(
+            total=1.0, completed=float(replica.get("progress") or 0.0), width=24
+        )
+    else:
+        detail = replica.get("detail") or ""
+        bar = Text(detail if detail != "adopted" else "ran already: adopted", style="dim")
+    return _mark(replica["state"]), label, f"{replica['state']} {replica['model']}", bar
+
+
+def _mark(state: str) -> Text:
+    sign, style = MARKS.get(state, ("·", "dim"))
+    return Text(sign, style=style)

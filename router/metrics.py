@@ -1,0 +1,75 @@
+"""What Prometheus sees of the router. Labels come from the config and from the fleet, never from a client.
+
+Counts at the end of a turn only; nothing here runs per chunk.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, cast
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+FIRST_TOKEN_BUCKETS_S = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0)
+PIN_OUTCOMES = frozenset({"new", "kept", "moved", "none"})
+
+
+class _Pins(Collector):
+    def __init__(self, pins: Callable[[], Mapping[str, int]]) -> None:
+        self._pins = pins
+
+    def collect(self) -> Iterable[Any]:
+        # prometheus_client leaves its constructor untyped
+        family = cast(Any, GaugeMetricFamily)(
+            "homeport_pins", "Pins in a host's journal.", labels=["replica"]
+        )
+        for replica, count in self._pins().items():
+            family.add_metric([replica], count)
+        yield family
+
+
+class Metrics:
+    """The router's series in `registry`. `pins` gives each replica's pins when scraped."""
+
+    def __init__(
+        self, registry: CollectorRegistry, version: str, pins: Callable[[], Mapping[str, int]]
+    ) -> None:
+        build = Gauge(
+            "homeport_build_info", "Always 1; the label tells the version.", ["version"], registry=registry
+        )
+        build.labels(version).set(1)
+        self._requests = Counter(
+            "homeport_requests",
+            "Requests by outcome: ok, client_gone, or the code of the error.",
+            ["model", "replica", "outcome"],
+            registry=registry,
+        )
+        self._first_token = Histogram(
+            "homeport_time_to_first_token_seconds",
+            "From the request's arrival to the engine's first event.",
+            ["model", "replica"],
+            buckets=FIRST_TOKEN_BUCKETS_S,
+            registry=registry,
+        )
+        self._pin_outcomes = Counter(
+            "homeport_pin_outcomes",
+            "Answers by what became of the session's pin.",
+            ["pin"],
+            registry=registry,
+        )
+        registry.register(_Pins(pins))
+
+    def ended(
+        self,
+        model: str,
+        replica: str,
+        outcome: str,
+        first_token_s: float | None = None,
+        pin: str | None = None,
+    ) -> None:
+        """One request has ended. `model` and `replica` are names of the config and the fleet, or empty."""
+        self._requests.labels(model, replica, outcome).inc()
+        if first_token_s is not None:
+            self._first_token.labels(model, replica).observe(first_token_s)
+        if pin in PIN_OUTCOMES:
+            self._pin_outcomes.labels(pin).inc()

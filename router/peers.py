@@ -1,0 +1,196 @@
+"""What the router asks of the controller and of hosts, and how their answers are read.
+
+One question a method, over one pooled client session. Decides nothing; turns go through `relay`.
+"""
+
+import errno
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from router.choose import Candidate
+from router.snapshot import Resident
+from serving.pins import Pin, pin_from_json
+
+POLL = aiohttp.ClientTimeout(total=2.0)
+QUICK = aiohttp.ClientTimeout(total=0.5)
+"""For questions that a turn waits for."""
+
+
+class Unreachable(Exception):
+    """No usable answer came. `refused`: nobody listens there."""
+
+    def __init__(self, reason: str, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
+
+
+class HostState(msgspec.Struct, frozen=True):
+    """A host's own account of itself, `GET /state`."""
+
+    replica: str
+    incarnation: int
+    state: str
+    progress: float = 0.0
+    detail: str = ""
+    places: int = 1
+    running: int = 0
+    waiting: int = 0
+    residents: tuple[Resident, ...] = ()
+    pins: int = 0
+    turns: int = 0
+    tokens_generated: int = 0
+    tokens_evaluated: int = 0
+    memory: Any = None
+
+
+class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
+    """A replica as the controller lists it: the keeper's account."""
+
+    name: str
+    model: str
+    port: int
+    slot: int = 0
+    address: str = ""
+    state: str = "unknown"
+    progress: float = 0.0
+    detail: str | None = None
+    stderr: tuple[str, ...] = ()
+    pid: int | None = None
+    incarnation: int | None = None
+    config_digest: str | None = None
+    slice: Any = None
+    limits: Any = None
+
+
+class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    address: str
+    state: str
+    id: str = ""
+    zone: str = "default"
+    hardware: Any = None
+    reserve: Any = None
+    replicas: tuple[ListedReplica, ...] = ()
+
+
+class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    context: int
+    engine: str
+
+
+class ListedFleet(msgspec.Struct, frozen=True, kw_only=True):
+    """The controller's account of the cluster, `GET /fleet`."""
+
+    revision: int = 0
+    models: tuple[ListedModel, ...] = ()
+    machines: tuple[ListedMachine, ...] = ()
+    problems: Any = None
+    """Models that are left out, and why, by machine."""
+
+
+class _Claimed(msgspec.Struct, frozen=True):
+    pin: dict[str, Any]
+    known: bool
+
+
+_HOST_STATE = msgspec.json.Decoder(HostState)
+_FLEET = msgspec.json.Decoder(ListedFleet)
+_CLAIMED = msgspec.json.Decoder(_Claimed)
+
+
+def read_fleet(text: bytes) -> ListedFleet:
+    """Raises msgspec.DecodeError for anything that is not a fleet."""
+    return _FLEET.decode(text)
+
+
+class Peers:
+    """All methods raise Unreachable when no usable answer comes in time. `base` is a host's `http://address:port`."""
+
+    def __init__(self, client: aiohttp.ClientSession, control_url: str, token: str) -> None:
+        self._client = client
+        self._control = control_url.rstrip("/")
+        self._headers = {"authorization": f"Bearer {token}"}
+
+    async def fleet(self) -> bytes:
+        """The controller's fleet as it was sent, for `read_fleet`: it seldom changes."""
+        return await self._get(f"{self._control}/fleet", POLL) or b""
+
+    async def state(self, base: str) -> HostState:
+        text = await self._get(f"{base}/state", POLL) or b""
+        try:
+            return _HOST_STATE.decode(text)
+        except msgspec.DecodeError as error:
+            raise Unreachable(f"its state cannot be read: {error}") from error
+
+    async def claim(
+        self, session: str, model: str, order: Sequence[Candidate], refused: Iterable[str]
+    ) -> tuple[Pin, bool]:
+        """The session's pin, and whether it existed before. The controller settles races."""
+        ranked = [{"replica": candidate.replica, "free": candidate.free} for candidate in order]
+        asked = {"session": session, "model": model, "ranked": ranked, "refused": sorted(refused)}
+        text = await self._ask("POST", f"{self._control}/claim", QUICK, msgspec.json.encode(asked))
+        try:
+            claimed = _CLAIMED.decode(text or b"")
+            return pin_from_json(claimed.pin), claimed.known
+        except (msgspec.DecodeError, ValueError) as error:
+            raise Unreachable(f"its claim cannot be read: {error}") from error
+
+    async def indexed_pin(self, session: str, model: str) -> Pin | None:
+        return await self._pin(self._control, session, model)
+
+    async def host_pin(self, base: str, session: str, model: str) -> Pin | None:
+        return await self._pin(base, session, model)
+
+    async def host_pins(self, base: str) -> list[dict[str, Any]]:
+        """All pins of one host as it tells them, with what it adds to a pin."""
+        text = await self._get(f"{base}/pins", POLL) or b""
+        try:
+            return msgspec.json.decode(text, type=dict[str, list[dict[str, Any]]])["pins"]
+        except (msgspec.DecodeError, KeyError) as error:
+            raise Unreachable(f"its pins cannot be read: {error}") from error
+
+    async def _pin(self, base: str, session: str, model: str) -> Pin | None:
+        text = await self._get(f"{base}/pins/{session}", QUICK, {"model": model})
+        if text is None:
+            return None
+        try:
+            return pin_from_json(msgspec.json.decode(text, type=dict[str, Any]))
+        except (msgspec.DecodeError, ValueError) as error:
+            raise Unreachable(f"its pin cannot be read: {error}") from error
+
+    async def _get(
+        self, url: str, limits: aiohttp.ClientTimeout, query: dict[str, str] | None = None
+    ) -> bytes | None:
+        return await self._ask("GET", url, limits, None, query)
+
+    async def _ask(
+        self,
+        method: str,
+        url: str,
+        limits: aiohttp.ClientTimeout,
+        body: bytes | None,
+        query: dict[str, str] | None = None,
+    ) -> bytes | None:
+        """The answer's bytes; None for 404."""
+        headers = self._headers if body is None else {**self._headers, "content-type": "application/json"}
+        try:
+            async with self._client.request(
+                method, url, data=body, params=query, headers=headers, timeout=limits
+            ) as answer:
+                if answer.status == 404:
+                    return None
+                if answer.status != 200:
+                    raise Unreachable(f"it answered {answer.status}")
+                return await answer.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(type(error).__name__, connection_refused(error)) from error
+
+
+def connection_refused(error: BaseException) -> bool:
+    """Whether nobody listened: nothing of the request can have been read."""
+    inner = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return isinstance(inner, OSError) and inner.errno == errno.ECONNREFUSED

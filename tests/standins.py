@@ -1,0 +1,523 @@
+"""Stand-ins for hosts and the controller, each named by how it behaves. Real servers on real sockets.
+
+They are for faults and for routing; what a real host says and does is tested with real hosts.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+
+from cluster.slices import Need
+from router.app import Parts, Server, Settings, build, new_client
+from serving.model import ModelSpec
+from serving.pin_index import Candidate, PinIndex
+
+TOKEN = "the-cluster-token"
+MODEL = "tiny"
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def event(**fields: Any) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def chunk(text: str) -> bytes:
+    return event(
+        id="chatcmpl-1",
+        object="chat.completion.chunk",
+        created=1,
+        model=MODEL,
+        choices=[{"index": 0, "delta": {"role": "assistant", "content": text}, "finish_reason": None}],
+    )
+
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass
+class AnswersHost:
+    """Answers every turn with `words`. Keeps the pins it was told and every request's headers and body."""
+
+    replica: str
+    words: tuple[str, ...] = ("Hello", " there")
+    state: str = "ready"
+    incarnation: int = 1
+    residents: list[dict[str, Any]] = field(default_factory=list)
+    running: int = 0
+    waiting: int = 0
+    port: int = 0
+    pins: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
+    seen: list[dict[str, str]] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    left: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set once a client has gone in mid-stream."""
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    state_asked: int = 0
+    _runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application(client_max_size=64 << 20)
+        app.router.add_get("/state", self.get_state)
+        app.router.add_get("/pins", self.get_pins)
+        app.router.add_get("/pins/{session}", self.get_pin)
+        app.router.add_post("/v1/chat/completions", self.post_chat)
+        self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.2)
+        await self._runner.setup()
+        self.port = self.port or free_port()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    def listed(self) -> dict[str, Any]:
+        slot = int(self.replica.rpartition("/")[2])
+        return {
+            "name": self.replica,
+            "slot": slot,
+            "model": MODEL,
+            "address": "127.0.0.1",
+            "port": self.port,
+            "state": "ready",
+            "progress": 1.0,
+            "detail": "",
+            "stderr": [],
+            "pid": 1,
+            "incarnation": self.incarnation,
+            "config_digest": "d",
+            "slice": {"cores": [slot], "cpus": [slot], "gpus": [], "memory_bytes": 1 << 30},
+            "limits": {"enforced": ["cores"], "watched": ["memory"]},
+        }
+
+    async def get_state(self, request: web.Request) -> web.Response:
+        self.state_asked += 1
+        return web.json_response(
+            {
+                "replica": self.replica,
+                "incarnation": self.incarnation,
+                "state": self.state,
+                "progress": 1.0 if self.state == "ready" else 0.5,
+                "places": 1,
+                "running": self.running,
+                "waiting": self.waiting,
+                "residents": self.residents,
+                "pins": len(self.pins),
+                "unknown_to_the_router": True,
+            }
+        )
+
+    async def get_pins(self, request: web.Request) -> web.Response:
+        return web.json_response({"pins": list(self.pins.values())})
+
+    async def get_pin(self, request: web.Request) -> web.Response:
+        pin = self.pins.get((request.match_info["session"], request.query["model"]))
+        return web.json_response(pin) if pin else web.json_response({}, status=404)
+
+    async def post_chat(self, request: web.Request) -> web.StreamResponse:
+        self.seen.append({name.lower(): value for name, value in request.headers.items()})
+        body = await request.read()
+        self.bodies.append(body)
+        self.arrived.set()
+        headers = request.headers
+        if headers["authorization"] != f"Bearer {TOKEN}":
+            return error(401, "invalid_token")
+        if headers["x-homeport-replica"] != self.replica:
+            return misdirected("replica")
+        if headers["x-homeport-incarnation"] != str(self.incarnation):
+            return misdirected("incarnation")
+        told = {
+            "x-homeport-machine": self.replica.rpartition("/")[0],
+            "x-homeport-replica": self.replica,
+            "x-homeport-pin": self.pin(headers.get("x-homeport-session-key"), headers),
+            "server": "stand-in",
+        }
+        if json.loads(body).get("stream"):
+            return await self.stream(request, told)
+        return await self.whole(request, told)
+
+    def pin(self, session: str | None, headers: Any) -> str:
+        if session is None:
+            return "none"
+        key = (session, MODEL)
+        outcome = "kept" if key in self.pins or headers["x-homeport-pin"] == "kept" else "new"
+        generation = int(headers["x-homeport-generation"])
+        made = {"session": session, "model": MODEL, "replica": self.replica, "created_s": 1.0}
+        self.pins.setdefault(key, made | {"generation": generation})
+        return outcome
+
+    async def whole(self, request: web.Request, told: dict[str, str]) -> web.StreamResponse:
+        message = {"role": "assistant", "content": "".join(self.words)}
+        return web.json_response(
+            {
+                "id": "chatcmpl-1",
+                "object": "chat.completion",
+                "created": 1,
+                "model": MODEL,
+                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            },
+            headers=told,
+        )
+
+    async def stream(self, request: web.Request, told: dict[str, str]) -> web.StreamResponse:
+        response = web.StreamResponse(headers={**told, "content-type": "text/event-stream"})
+        await response.prepare(request)
+        try:
+            await self.write(request, response)
+        except (asyncio.CancelledError, ConnectionError):
+            self.left.set()
+            raise
+        return response
+
+    async def write(self, request: web.Request, response: web.StreamResponse) -> None:
+        for word in self.words:
+            await response.write(chunk(word))
+        await response.write(DONE)
+
+
+def error(status: int, code: str, **more: Any) -> web.Response:
+    body = {"error": {"message": f"{code} it is", "type": "t", "code": code, "param": None}, **more}
+    return web.json_response(body, status=status)
+
+
+def misdirected(reason: str, pin: dict[str, Any] | None = None) -> web.Response:
+    return error(421, "misdirected", homeport={"reason": reason, "pin": pin})
+
+
+class EndlessHost(AnswersHost):
+    """Streams words until its client goes."""
+
+    async def write(self, request: web.Request, response: web.StreamResponse) -> None:
+        while True:
+            await response.write(chunk("word "))
+            await asyncio.sleep(0.01)
+
+
+class HangsHost(AnswersHost):
+    """Takes a turn and never answers it."""
+
+    async def stream(self, request: web.Request, told: dict[str, str]) -> web.StreamResponse:
+        return await self.whole(request, told)
+
+    async def whole(self, request: web.Request, told: dict[str, str]) -> web.StreamResponse:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+        raise AssertionError
+
+
+@dataclass
+class DropsMidStreamHost(AnswersHost):
+    """Breaks the connection after `first` in its first `times` turns; a word is a token, a comment is none."""
+
+    first: bytes = chunk("Hel") + b"data: {half an ev"
+    times: int = 1
+
+    async def stream(self, request: web.Request, told: dict[str, str]) -> web.StreamResponse:
+        if len(self.bodies) > self.times:
+            return await super().stream(request, told)
+        response = web.StreamResponse(headers={**told, "content-type": "text/event-stream"})
+        await response.prepare(request)
+        await response.write(self.first)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+
+@dataclass
+class DropsBeforeHeadHost(AnswersHost):
+    """Breaks the connection of its first `times` turns before it says anything."""
+
+    times: int = 1
+
+    async def post_chat(self, request: web.Request) -> web.StreamResponse:
+        if len(self.bodies) < self.times:
+            self.bodies.append(await request.read())
+            assert request.transport is not None
+            request.transport.abort()
+            return web.Response()
+        return await super().post_chat(request)
+
+
+@dataclass
+class Refuses421Host(AnswersHost):
+    """Answers its first `times` turns with 421 of that reason, and then serves."""
+
+    reason: str = "taken"
+    knows: dict[str, Any] | None = None
+    times: int = 1
+
+    async def post_chat(self, request: web.Request) -> web.StreamResponse:
+        if len(self.seen) < self.times:
+            self.seen.append({name.lower(): value for name, value in request.headers.items()})
+            await request.read()
+            return misdirected(self.reason, self.knows)
+        return await super().post_chat(request)
+
+
+@dataclass
+class FailsHost(AnswersHost):
+    """Answers every turn with this error."""
+
+    status: int = 400
+    code: str = "context_length_exceeded"
+
+    async def post_chat(self, request: web.Request) -> web.StreamResponse:
+        await super().post_chat(request)
+        return error(self.status, self.code)
+
+
+@dataclass
+class BreaksDownHost(AnswersHost):
+    """Ends its streams with an error event and without `[DONE]`."""
+
+    async def write(self, request: web.Request, response: web.StreamResponse) -> None:
+        await response.write(chunk("Hel"))
+        await response.write(event(error={"message": "no place", "type": "t", "code": "queue_timeout"}))
+
+
+class SplitsEverywhereHost(AnswersHost):
+    """Sends its events byte by byte."""
+
+    async def write(self, request: web.Request, response: web.StreamResponse) -> None:
+        for byte in chunk("Hello") + DONE:
+            await response.write(bytes([byte]))
+
+
+@dataclass
+class DropsPackets:
+    """A port on which nothing is refused and nothing is answered: its queue of connections is full."""
+
+    port: int = 0
+    _held: list[socket.socket] = field(default_factory=list)
+
+    async def start(self) -> None:
+        listening = socket.socket()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", self.port))
+        listening.listen(0)
+        self.port = listening.getsockname()[1]
+        self._held.append(listening)
+        for _ in range(4):
+            filler = socket.socket()
+            filler.setblocking(False)
+            filler.connect_ex(("127.0.0.1", self.port))
+            self._held.append(filler)
+
+    async def stop(self) -> None:
+        for held in self._held:
+            held.close()
+
+
+@dataclass
+class Controller:
+    """Lists the hosts it is given and keeps the real index of pins."""
+
+    hosts: list[AnswersHost]
+    machine_state: str = "ready"
+    port: int = 0
+    revision: int = 1
+    index: PinIndex = field(default_factory=PinIndex)
+    claims: list[dict[str, Any]] = field(default_factory=list)
+    models: tuple[str, ...] = (MODEL,)
+    _runner: web.AppRunner | None = None
+
+    async def start(self) -> None:
+        app = web.Application()
+        app.router.add_get("/fleet", self.get_fleet)
+        app.router.add_post("/claim", self.post_claim)
+        app.router.add_get("/pins/{session}", self.get_pin)
+        self._runner = web.AppRunner(app, shutdown_timeout=0.2)
+        await self._runner.setup()
+        self.port = self.port or free_port()
+        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+            self._runner = None
+
+    async def get_fleet(self, request: web.Request) -> web.Response:
+        assert request.headers["authorization"] == f"Bearer {TOKEN}"
+        machines: dict[str, dict[str, Any]] = {}
+        for host in self.hosts:
+            name = host.replica.rpartition("/")[0]
+            machine = machines.setdefault(
+                name,
+                {
+                    "id": f"id-of-{name}",
+                    "name": name,
+                    "zone": "default",
+                    "address": "127.0.0.1",
+                    "state": self.machine_state,
+                    "hardware": {"cores": [], "memory_bytes": 0, "gpus": []},
+                    "reserve": {"cores": 0, "memory_bytes": 0},
+                    "replicas": [],
+                },
+            )
+            machine["replicas"].append(host.listed())
+        models = [{"name": name, "context": 512, "engine": "llama.cpp"} for name in self.models]
+        return web.json_response(
+            {"revision": self.revision, "models": models, "machines": list(machines.values())}
+        )
+
+    async def post_claim(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        self.claims.append(asked)
+        order = [Candidate(each["replica"], each["free"]) for each in asked["ranked"]]
+        pin, known = self.index.claim(
+            asked["session"], asked["model"], order, frozenset(asked["refused"]), 100.0
+        )
+        return web.json_response({"pin": pin.to_json(), "known": known})
+
+    async def get_pin(self, request: web.Request) -> web.Response:
+        pin = self.index.get(request.match_info["session"], request.query["model"])
+        return web.json_response(pin.to_json()) if pin else web.json_response({}, status=404)
+
+
+def model_spec(name: str = MODEL, queue_s: float = 60.0) -> ModelSpec:
+    return ModelSpec(
+        name=name,
+        engine="llama.cpp",
+        source="bundled",
+        machines="all",
+        replicas=1,
+        need=Need(1, 1 << 30, 0),
+        take="needs",
+        context=512,
+        sessions=1,
+        hold_s=min(10.0, queue_s / 2),
+        queue_s=queue_s,
+        when_lost="wait",
+    )
+
+
+@dataclass
+class Router:
+    """A router that runs, and a client for it."""
+
+    url: str
+    parts: Parts
+    server: Server
+    client: aiohttp.ClientSession
+    registry: CollectorRegistry
+    controller: Controller = field(default_factory=lambda: Controller([]))
+    """The one that `routed` started."""
+
+    async def chat(self, *, session: str | None = None, headers: Any = None, **body: Any) -> "Answer":
+        sent = {"x-session-id": session} if session else {}
+        payload = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], **body}
+        async with self.client.post(
+            f"{self.url}/v1/chat/completions", json=payload, headers={**sent, **(headers or {})}
+        ) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def get(self, path: str, **kwargs: Any) -> "Answer":
+        async with self.client.get(self.url + path, **kwargs) as response:
+            return Answer(response.status, response.headers, await response.read())
+
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait, with the fleet's own events, until something holds."""
+        async with asyncio.timeout(20):
+            while not holds():
+                await self.parts.fleet.changed(1.0)
+
+    async def ready(self, *replicas: str) -> None:
+        def all_up() -> bool:
+            known = self.parts.fleet.snapshot().replicas
+            now = self.parts.relay.clock()
+            return all(name in known and known[name].serves(now) for name in replicas)
+
+        await self.until(all_up)
+
+    def count(self, outcome: str, replica: str, model: str = MODEL) -> float:
+        labels = {"outcome": outcome, "replica": replica, "model": model}
+        return self.registry.get_sample_value("homeport_requests_total", labels) or 0.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> Any:
+        return self.json()["error"]["code"]
+
+    @property
+    def events(self) -> list[bytes]:
+        return [line[6:] for line in self.body.split(b"\n") if line.startswith(b"data: ")]
+
+
+@contextlib.asynccontextmanager
+async def running_router(
+    home: Path, control_port: int, *, queue_s: float = 60.0, token: str = TOKEN
+) -> AsyncIterator[Router]:
+    """A router under uvicorn on a free port, polling; ended with the block."""
+    settings = Settings(
+        host="127.0.0.1",
+        port=0,
+        control_url=f"http://127.0.0.1:{control_port}",
+        token=token,
+        digest_key=b"a digest key",
+        home=home,
+        models=(model_spec(queue_s=queue_s),),
+    )
+    listening = socket.create_server(("127.0.0.1", 0))
+    registry = CollectorRegistry()
+    async with new_client() as upstream, aiohttp.ClientSession() as client:
+        parts = build(settings, upstream, registry)
+        server = Server(parts.front, parts.relay)
+        polling = asyncio.create_task(parts.fleet.run())
+        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        try:
+            yield Router(url, parts, server, client, registry)
+        finally:
+            await client.close()
+            server.stop()
+            await serving
+            polling.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await polling
+
+
+@contextlib.asynccontextmanager
+async def running(*parts: AnswersHost | DropsPackets | Controller) -> AsyncIterator[None]:
+    """Stand-ins that run for as long as the block."""
+    async with contextlib.AsyncExitStack() as stack:
+        for part in parts:
+            await part.start()
+            stack.push_async_callback(part.stop)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def routed(home: Path, *hosts: AnswersHost, queue_s: float = 60.0) -> AsyncIterator[Router]:
+    """Hosts, a controller that lists them, and a router that has heard of all that are ready."""
+    controller = Controller(list(hosts))
+    async with running(*hosts, controller), running_router(home, controller.port, queue_s=queue_s) as router:
+        router.controller = controller
+        await router.ready(*(host.replica for host in hosts if host.state == "ready"))
+        yield router

@@ -1,0 +1,287 @@
+"""Where a turn goes: the table "What happens to a session", as far as the router decides it."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.choose import Ask, Home, Refuse, Send, Wait, choose, ranked
+from router.snapshot import Machine, Model, Replica, Resident, Snapshot
+from serving.pins import Pin
+
+NOW = 1000.0
+SESSION = "ab" * 32
+ASK = Ask("tiny", SESSION, "request-1")
+NAMELESS = Ask("tiny", None, "request-1")
+
+
+def replica(name: str, **known: object) -> Replica:
+    machine = name.rpartition("/")[0]
+    plain = Replica(
+        name, machine, "tiny", "127.0.0.1", 8100, state="ready", incarnation=3, heard_at=NOW - 0.5
+    )
+    return replace(plain, **known)  # type: ignore[arg-type]
+
+
+def fleet(*replicas: Replica, machine_state: str = "ready", **open_turns: int) -> Snapshot:
+    return Snapshot(
+        models={"tiny": Model("tiny", 512, "llama.cpp")},
+        machines={each.machine: Machine(each.machine, machine_state) for each in replicas},
+        replicas={each.name: each for each in replicas},
+        open_turns={name.replace("_", "/"): count for name, count in open_turns.items()},
+    )
+
+
+def home(at: str, generation: int = 1, fresh: bool = False) -> Home:
+    return Home(Pin(SESSION, "tiny", at, generation, 1.0), fresh)
+
+
+def resident(quiet_s: float, busy: bool = False, session: str = "cd" * 32) -> Resident:
+    return Resident(session, quiet_s, busy, 100)
+
+
+def full(name: str, quiet_s: float, **known: object) -> Replica:
+    return replica(name, residents=(resident(quiet_s),), **known)
+
+
+def busy(name: str, waiting: int = 0) -> Replica:
+    return replica(name, residents=(resident(0.0, busy=True),), running=1, waiting=waiting)
+
+
+# it is new
+
+
+def test_a_new_session_goes_to_a_free_place() -> None:
+    decision = choose(ASK, None, fleet(busy("attic/0"), replica("den/0")), NOW)
+    assert decision == Send("den/0", 3, 1, "new", claim_free=True)
+
+
+def test_without_a_free_place_it_goes_where_the_resident_is_quiet_longest() -> None:
+    decision = choose(ASK, None, fleet(full("attic/0", 5), full("den/0", 50), busy("loft/0")), NOW)
+    assert decision == Send("den/0", 3, 1, "new", claim_free=False)
+
+
+def test_quiet_time_counts_on_since_the_host_was_heard() -> None:
+    older = full("attic/0", 10.0, heard_at=NOW - 2.0)
+    newer = full("den/0", 11.0, heard_at=NOW)
+    assert [each.replica for each in ranked(ASK, fleet(older, newer), NOW)] == ["attic/0", "den/0"]
+
+
+def test_a_quiet_resident_that_somebody_waits_for_does_not_count() -> None:
+    spoken_for = full("attic/0", 90, waiting=1)
+    assert ranked(ASK, fleet(spoken_for, full("den/0", 5)), NOW)[0].replica == "den/0"
+
+
+def test_among_busy_ones_it_goes_to_the_shortest_line() -> None:
+    order = ranked(ASK, fleet(busy("attic/0", 3), busy("den/0", 1), busy("loft/0", 2)), NOW)
+    assert [each.replica for each in order] == ["den/0", "loft/0", "attic/0"]
+
+
+def test_ties_are_broken_by_rendezvous_hash_the_same_every_time() -> None:
+    empty = fleet(*(replica(f"m{number}/0") for number in range(4)))
+    asks = [replace(ASK, session=f"{number:064x}") for number in range(64)]
+    firsts = [ranked(ask, empty, NOW)[0].replica for ask in asks]
+    assert firsts == [ranked(ask, empty, NOW)[0].replica for ask in asks]
+    assert set(firsts) == set(empty.replicas)
+
+
+def test_a_machine_that_leaves_moves_only_the_choices_that_were_on_it() -> None:
+    many = [replica(f"m{number}/0") for number in range(4)]
+    for number in range(64):
+        ask = replace(ASK, session=f"{number:064x}")
+        before = [each.replica for each in ranked(ask, fleet(*many), NOW)]
+        after = [each.replica for each in ranked(ask, fleet(*many[1:]), NOW)]
+        assert after == [name for name in before if name != "m0/0"]
+
+
+def test_turns_that_the_host_has_not_counted_yet_take_its_place() -> None:
+    order = ranked(ASK, fleet(replica("attic/0"), replica("den/0"), attic_0=1), NOW)
+    assert [(each.replica, each.free) for each in order] == [("den/0", 1), ("attic/0", 0)]
+
+
+def test_a_turn_without_a_session_makes_no_pin_and_claims_nothing() -> None:
+    assert choose(NAMELESS, None, fleet(replica("den/0")), NOW) == Send("den/0", 3, 0, "none", False)
+
+
+def test_turns_without_a_session_spread_by_their_request() -> None:
+    empty = fleet(replica("attic/0"), replica("den/0"))
+    asks = (replace(NAMELESS, request_id=str(number)) for number in range(32))
+    assert {ranked(ask, empty, NOW)[0].replica for ask in asks} == {"attic/0", "den/0"}
+
+
+def test_a_transient_that_runs_takes_a_place() -> None:
+    assert ranked(ASK, fleet(replica("den/0", running=1)), NOW)[0].free == 0
+
+
+def test_no_free_place_is_counted_on_where_a_host_refused_one() -> None:
+    both = fleet(replica("attic/0"), replica("den/0"))
+    first = choose(ASK, None, both, NOW)
+    assert isinstance(first, Send)
+    second = choose(ASK, None, both, NOW, refused={first.replica})
+    assert isinstance(second, Send)
+    assert second.replica != first.replica
+    last = choose(ASK, None, both, NOW, refused={"attic/0", "den/0"})
+    assert isinstance(last, Send)
+    assert not last.claim_free
+
+
+# it has a home
+
+
+def test_a_home_that_serves_gets_it_with_its_incarnation_and_generation() -> None:
+    decision = choose(ASK, home("den/0", generation=7), fleet(replica("attic/0"), replica("den/0")), NOW)
+    assert decision == Send("den/0", 3, 7, "kept", claim_free=False)
+
+
+def test_full_home_waits_in_the_hosts_line_rather_than_moves() -> None:
+    decision = choose(ASK, home("den/0"), fleet(replica("attic/0"), busy("den/0", waiting=9)), NOW)
+    assert isinstance(decision, Send)
+    assert decision.replica == "den/0"
+
+
+@pytest.mark.parametrize("fresh_free", [True, False])
+def test_a_fresh_pin_counts_on_a_free_place_only_where_one_is_seen(fresh_free: bool) -> None:
+    at = replica("den/0") if fresh_free else busy("den/0")
+    assert choose(ASK, home("den/0", fresh=True), fleet(at), NOW) == Send("den/0", 3, 1, "new", fresh_free)
+
+
+@pytest.mark.parametrize(
+    ("known", "says"),
+    [
+        ({"state": "loading", "progress": 0.42}, "loading its model (42%)"),
+        ({"state": "starting"}, "is starting"),
+        ({"state": "failed", "detail": "no memory"}, "has failed (no memory)"),
+        ({"state": "draining"}, "is stopping"),
+        ({"heard_at": NOW - 3.5}, "silent"),
+        ({"heard_at": NOW - 5.5}, "cannot be reached"),
+        ({"refused": True}, "cannot be reached"),
+        ({"heard_at": None}, "has not answered yet"),
+    ],
+)
+def test_a_home_that_does_not_serve_is_waited_for_and_never_left(known: dict[str, object], says: str) -> None:
+    decision = choose(ASK, home("den/0"), fleet(replica("attic/0"), replica("den/0", **known)), NOW)
+    assert isinstance(decision, Wait)
+    assert decision.replica == "den/0"
+    assert says in decision.message
+    assert decision.until > NOW
+
+
+def test_a_home_on_a_machine_that_has_not_reported_is_waited_for() -> None:
+    decision = choose(ASK, home("shed/0"), fleet(replica("attic/0")), NOW)
+    assert isinstance(decision, Wait)
+    assert "shed" in decision.message
+
+
+def test_a_home_whose_slot_now_holds_another_model_is_waited_for() -> None:
+    other = replica("den/0", model="other")
+    assert isinstance(choose(ASK, home("den/0"), fleet(other), NOW), Wait)
+
+
+# its machine is cordoned or draining
+
+
+@pytest.mark.parametrize("state", ["cordoned", "draining"])
+def test_a_machine_that_takes_no_new_pins_still_serves_its_own(state: str) -> None:
+    there = fleet(replica("den/0"), machine_state=state)
+    assert isinstance(choose(ASK, home("den/0"), there, NOW), Send)
+    refused = choose(ASK, None, there, NOW)
+    assert isinstance(refused, Refuse)
+    assert refused.code == "model_unavailable"
+    assert refused.reasons == (f"den/0 takes no new session (its machine is {state})",)
+
+
+# nobody can serve it
+
+
+def test_an_unknown_model_is_refused_with_the_known_names() -> None:
+    decision = choose(Ask("huge", SESSION, "r"), None, fleet(replica("den/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code, decision.reasons) == (404, "model_not_found", ("tiny",))
+    assert "tiny" in decision.message
+    assert "huge" not in decision.message
+
+
+@pytest.mark.parametrize("known", [{"state": "loading"}, {"state": "starting"}, {"heard_at": None}])
+def test_a_new_session_waits_for_a_replica_that_is_coming(known: dict[str, object]) -> None:
+    decision = choose(ASK, None, fleet(replica("den/0", **known)), NOW)
+    assert isinstance(decision, Wait)
+    assert decision.replica is None
+
+
+def test_a_new_session_waits_while_no_machine_has_reported() -> None:
+    assert isinstance(choose(ASK, None, fleet(), NOW), Wait)
+
+
+def test_a_model_whose_replicas_have_all_failed_is_refused_with_each_reason() -> None:
+    failed = [replica(f"den/{slot}", state="failed", detail=f"reason {slot}") for slot in range(2)]
+    decision = choose(ASK, None, fleet(*failed), NOW)
+    assert isinstance(decision, Refuse)
+    assert decision.status == 503
+    assert decision.reasons == ("den/0 has failed (reason 0)", "den/1 has failed (reason 1)")
+
+
+# whatever the picture
+
+replicas = st.builds(
+    replica,
+    st.sampled_from([f"{machine}/{slot}" for machine in ("attic", "den", "loft") for slot in (0, 1)]),
+    state=st.sampled_from(["ready", "ready", "loading", "failed", "draining"]),
+    heard_at=st.sampled_from([NOW, NOW - 4, NOW - 9, None]),
+    refused=st.booleans(),
+    running=st.integers(0, 2),
+    waiting=st.integers(0, 3),
+    residents=st.lists(
+        st.builds(resident, st.floats(0, 100), st.booleans()), max_size=2, unique_by=lambda r: r.quiet_s
+    ).map(tuple),
+)
+pictures = st.builds(
+    lambda known, state: fleet(*known, machine_state=state),
+    st.lists(replicas, max_size=6, unique_by=lambda each: each.name),
+    st.sampled_from(["ready", "ready", "ready", "cordoned"]),
+)
+
+
+@given(pictures, st.sampled_from(["attic/0", "den/1", "gone/0"]), st.booleans())
+def test_a_session_is_never_sent_anywhere_but_home(picture: Snapshot, at: str, fresh: bool) -> None:
+    decision = choose(ASK, home(at, fresh=fresh), picture, NOW)
+    match decision:
+        case Send(name):
+            assert name == at
+            assert picture.replicas[at].serves(NOW)
+        case Wait(replica=name):
+            assert name == at
+            assert at not in picture.replicas or not picture.replicas[at].serves(NOW)
+        case _:
+            raise AssertionError(decision)
+
+
+@given(pictures)
+def test_a_new_session_is_sent_exactly_when_somebody_serves(picture: Snapshot) -> None:
+    order = ranked(ASK, picture, NOW)
+    decision = choose(ASK, None, picture, NOW)
+    assert isinstance(decision, Send) == bool(order)
+    if isinstance(decision, Send):
+        assert picture.replicas[decision.replica].serves(NOW)
+        assert decision.replica == order[0].replica
+        assert decision.claim_free == (order[0].free > 0)
+    frees = [each.free > 0 for each in order]
+    assert frees == sorted(frees, reverse=True), "free places come before all others"
+
+
+@given(pictures)
+def test_the_picture_is_not_changed_by_choosing(picture: Snapshot) -> None:
+    assert choose(ASK, None, picture, NOW) == choose(ASK, None, picture, NOW)
+
+
+@given(st.integers(1, 6))
+def test_as_many_new_sessions_as_free_replicas_get_as_many_homes(count: int) -> None:
+    """By claims alone: each takes the best that no earlier one was given."""
+    picture = fleet(*(replica(f"m{number}/0") for number in range(count)))
+    given_out: set[str] = set()
+    for number in range(count):
+        ask = replace(ASK, session=f"{number:064x}")
+        decision = choose(ask, None, picture, NOW, refused=given_out)
+        assert isinstance(decision, Send)
+        given_out.add(decision.replica)
+    assert len(given_out) == count
