@@ -1,0 +1,107 @@
+"""Every command of the README is run, as it stands there but for ports; each promise names a test that exists."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from cluster.processes import ours
+from tests.e2e.installation import Homeport
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+README = (ROOT / "README.md").read_text()
+LISTEN = "127.0.0.1:8000"
+
+
+def commands() -> list[str]:
+    """The shell commands of the README in their order, continued lines joined."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def shell(homeport: Homeport, command: str) -> subprocess.CompletedProcess[str]:
+    """A command in a clone whose virtual environment is the one that runs the tests."""
+    command = command.replace(".venv/bin/", f"{Path(sys.executable).parent}/")
+    command = command.replace(LISTEN, f"127.0.0.1:{homeport.ports['router']}")
+    return subprocess.run(
+        ["bash", "-c", command],
+        cwd=ROOT,
+        env={**homeport.env, "HOMEPORT_CONFIG": str(homeport.config)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_each_command_does_what_the_readme_says(fresh: Homeport) -> None:
+    found = commands()
+    assert found[:2] == ["make up", "make test"], "the two commands come first"
+    assert subprocess.run(["make", "-n", "test"], cwd=ROOT, capture_output=True, check=False).returncode == 0
+    process = subprocess.Popen(
+        ["make", "up"],
+        cwd=ROOT,
+        env={**fresh.env, "HOMEPORT_CONFIG": str(fresh.config)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        assert process.stdout
+        printed = []
+        for line in process.stdout:
+            printed.append(line)
+            if "Listening on" in line:
+                break
+        else:
+            raise AssertionError("".join(printed))
+        rest = found[2:]
+        for command in [c for c in rest if not re.search(r"homeport (up|down)", c)]:
+            done = shell(fresh, command)
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            if command.startswith("curl"):
+                text = "".join(re.findall(r'"delta": \{"content": "([^"]*)"', done.stdout))
+                assert "Paris" in text, done.stdout
+                assert "data: [DONE]" in done.stdout
+        assert "Paris" in python_block(fresh)
+        process.terminate()
+        process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert ours(fresh.paths) == []
+    for command in [c for c in rest if re.search(r"homeport (up|down)", c)]:
+        done = shell(fresh, command)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert ours(fresh.paths) == []
+
+
+def python_block(homeport: Homeport) -> str:
+    block = re.search(r"```python\n(.*?)```", README, re.DOTALL)
+    assert block
+    script = block[1].replace(LISTEN, f"127.0.0.1:{homeport.ports['router']}")
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env=os.environ,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_each_promise_names_a_test_that_exists() -> None:
+    promised = re.findall(r"`(test_\w+)`", README)
+    assert len(promised) >= 8
+    written = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    missing = [name for name in promised if not re.search(rf"def {name}\w*\(", written)]
+    assert missing == []
+
+
+def test_each_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\(((?!http)[^)]+)\)", README)
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []

@@ -1,0 +1,239 @@
+"""What outlives what: each part is killed with SIGKILL while two sessions talk; homes and hosts stay."""
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+
+from cluster.processes import ours
+from tests.e2e.installation import Homeport, eventually
+from tests.e2e.talk import Conversation, at_once
+
+WORDS = (
+    "What is the capital of France?",
+    "And of Italy?",
+    "Which of them is larger?",
+    "Name a river there.",
+    "Thank you. Say goodbye.",
+)
+
+
+def actor(homeport: Homeport, title: str) -> psutil.Process:
+    """The process of a Ray actor of ours."""
+    found = [p for p in ours(homeport.paths, "ray") if f"ray::{title}" in _title(p.pid)]
+    assert len(found) == 1, found
+    return psutil.Process(found[0].pid)
+
+
+def _title(pid: int) -> str:
+    try:
+        return " ".join(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return ""
+
+
+def router(homeport: Homeport) -> psutil.Process:
+    found = ours(homeport.paths, "router")
+    assert len(found) == 1, found
+    return psutil.Process(found[0].pid)
+
+
+def kill_when_streaming(victim: Callable[[], psutil.Process]) -> tuple[Callable[[], None], list[int]]:
+    """A callback for a stream's chunks that kills the victim at the fourth; and the pids that it killed."""
+    killed: list[int] = []
+    chunks = 0
+
+    def on_text() -> None:
+        nonlocal chunks
+        chunks += 1
+        if chunks == 4:
+            process = victim()
+            killed.append(process.pid)
+            process.send_signal(signal.SIGKILL)
+
+    return on_text, killed
+
+
+def wait_until_restored(homeport: Homeport, killed: int, victim: Callable[[], psutil.Process]) -> None:
+    """Until another process stands in for the killed one and the whole thing is ready."""
+    eventually(lambda: victim().pid != killed, 30)
+    eventually(lambda: homeport.get("/ready"), 30)
+
+
+def test_two_sessions_of_five_turns_outlive_keeper_router_and_controller(homeport: Homeport) -> None:
+    one, two = Conversation(homeport.url, "survivor-1"), Conversation(homeport.url, "survivor-2")
+    victims: dict[int, tuple[str, Callable[[], psutil.Process]]] = {
+        1: ("keeper", lambda: actor(homeport, "Keeper")),
+        2: ("router", lambda: router(homeport)),
+        3: ("controller", lambda: actor(homeport, "Controller")),
+    }
+    pids = {r["name"]: r["pid"] for r in homeport.replicas()}
+    homes: dict[str, str] = {}
+    for turn, words in enumerate(WORDS):
+        name, victim = victims.get(turn, ("", None))
+        on_text, killed = kill_when_streaming(victim) if victim else ((lambda: None), [])
+        at_once(lambda w=words, f=on_text: one.say(w, on_text=f), lambda w=words: two.say(w))  # type: ignore[misc]
+        if victim:
+            assert len(killed) == 1, f"the {name} was not killed: the stream was too short"
+            wait_until_restored(homeport, killed[0], victim)
+        for talk in (one, two):
+            answer = talk.answers[-1]
+            if name == "router":
+                assert answer.error or answer.finish
+                continue
+            assert answer.error is None, (turn, name, answer)
+            assert answer.finish, (turn, name, answer)
+            if turn == 0:
+                homes[talk.name] = answer.headers["x-homeport-replica"]
+            assert answer.headers["x-homeport-replica"] == homes[talk.name]
+            assert answer.headers["x-homeport-pin"] == ("kept" if turn else "new")
+    assert len(set(homes.values())) == 2
+    assert {r["name"]: r["pid"] for r in eventually(lambda: with_pids(homeport))} == pids
+
+
+def with_pids(homeport: Homeport) -> list[dict[str, object]]:
+    replicas = homeport.replicas()
+    return replicas if all(r["pid"] and r["state"] == "ready" for r in replicas) else []
+
+
+def test_a_router_that_starts_while_the_controller_is_dead_still_finds_every_home(homeport: Homeport) -> None:
+    talk = Conversation(homeport.url, "found-without-controller")
+    first = talk.say(WORDS[0])
+    controller, old_router = actor(homeport, "Controller"), router(homeport)
+    controller.suspend()
+    try:
+        old_router.kill()
+        eventually(lambda: router(homeport).pid != old_router.pid)
+        eventually(lambda: talk.say(WORDS[1]).error is None, 30)
+        second = talk.answers[-1]
+        assert second.headers["x-homeport-pin"] == "kept"
+        assert second.headers["x-homeport-replica"] == first.headers["x-homeport-replica"]
+    finally:
+        controller.resume()
+
+
+def test_a_host_that_is_killed_comes_back_in_its_slot_and_its_sessions_return_to_it(
+    homeport: Homeport,
+) -> None:
+    talk = Conversation(homeport.url, "host-killed")
+    first = talk.say(WORDS[0])
+    home = first.headers["x-homeport-replica"]
+    before = next(r for r in homeport.replicas() if r["name"] == home)
+    on_text, killed = kill_when_streaming(lambda: psutil.Process(before["pid"]))
+    broken = talk.say("Tell me a very long story about a harbour.", 300, on_text)
+    assert killed == [before["pid"]]
+    assert broken.error, "a stream whose host died must end with an error"
+    assert broken.finish is None
+    again = talk.say(WORDS[1])
+    assert again.error is None, again
+    assert again.headers["x-homeport-replica"] == home
+    assert again.headers["x-homeport-pin"] == "kept"
+    after = next(r for r in homeport.replicas() if r["name"] == home)
+    assert (after["port"], after["slice"]) == (before["port"], before["slice"])
+
+
+def test_homes_outlive_a_full_down_and_up(fresh: Homeport) -> None:
+    fresh.up()
+    talks = [Conversation(fresh.url, f"night-{n}") for n in range(2)]
+    at_once(*(lambda t=t: t.say(WORDS[0]) for t in talks))
+    homes = [t.answers[0].headers["x-homeport-replica"] for t in talks]
+    assert len(set(homes)) == 2
+    began = time.monotonic()
+    down = fresh.run("down", timeout=30)
+    assert down.returncode == 0, down.stderr
+    assert time.monotonic() - began < 10
+    assert ours(fresh.paths) == []
+    assert fresh.run("status").returncode == 3
+    fresh.up()
+    for talk, home in zip(talks, homes, strict=True):
+        again = talk.say(WORDS[1])
+        assert again.error is None, again
+        assert (again.headers["x-homeport-pin"], again.headers["x-homeport-replica"]) == ("kept", home)
+        assert again.headers["x-homeport-context"] == "evaluated"
+
+
+def test_down_works_with_the_keeper_dead_and_the_next_up_starts_it_anew(fresh: Homeport) -> None:
+    fresh.up()
+    keeper = actor(fresh, "Keeper")
+    keeper.suspend()
+    down = fresh.run("down", timeout=30)
+    assert down.returncode == 0, down.stderr
+    assert ours(fresh.paths) == []
+
+
+def test_hosts_outlive_ray_and_down_works_while_ray_is_dead(fresh: Homeport) -> None:
+    fresh.up()
+    talk = Conversation(fresh.url, "without-ray")
+    first = talk.say(WORDS[0])
+    pids = {r["name"]: r["pid"] for r in fresh.replicas()}
+    parent = psutil.Process(ours(fresh.paths, "parent")[0].pid)
+    parent.suspend()
+    for process in ours(fresh.paths, "ray"):
+        os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: not ours(fresh.paths, "ray"))
+    second = talk.say(WORDS[1])
+    assert second.error is None, second
+    assert second.headers["x-homeport-replica"] == first.headers["x-homeport-replica"]
+    assert second.headers["x-homeport-context"] == "resident"
+    assert all(psutil.pid_exists(pid) for pid in pids.values())
+    down = fresh.run("down", timeout=30)
+    assert down.returncode == 0, down.stderr
+    assert ours(fresh.paths) == []
+
+
+def test_ray_that_died_is_started_again_and_adopts_the_hosts(fresh: Homeport) -> None:
+    fresh.up()
+    pids = {r["name"]: r["pid"] for r in fresh.replicas()}
+    gcs = next(p for p in ours(fresh.paths, "ray") if p.name == "gcs_server")
+    os.kill(gcs.pid, signal.SIGKILL)
+    eventually(lambda: fresh.step("ray")["state"] != "ready" or None)
+    eventually(lambda: fresh.step("ray")["state"] == "ready", 60)
+    eventually(lambda: fresh.get("/api/fleet")["controller"]["reachable"], 60)
+    assert {r["name"]: r["pid"] for r in eventually(lambda: with_pids(fresh), 60)} == pids
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("moment", ["early", "ready"])
+def test_a_foreground_up_ends_everything_on_a_signal(
+    fresh: Homeport, number: signal.Signals, moment: str
+) -> None:
+    process = fresh.popen("up", "--config", str(fresh.config))
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            if "router: ready" in line and moment == "early":
+                break
+            if "Listening on" in line:
+                break
+        began = time.monotonic()
+        process.send_signal(number)
+        process.communicate(timeout=20)
+        assert time.monotonic() - began < 10
+    finally:
+        end(process)
+    assert ours(fresh.paths) == []
+
+
+def test_a_foreground_up_that_is_killed_leaves_nothing_behind(fresh: Homeport) -> None:
+    process = fresh.popen("up", "--config", str(fresh.config))
+    try:
+        assert process.stdout
+        for line in process.stdout:
+            if "Ray: ready" in line:
+                break
+        process.kill()
+        process.wait()
+        eventually(lambda: not ours(fresh.paths), 15)
+    finally:
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    process.kill()
+    process.wait()
+    if process.stdout:
+        process.stdout.close()
