@@ -36,6 +36,7 @@ err = Console(stderr=True)
 
 FAILED, WRONG, NOT_RUNNING = 1, 2, 3
 READY_S = 180.0
+SYSTEM = "You are a helpful AI assistant."
 REFRESH_S = 0.5
 QUIET_REFRESH_S = 1.0
 
@@ -116,17 +117,18 @@ def chat(
     prompt: Annotated[str | None, typer.Argument(help="One question; without it, a conversation.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model's name.")] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help="The session's name.")] = None,
+    system: Annotated[str, typer.Option("--system", help="What the model is told first.")] = SYSTEM,
 ) -> None:
     """Talk to a model. The conversation has a home of its own; `--session NAME` returns to it."""
     run = _running_or_exit(False)
     url = run["url"]
     chosen = model or _get_or_exit(run, "/v1/models")["data"][0]["id"]
+    history = [{"role": "system", "content": system}]
     name = session or f"chat-{secrets.token_hex(4)}"
     if prompt is not None:
-        _turn(url, chosen, name, [{"role": "user", "content": prompt}])
+        _turn(url, chosen, name, [*history, {"role": "user", "content": prompt}])
         return
     out.print(f"{chosen}, session {name}. An empty line or Ctrl-D ends it.", style="dim")
-    history: list[dict[str, str]] = []
     while words := _input():
         history.append({"role": "user", "content": words})
         history.append({"role": "assistant", "content": _turn(url, chosen, name, history)})
@@ -157,9 +159,7 @@ def _follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
     try:
         if out.is_terminal:
             with Live(console=out, auto_refresh=False, transient=detach) as view:
-                code = _watch(
-                    paths, parent, lambda *seen: view.update(live.up_view(*seen), refresh=True), detach
-                )
+                code = _watch(paths, parent, _screen(view), detach)
         else:
             code = _watch(paths, parent, _plain(), detach)
         if code == 0 and detach:
@@ -174,6 +174,25 @@ def _follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
         code = refused.code
     _end(paths)
     return code
+
+
+def _screen(view: Live) -> Show:
+    """For a terminal: a picture that changes; above it, once, what a person copies, in lines that are not cut."""
+    told = False
+
+    def show(run: dict[str, Any], fleet: dict[str, Any], found: list[dict[str, Any]], ready: bool) -> None:
+        nonlocal told
+        if ready and not told and fleet.get("models"):
+            told = True
+            out.print(
+                f"Listening on [bold cyan]{run.get('url', '')}/v1[/]  (Ctrl-C ends everything). Try it:\n"
+            )
+            line = live.curl_line(run.get("url", ""), fleet["models"][0]["name"])
+            out.print(line, style="green", soft_wrap=True, markup=False, highlight=False)
+            out.print()
+        view.update(live.up_view(run, fleet, found), refresh=True)
+
+    return show
 
 
 def _plain() -> Show:

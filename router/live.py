@@ -43,9 +43,9 @@ def curl_line(url: str, model: str) -> str:
 
 
 def up_view(
-    run: Mapping[str, Any], fleet: Mapping[str, Any], sessions: Iterable[Mapping[str, Any]], ready: bool
+    run: Mapping[str, Any], fleet: Mapping[str, Any], sessions: Iterable[Mapping[str, Any]]
 ) -> RenderableType:
-    """Ray, controller, keeper, hosts with loading bars, then the address, a curl line and the sessions."""
+    """Ray, controller, keeper, hosts with loading bars, then the sessions as they come."""
     steps = run.get("steps", {})
     grid = Table.grid(padding=(0, 2))
     for _ in range(4):
@@ -65,16 +65,6 @@ def up_view(
     for model, reasons in (fleet.get("problems") or {}).items():
         grid.add_row(_mark("failed"), model, "left out", Text("; ".join(reasons.values()), style="dim"))
     parts: list[RenderableType] = [grid]
-    if ready:
-        models = fleet.get("models") or [{"name": "?"}]
-        parts += [
-            Text(),
-            Text.assemble(
-                "Listening on ", (f"{run.get('url', '')}/v1", "bold cyan"), "  (Ctrl-C ends everything)"
-            ),
-            Text(),
-            Text(curl_line(run.get("url", ""), models[0]["name"]), style="green", no_wrap=False),
-        ]
     listed = list(sessions)
     if listed:
         parts += [Text(), sessions_table(listed)]

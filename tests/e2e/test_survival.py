@@ -1,10 +1,14 @@
 """What outlives what: each part is killed with SIGKILL while two sessions talk; homes and hosts stay."""
 
 import os
+import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 import pytest
@@ -237,3 +241,47 @@ def end(process: subprocess.Popen[str]) -> None:
     process.wait()
     if process.stdout:
         process.stdout.close()
+
+
+def test_another_ray_on_the_machine_is_never_touched(fresh: Homeport) -> None:
+    folder = Path(tempfile.mkdtemp(prefix="ray-other-"))
+    other = subprocess.Popen(
+        [
+            str(Path(sys.executable).with_name("ray")),
+            "start",
+            "--head",
+            "--block",
+            "--port=6399",
+            f"--temp-dir={folder}",
+            "--include-dashboard=false",
+            "--disable-usage-stats",
+            "--object-store-memory=80000000",
+            "--num-cpus=1",
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert other.stdout
+        assert any("Ray runtime started" in line for line in other.stdout)
+        before = {p.pid for p in psutil.Process(other.pid).children(recursive=True)}
+        assert before
+        fresh.up()
+        assert Conversation(fresh.url, "beside-another-ray").say(WORDS[0]).error is None
+        assert fresh.run("down", timeout=30).returncode == 0
+        assert other.poll() is None
+        assert before <= {p.pid for p in psutil.Process(other.pid).children(recursive=True)}
+    finally:
+        for process in [p for p in psutil.process_iter() if _in_session(p.pid, other.pid)]:
+            process.kill()
+        end(other)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _in_session(pid: int, session: int) -> bool:
+    try:
+        return os.getsid(pid) == session
+    except OSError:
+        return False

@@ -1,0 +1,118 @@
+"""Which processes count as ours, and that they end."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.paths import Paths, write_private
+from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder
+
+SLEEP = "import time; print('up', flush=True); time.sleep(60)"
+STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    made = Paths(tmp_path / "home", tmp_path / "locks")
+    made.make()
+    return made
+
+
+@pytest.fixture
+def started(paths: Paths) -> Iterator[list[subprocess.Popen[str]]]:
+    processes: list[subprocess.Popen[str]] = []
+    yield processes
+    for process in processes:
+        process.kill()
+        process.wait()
+        assert process.stdout
+        process.stdout.close()
+
+
+def start(
+    started: list[subprocess.Popen[str]], env: dict[str, str], program: str = SLEEP, session: bool = False
+) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", program],
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=session,
+    )
+    started.append(process)
+    assert process.stdout
+    assert process.stdout.readline() == "up\n"
+    return process
+
+
+def test_our_mark_in_the_environment_makes_a_process_ours(
+    paths: Paths, started: list[subprocess.Popen[str]]
+) -> None:
+    router = start(started, mark(paths, "router"))
+    start(started, {})
+    start(started, mark(Paths(paths.home / "other", paths.locks), "router"))
+    assert [(p.pid, p.role) for p in ours(paths)] == [(router.pid, "router")]
+    assert ours(paths, "host") == []
+
+
+def test_a_process_without_the_mark_is_ours_in_rays_recorded_session(
+    paths: Paths, started: list[subprocess.Popen[str]]
+) -> None:
+    worker = start(started, {}, session=True)
+    write_private(paths.ray_processes, f'{{"session": {worker.pid}, "since": {time.time() - 60}}}')
+    assert [(p.pid, p.role) for p in ours(paths)] == [(worker.pid, "ray")]
+
+
+def test_a_session_number_that_was_given_anew_is_not_ours(
+    paths: Paths, started: list[subprocess.Popen[str]]
+) -> None:
+    """Processes older than the record cannot have been started in the session that it names."""
+    stranger = start(started, {}, session=True)
+    write_private(paths.ray_processes, f'{{"session": {stranger.pid}, "since": {time.time() + 60}}}')
+    assert ours(paths) == []
+
+
+def test_a_process_that_ignores_sigterm_is_killed(paths: Paths, started: list[subprocess.Popen[str]]) -> None:
+    process = start(started, mark(paths, "host"), STUBBORN)
+    assert end(ours(paths), grace_s=0.2) == []
+    assert not psutil.pid_exists(process.pid)
+
+
+def test_end_all_leaves_other_roles_alone(paths: Paths, started: list[subprocess.Popen[str]]) -> None:
+    router, ray = start(started, mark(paths, "router")), start(started, mark(paths, "ray"))
+    assert end_all(paths, "ray") == []
+    assert not psutil.pid_exists(ray.pid)
+    assert router.poll() is None
+
+
+def test_whoever_asks_is_never_among_those_that_end(
+    paths: Paths, started: list[subprocess.Popen[str]]
+) -> None:
+    program = (
+        "from cluster.paths import Paths; from cluster.processes import end_all; import os; "
+        "print('up', flush=True); end_all(Paths.from_env(os.environ)); print('alive', flush=True)"
+    )
+    process = start(
+        started, {**mark(paths, "parent"), "PYTHONPATH": str(Path(__file__).parent.parent)}, program
+    )
+    assert process.wait(timeout=20) == 0
+
+
+def test_an_environment_is_cleaned_of_another_rays_settings() -> None:
+    dirty = {"RAY_ADDRESS": "10.0.0.1:6379", "HOMEPORT_LOCK_FDS": "3", "PATH": "/bin", "HOMEPORT_HOME": "/h"}
+    assert clean_environment(dirty) == {"PATH": "/bin", "HOMEPORT_HOME": "/h"}
+
+
+def test_the_holder_of_a_port_is_named() -> None:
+    import socket
+
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        assert f"(pid {os.getpid()})" in port_holder(listener.getsockname()[1])
