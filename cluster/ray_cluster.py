@@ -97,6 +97,8 @@ def environment(paths: Paths, env: Mapping[str, str]) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
         **QUIET,
+        # Ray would give its actors, and so the hosts that a keeper starts, the niceness 15.
+        "RAY_worker_niceness": "0",
         "PYTHONUNBUFFERED": "1",
     }
 

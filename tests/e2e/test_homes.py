@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from cluster import confine
@@ -96,6 +97,11 @@ def test_every_thread_of_both_hosts_stays_in_its_slice_while_they_answer(homepor
         assert len(threads) >= 2
         strays = {tid: cpus for tid, cpus in threads.items() if not cpus <= set(replica["slice"]["cpus"])}
         assert strays == {}
+
+
+def test_hosts_run_at_the_usual_priority(homeport: Homeport) -> None:
+    """Ray makes its workers nice, and what they start."""
+    assert {psutil.Process(r["pid"]).nice() for r in homeport.replicas()} == {psutil.Process().nice()}
 
 
 def test_a_third_host_on_a_taken_core_is_refused_by_the_lock(homeport: Homeport, tmp_path: Path) -> None:
