@@ -6,7 +6,6 @@ it over HTTP, since they never import Ray.
 """
 
 import asyncio
-import contextlib
 import hmac
 import json
 import logging
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-import aiohttp
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -35,8 +33,8 @@ TICK_S = 2.0
 """How often it looks for new machines."""
 NEWS_S = 10.0
 """How long it waits for news of a machine in one question."""
-LEARN_S = 3.0
-"""How long a new controller waits with its first claims for the journals of the hosts that it knows of."""
+LEARN_S = 20.0
+"""How long new sessions wait for the journals of a machine that Ray counts as alive and whose keeper is silent."""
 
 AWAY = (RayFailed, TimeoutError, OSError)
 """How a keeper that cannot be asked shows itself."""
@@ -58,6 +56,15 @@ class Members(Protocol):
         """
         ...
 
+    async def pins(
+        self, machine: str, written: dict[int, int]
+    ) -> dict[int, tuple[list[dict[str, Any]], int]]:
+        """By slot, the pins that its journal holds beyond what is known, and a number for the next call.
+
+        Raises as `report`.
+        """
+        ...
+
     async def apply(self, machine: str, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
         """Give a keeper its share of a revision. Raises as `report`."""
         ...
@@ -75,10 +82,13 @@ class Controller:
         self.revision: dict[str, Any] = {"revision": 0, "models": [], "control": {}}
         self._fleet_text: bytes | None = None
         self._make_members = members
-        self._learned: dict[str, tuple[int, int]] = {}
-        """By replica: the incarnation and the number of pins that were read last from its journal."""
-        self._learned_once = asyncio.Event()
-        self._started = time.monotonic()
+        self._looked = False
+        self._unread: dict[str, float] = {}
+        """By machine: until when a claim waits for its journals; 0 once they were read."""
+        self._written: dict[str, dict[int, int]] = {}
+        """By machine and slot: the number of the last pin that was read from the journal."""
+        self._counts: dict[str, tuple[int, ...]] = {}
+        """By machine: its replicas' numbers of pins when they were read last."""
         threading.Thread(target=lambda: asyncio.run(self._main()), name="controller", daemon=True).start()
 
     def ping(self) -> int:
@@ -111,16 +121,16 @@ class Controller:
     async def _work(self) -> None:
         members = self._make_members()
         following: dict[str, asyncio.Task[None]] = {}
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as http:
-            while True:
-                for machine in await asyncio.to_thread(members.machines):
-                    if machine not in following or following[machine].done():
-                        following[machine] = asyncio.create_task(self._follow(members, http, machine))
-                self._read_revision()
-                await self._learn(http)
-                await asyncio.sleep(TICK_S)
+        while True:
+            for machine in await asyncio.to_thread(members.machines):
+                if machine not in following or following[machine].done():
+                    following[machine] = asyncio.create_task(self._follow(members, machine))
+                    self._unread.setdefault(machine, time.monotonic() + LEARN_S)
+            self._looked = True
+            self._read_revision()
+            await asyncio.sleep(TICK_S)
 
-    async def _follow(self, members: Members, http: aiohttp.ClientSession, machine: str) -> None:
+    async def _follow(self, members: Members, machine: str) -> None:
         """Hear of every change on a machine as it happens, and give it what it is to serve."""
         version = -1
         while True:
@@ -129,14 +139,31 @@ class Controller:
                 wanted = self._assign().get(machine)
                 if wanted is not None and self.reports[machine]["revision"] < self.revision["revision"]:
                     self._heard(machine, await members.apply(machine, self.revision["revision"], wanted))
+                await self._learn(members, machine)
                 version = self.reports[machine]["version"]
-                await self._learn(http)
             except AWAY as error:
                 log.warning("machine %s cannot be asked: %s", machine, error)
                 await asyncio.sleep(TICK_S)
             except Exception:
                 log.exception("machine %s: a step failed; the controller goes on", machine)
                 await asyncio.sleep(TICK_S)
+
+    async def _learn(self, members: Members, machine: str) -> None:
+        """Read what is new in the journals of a machine: those of hosts that are dead or no longer wanted too."""
+        counts = tuple(replica.get("pins", 0) for replica in self.reports[machine]["replicas"])
+        if self._counts.get(machine) == counts:
+            return
+        written = self._written.setdefault(machine, {})
+        for slot, (pins, last) in (await members.pins(machine, written)).items():
+            self.index.confirm(pin_from_json(pin) for pin in pins)
+            written[slot] = last
+        self._counts[machine] = counts
+        self._unread[machine] = 0.0
+
+    def _has_learned(self) -> bool:
+        """Whether a session that the index does not know is new: every machine's journals were read, or given up."""
+        now = time.monotonic()
+        return self._looked and bool(self._unread) and all(until < now for until in self._unread.values())
 
     def _heard(self, machine: str, report: dict[str, Any]) -> None:
         self.reports[machine] = report
@@ -160,29 +187,6 @@ class Controller:
             ]
             for machine in machines
         }
-
-    async def _learn(self, http: aiohttp.ClientSession) -> None:
-        """Read the journals of hosts that are new here or whose number of pins has changed."""
-        hosts = [r for report in self.reports.values() for r in report["replicas"] if r.get("pid")]
-        await asyncio.gather(*(self._learn_from(http, host) for host in hosts))
-        waiting = [h for h in hosts if h["name"] not in self._learned]
-        if (hosts and not waiting) or time.monotonic() - self._started > LEARN_S:
-            self._learned_once.set()
-
-    async def _learn_from(self, http: aiohttp.ClientSession, host: dict[str, Any]) -> None:
-        stamp = (host["incarnation"], host.get("pins", 0))
-        if self._learned.get(host["name"]) == stamp:
-            return
-        url = f"http://{host['address']}:{host['port']}/pins"
-        try:
-            async with http.get(url, headers={"authorization": f"Bearer {self.token}"}) as answer:
-                answer.raise_for_status()
-                pins = [pin_from_json(pin) for pin in (await answer.json())["pins"]]
-        except (aiohttp.ClientError, TimeoutError, KeyError, ValueError) as error:
-            log.info("replica %s: its journal cannot be read yet: %s", host["name"], error)
-            return
-        self.index.confirm(pins)
-        self._learned[host["name"]] = stamp
 
     def _read_revision(self) -> None:
         revision = read_json(self.paths.revision)
@@ -235,20 +239,23 @@ class Controller:
             return JSONResponse({"error": {"message": f"Not a claim: {error}"}}, status_code=400)
         if not ranked:
             return JSONResponse({"error": {"message": "A claim needs a candidate."}}, status_code=400)
-        await self._has_learned()
+        if not self._has_learned():
+            return _not_yet()
         pin, known = self.index.claim(session, model, ranked, refused, time.time())
         return JSONResponse({"pin": pin.to_json(), "known": known})
 
     async def _pin(self, request: Request) -> Response:
-        await self._has_learned()
         pin = self.index.get(request.path_params["session"], request.query_params.get("model", ""))
+        if pin is None and not self._has_learned():
+            return _not_yet()
         if pin is None:
             return JSONResponse({"error": {"message": "No such pin."}}, status_code=404)
         return JSONResponse(pin.to_json())
 
-    async def _has_learned(self) -> None:
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._learned_once.wait(), LEARN_S)
+
+def _not_yet() -> Response:
+    message = "The controller has not read all journals yet. Ask again in a second."
+    return JSONResponse({"error": {"message": message}}, status_code=503, headers={"retry-after": "1"})
 
 
 class _QuietServer(uvicorn.Server):

@@ -9,6 +9,7 @@ import os
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from serving.pins import Pin, merge
 
@@ -16,15 +17,20 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS pins (
     session TEXT NOT NULL, model TEXT NOT NULL, replica TEXT NOT NULL,
     generation INTEGER NOT NULL, created_s REAL NOT NULL, used_s REAL NOT NULL, turns INTEGER NOT NULL,
-    PRIMARY KEY (session, model)
+    written INTEGER NOT NULL, PRIMARY KEY (session, model)
 ) WITHOUT ROWID
+"""
+_INDEX = "CREATE INDEX IF NOT EXISTS pins_written ON pins (written)"
+_NEWER = """
+SELECT session, model, replica, generation, created_s, written FROM pins WHERE written > ? ORDER BY written
 """
 _GET = "SELECT session, model, replica, generation, created_s FROM pins WHERE session = ? AND model = ?"
 _ALL = """
 SELECT session, model, replica, generation, created_s, used_s, turns FROM pins ORDER BY created_s, session
 """
 _PUT = """
-INSERT OR REPLACE INTO pins (session, model, replica, generation, created_s, used_s, turns) VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT OR REPLACE INTO pins (session, model, replica, generation, created_s, used_s, turns, written)
+VALUES (?, ?, ?, ?, ?, ?, 0, (SELECT coalesce(max(written), 0) + 1 FROM pins))
 """
 
 
@@ -77,15 +83,7 @@ class Journal:
                 if winner is not found:
                     self._writer.execute(
                         _PUT,
-                        (
-                            pin.session,
-                            pin.model,
-                            pin.replica,
-                            pin.generation,
-                            pin.created_s,
-                            pin.created_s,
-                            0,
-                        ),
+                        (pin.session, pin.model, pin.replica, pin.generation, pin.created_s, pin.created_s),
                     )
             # Counted here, because SQLite walks the whole table for it, and every poll of the host asks.
             self._count += found is None
@@ -139,9 +137,10 @@ class Journal:
             if verdict != "ok":
                 raise _damage(str(verdict).splitlines()[-1])
             self._writer.execute(_SCHEMA)
+            self._writer.execute(_INDEX)
             # A foreign SQLite file passes the check above; it does not have these columns.
             self._writer.execute(
-                "SELECT session, model, replica, generation, created_s, used_s, turns FROM pins LIMIT 1"
+                "SELECT session, model, replica, generation, created_s, used_s, turns, written FROM pins LIMIT 1"
             )
             self._count = int(self._writer.execute("SELECT count(*) FROM pins").fetchone()[0])
             self._reader = _connect(self._path)
@@ -159,6 +158,19 @@ class Journal:
             raise JournalFull(
                 f"the state folder {folder} cannot be written ({error}); make room on its disk"
             ) from error
+
+
+def pins_since(path: Path, written: int) -> tuple[list[Pin], int]:
+    """The pins that were written after number `written` (0: all), and the number of the last one.
+
+    Reads the file itself, whether its host lives or not. Raises sqlite3.Error for a file that is no sound journal.
+    """
+    connection = sqlite3.connect(f"file:{quote(str(path))}?mode=rw", uri=True, timeout=5.0)
+    try:
+        rows = connection.execute(_NEWER, (written,)).fetchall()
+    finally:
+        connection.close()
+    return [Pin(*row[:5]) for row in rows], max((row[5] for row in rows), default=written)
 
 
 def _connect(path: Path) -> sqlite3.Connection:

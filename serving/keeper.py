@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import sqlite3
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import clean_environment, mark
 from serving.host_watch import HostWatch
+from serving.journal import pins_since
 from serving.model import ModelSpec
 from serving.reconcile import Drain, Seen, Start, Stop, plan
 from serving.slots import Slot, Wish, assign
@@ -86,6 +88,23 @@ class Keeper:
             self._publish()
             self._loop.call_soon_threadsafe(self._wake.set)
         return self.report()
+
+    def pins(self, written: dict[int, int]) -> dict[int, tuple[list[dict[str, Any]], int]]:
+        """The pins in the journals of all slots that this machine ever had, their hosts alive or not, by slot.
+
+        `written`: what is known already, as the second part of the last answer; only what came after it is told.
+        A journal that cannot be read is left out.
+        """
+        found = {}
+        for file in self.paths.home.glob("replicas/*/journal.sqlite"):
+            slot = int(file.parent.name)
+            try:
+                pins, last = pins_since(file, written.get(slot, 0))
+            except (sqlite3.Error, ValueError):
+                log.exception("slot %d: its journal cannot be read", slot)
+                continue
+            found[slot] = ([pin.to_json() for pin in pins], last)
+        return found
 
     def _publish(self) -> None:
         """Make a new version of the report where it says something new."""

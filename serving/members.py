@@ -7,6 +7,8 @@ from cluster import ray_cluster
 from serving.keeper import Keeper
 
 ANSWER_S = 5.0
+READ_S = 30.0
+"""100,000 pins take a second."""
 THREADS = 4
 """A keeper answers a controller that waits for news, one that died while it waited, and an order, all at once."""
 
@@ -23,21 +25,28 @@ class RayMembers:
         return list(self._labels)
 
     async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
-        return await self._ask(machine, wait_s + ANSWER_S, "report", known, wait_s)
+        report: dict[str, Any] = await self._ask(machine, wait_s + ANSWER_S, "report", known, wait_s)
+        return report
 
     async def apply(self, machine: str, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
-        return await self._ask(machine, ANSWER_S, "apply", revision, wishes)
+        report: dict[str, Any] = await self._ask(machine, ANSWER_S, "apply", revision, wishes)
+        return report
 
-    async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> dict[str, Any]:
+    async def pins(
+        self, machine: str, written: dict[int, int]
+    ) -> dict[int, tuple[list[dict[str, Any]], int]]:
+        found: dict[int, tuple[list[dict[str, Any]], int]] = await self._ask(machine, READ_S, "pins", written)
+        return found
+
+    async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> Any:
         keeper = self._keepers.get(machine)
         if keeper is None:
             keeper = self._keepers[machine] = await asyncio.to_thread(self._make, machine)
         try:
-            answer: dict[str, Any] = await ray_cluster.ask(keeper, method, *args, timeout_s=timeout_s)
+            return await ray_cluster.ask(keeper, method, *args, timeout_s=timeout_s)
         except ray_cluster.RayFailed:
             self._keepers.pop(machine, None)
             raise
-        return answer
 
     def _make(self, machine: str) -> Any:
         labels = self._labels[machine]

@@ -11,6 +11,9 @@ from serving.pins import Pin, merge
 CLAIM_S = 3.0
 """How long a claim counts as a place taken: by then the router's picture of the host shows it."""
 
+UNUSED_S = 600.0
+"""How long a claim is kept that no host confirms. Longer than any line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -48,16 +51,17 @@ class PinIndex:
         refused: frozenset[str],
         now: float,
     ) -> tuple[Pin, bool]:
-        """Insert a pin, or return the winner: (pin, whether it existed already).
+        """Insert a pin, or return the winner: (pin, whether a journal has it already).
 
         A new pin goes to the first candidate with a place that no recent claim has taken, else to the one with the
         fewest recent claims, in the router's order. A claim whose host refused it (`refused`) is made anew; a pin
         that a journal confirmed is not. `ranked` must not be empty.
         """
+        self._forget_unused(now)
         key = (session, model)
         known = self.pins.get(key)
         if known is not None and not (key in self.claims and known.replica in refused):
-            return known, True
+            return known, key not in self.claims
         candidates = [c for c in ranked if c.replica not in refused] or list(ranked)
         taken = self._recent(now)
         chosen = next((c for c in candidates if c.free > taken.get(c.replica, 0)), None) or min(
@@ -65,8 +69,16 @@ class PinIndex:
         )
         pin = Pin(session=session, model=model, replica=chosen.replica, generation=1, created_s=now)
         self.pins[key] = pin
+        self.claims.pop(key, None)
         self.claims[key] = (chosen.replica, now)
         return pin, False
+
+    def _forget_unused(self, now: float) -> None:
+        """Claims are in order of time; one that no host ever confirmed was never used."""
+        for key, (_, at) in list(self.claims.items()):
+            if at > now - UNUSED_S:
+                break
+            del self.claims[key], self.pins[key]
 
     def _recent(self, now: float) -> dict[str, int]:
         taken: dict[str, int] = {}

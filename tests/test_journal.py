@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from serving.journal import Entry, Journal, JournalFull
+from serving.journal import Entry, Journal, JournalFull, pins_since
 from serving.pins import Pin
 
+ROOT = Path(__file__).parent.parent
 PIN = Pin("ab" * 32, "smollm2", "den/0", 1, 100.0)
 
 
@@ -79,6 +80,27 @@ def test_a_touch_counts_a_turn_and_moves_the_time_of_use_forwards_only(journal: 
     journal.touch(PIN.session, "smollm2", 400.0)
     assert journal.all() == (Entry(PIN, used_s=500.0, turns=2),)
     assert journal.get(PIN.session, "smollm2") == PIN
+
+
+def test_what_was_written_since_a_look_is_read_past_the_host(journal: Journal, path: Path) -> None:
+    journal.insert(PIN)
+    assert pins_since(path, 0) == ([PIN], 1)
+    assert pins_since(path, 1) == ([], 1)
+    moved = replace(PIN, replica="den/1", generation=2)
+    other = replace(PIN, session="ef" * 32)
+    journal.insert(moved)
+    journal.insert(other)
+    journal.touch(PIN.session, PIN.model, 9.0)
+    assert pins_since(path, 1) == ([moved, other], 3)
+
+
+def test_a_dead_hosts_journal_is_read_too(path: Path) -> None:
+    program = (
+        "import os, pathlib, sys; from serving.journal import Journal; from serving.pins import Pin; "
+        "Journal(pathlib.Path(sys.argv[1])).insert(Pin('ab' * 32, 'm', 'den/0', 1, 1.0)); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, check=False)
+    assert [pin.session for pin in pins_since(path, 0)[0]] == ["ab" * 32]
 
 
 def test_reading_goes_on_while_another_thread_writes(journal: Journal) -> None:

@@ -1,6 +1,6 @@
 """Who wins when several routers want a home for a session at the same moment."""
 
-from serving.pin_index import CLAIM_S, Candidate, PinIndex
+from serving.pin_index import CLAIM_S, UNUSED_S, Candidate, PinIndex
 from serving.pins import Pin
 
 NOBODY: frozenset[str] = frozenset()
@@ -23,7 +23,23 @@ def test_the_second_router_gets_the_winner_whatever_it_would_have_chosen() -> No
     first, known = index.claim(digest(1), "m", free("a/0", "b/0"), NOBODY, now=0.0)
     assert (first.replica, known) == ("a/0", False)
     again, known = index.claim(digest(1), "m", free("b/0", "a/0"), NOBODY, now=0.1)
-    assert (again, known) == (first, True)
+    assert (again, known) == (first, False)
+
+
+def test_a_pin_is_known_once_a_journal_has_it() -> None:
+    index = PinIndex()
+    claimed, _ = index.claim(digest(1), "m", free("a/0"), NOBODY, now=0.0)
+    index.confirm([claimed])
+    assert index.claim(digest(1), "m", free("b/0"), NOBODY, now=0.1) == (claimed, True)
+
+
+def test_a_claim_that_no_host_ever_confirmed_is_forgotten() -> None:
+    index = PinIndex()
+    index.claim(digest(1), "m", free("a/0"), NOBODY, now=0.0)
+    index.claim(digest(2), "m", free("a/0"), NOBODY, now=UNUSED_S - 1)
+    index.claim(digest(3), "m", free("a/0"), NOBODY, now=UNUSED_S + 1)
+    assert index.get(digest(1), "m") is None
+    assert index.get(digest(2), "m") is not None
 
 
 def test_as_many_new_sessions_as_free_places_get_a_home_each() -> None:

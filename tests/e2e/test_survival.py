@@ -3,9 +3,11 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -285,3 +287,33 @@ def _in_session(pid: int, session: int) -> bool:
         return os.getsid(pid) == session
     except OSError:
         return False
+
+
+def test_a_session_whose_home_is_down_while_the_index_is_rebuilt_is_not_moved(fresh: Homeport) -> None:
+    fresh.up()
+    talks = [Conversation(fresh.url, f"down-{n}") for n in range(2)]
+    homes = {t.name: t.say(WORDS[0]).headers["x-homeport-replica"] for t in talks}
+    assert len(set(homes.values())) == 2
+    away = next(r for r in fresh.replicas() if r["name"] == homes["down-0"])
+    assert fresh.run("down", timeout=30).returncode == 0
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", away["port"]))
+        squatter.listen()
+        fresh.run("up", "--detach", "--config", str(fresh.config))
+        eventually(
+            lambda: [r for r in fresh.replicas() if r["name"] == away["name"] and r["state"] == "failed"], 60
+        )
+        other = talks[1].say(WORDS[1])
+        assert (other.headers["x-homeport-pin"], other.headers["x-homeport-replica"]) == (
+            "kept",
+            homes["down-1"],
+        )
+        waiting = threading.Thread(target=talks[0].say, args=(WORDS[1],))
+        waiting.start()
+        waiting.join(3)
+        assert waiting.is_alive(), talks[0].answers[-1]
+    waiting.join()
+    back = talks[0].answers[-1]
+    assert back.error is None, back
+    assert (back.headers["x-homeport-pin"], back.headers["x-homeport-replica"]) == ("kept", homes["down-0"])
