@@ -36,6 +36,11 @@ class Problem(Exception):
         self.homeport = homeport
 
 
+def internal_problem() -> Problem:
+    """A 500 for an error that nobody expected; what it was stands in the host's log."""
+    return Problem(500, "something went wrong inside the host; its log says where", "internal_error")
+
+
 class ClientGone(Exception):
     """The client left before its request was whole: nobody is there to answer."""
 

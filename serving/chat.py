@@ -16,23 +16,34 @@ from typing import Any, assert_never
 import msgspec
 
 from serving import openai_wire
-from serving.admission import free_places
-from serving.asgi import Problem, Receive, Send, read_body, send_head, send_part, send_whole, until_gone
+from serving.admission import Admission, free_places, place_of
+from serving.asgi import (
+    Problem,
+    Receive,
+    Send,
+    internal_problem,
+    read_body,
+    send_head,
+    send_part,
+    send_whole,
+    until_gone,
+)
 from serving.chat_request import BadRequest, ChatRequest, default_sampling, read_chat_request
-from serving.engine import Began, Broke, Ended, Engine, Prefilled, PromptError, Text, Usage
+from serving.engine import Began, Broke, Ended, Engine, Prefilled, PromptError, PromptTooLong, Text, Usage
 from serving.journal import Journal, JournalFull
 from serving.model import ModelSpec
 from serving.openai_wire import Outcome
 from serving.pins import Pin
 from serving.routing import Ask, misdirected
-from serving.turns import Gone, Granted, Happening, Lease, Refused, Turns
+from serving.trouble import report
+from serving.turns import Gone, Granted, Happening, Lease, Refused, Remembered, Turns
 
 HEAD_S = 5.0
 """A stream's head goes out this long after the request's arrival at the latest."""
 COMMENT_S = 10.0
 """Then a comment this often, until the first text."""
-INLINE_BODY_BYTES = 32 * 2**10
-"""Larger conversations are rendered and tokenized on another thread."""
+INLINE_BODY_BYTES = 16 * 2**10
+"""Larger bodies are read, rendered and tokenized on another thread: the loop answers polls meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +58,8 @@ class Desk:
     journal: Journal
     writer: Executor
     """The journal's one writing thread."""
-    made: set[str]
-    """Sessions whose pin was made by this process."""
+    made: Remembered
+    """Sessions that began with this process: nothing was evaluated for them before it."""
 
     def place_headers(self) -> tuple[tuple[str, str], ...]:
         return (("x-homeport-machine", self.machine), ("x-homeport-replica", self.replica))
@@ -57,18 +68,27 @@ class Desk:
 async def chat(desk: Desk, ask: Ask, receive: Receive, send: Send) -> None:
     """Answer one request. Raises Problem as long as no head is out, and ClientGone while the body is read."""
     body = await read_body(receive)
-    request = _read(desk, body)
-    prompt = await _prompt(desk, request, len(body))
-    _check_pin(desk, ask)
+    if len(body) <= INLINE_BODY_BYTES:
+        request, prompt = _take_in(desk, body)
+    else:
+        request, prompt = await asyncio.to_thread(_take_in, desk, body)
+    pinned = _check_pin(desk, ask)
     # No await between the check and the asking: the place that was free is still free.
     lease = desk.turns.ask(ask.session, ask.request_id)
     watch = asyncio.create_task(until_gone(receive, lambda: desk.turns.left(lease)))
-    answer = (_Stream if request.stream else _Whole)(desk, ask, request, prompt, lease, send)
+    answer = (_Stream if request.stream else _Whole)(desk, ask, request, prompt, lease, send, pinned)
     try:
         await answer.run()
     finally:
         watch.cancel()
         desk.turns.release(lease)
+
+
+def _take_in(desk: Desk, body: bytes) -> tuple[ChatRequest, tuple[int, ...]]:
+    """What is asked, and its prompt. Any thread. Raises Problem."""
+    request = _read(desk, body)
+    _check_tokens(request, desk.engine.facts.vocabulary)
+    return request, _prompt(desk, request)
 
 
 def _read(desk: Desk, body: bytes) -> ChatRequest:
@@ -88,39 +108,66 @@ def _read(desk: Desk, body: bytes) -> ChatRequest:
     return request
 
 
-async def _prompt(desk: Desk, request: ChatRequest, size: int) -> tuple[int, ...]:
+def _check_tokens(request: ChatRequest, vocabulary: int) -> None:
+    unknown = [token for token, _ in request.sampling.logit_bias if token >= vocabulary]
+    if unknown:
+        message = f"'logit_bias' names the token {unknown[0]}; this model's tokens are 0 to {vocabulary - 1}"
+        raise Problem(400, message, "invalid_value", "logit_bias")
+
+
+def _prompt(desk: Desk, request: ChatRequest) -> tuple[int, ...]:
+    context = desk.engine.facts.context
     try:
-        if size <= INLINE_BODY_BYTES:
-            prompt = desk.engine.prompt(request.messages)
-        else:
-            prompt = await asyncio.to_thread(desk.engine.prompt, request.messages)
+        prompt = desk.engine.prompt(request.messages)
+    except PromptTooLong as error:
+        raise _too_long(f"at least {error.at_least}", context) from None
     except PromptError as error:
         raise Problem(400, str(error), "invalid_prompt", error.param) from None
-    context = desk.engine.facts.context
     if len(prompt) >= context:
-        message = (
-            f"the messages are {len(prompt)} tokens long, and this model's context holds {context}, "
-            "the answer included; shorten the conversation"
-        )
-        raise Problem(400, message, "context_length_exceeded", "messages")
+        raise _too_long(str(len(prompt)), context)
     return prompt
 
 
-def _check_pin(desk: Desk, ask: Ask) -> None:
-    """421 when the router's picture of this session or of this replica's places is old."""
+def _too_long(tokens: str, context: int) -> Problem:
+    message = (
+        f"the messages are {tokens} tokens long, and this model's context holds {context}, "
+        "the answer included; shorten the conversation"
+    )
+    return Problem(400, message, "context_length_exceeded", "messages")
+
+
+def _check_pin(desk: Desk, ask: Ask) -> bool:
+    """Whether the journal has the pin already. 421 when the router's picture of this session or of this replica's
+    places is old."""
     known = desk.journal.get(ask.session, desk.model.name) if ask.session is not None else None
     if known is not None and known.generation > ask.generation:
         message = f"this session's pin has generation {known.generation}, not {ask.generation}"
         raise misdirected(message, "generation", known)
-    if known is None and ask.claim_free and ask.pin == "new" and free_places(desk.turns.state) == 0:
+    claims = known is None and ask.claim_free and ask.pin == "new"
+    if claims and free_places(desk.turns.state) == 0 and not _is_here(desk.turns.state, ask.session):
         raise misdirected(f"no place is free in {desk.replica} any more", "taken", None)
+    return known is not None and known.generation >= ask.generation
+
+
+def _is_here(state: Admission, session: str | None) -> bool:
+    """Whether an earlier turn of the session has a place or waits for one; its pin may not be written yet."""
+    if session is None:
+        return False
+    return place_of(state, session) is not None or any(turn.session == session for turn in state.line)
 
 
 class _Answer:
     """One turn from its lease to its end, however the bytes are written."""
 
     def __init__(
-        self, desk: Desk, ask: Ask, request: ChatRequest, prompt: tuple[int, ...], lease: Lease, send: Send
+        self,
+        desk: Desk,
+        ask: Ask,
+        request: ChatRequest,
+        prompt: tuple[int, ...],
+        lease: Lease,
+        send: Send,
+        pinned: bool,
     ) -> None:
         self.desk = desk
         self.ask = ask
@@ -130,12 +177,26 @@ class _Answer:
         self.send = send
         self.id = "chatcmpl-" + uuid.uuid4().hex
         self.created = int(time.time())
-        self.pin: str | None = "none" if ask.session is None else None
+        self.pin: str | None = "none" if ask.session is None else "kept" if pinned else None
         """The pin's outcome; None until the journal has it."""
         self.began: Began | None = None
 
     async def run(self) -> None:
-        """Until the turn's end, the client's leaving or a refusal."""
+        """Until the turn's end, the client's leaving or a refusal. Raises Problem as long as no head is out."""
+        try:
+            await self.until_over()
+        except Problem as problem:
+            await self.fail(problem)
+        except Exception as error:  # noqa: BLE001  (logged without its words)
+            report(error)
+            await self.fail(internal_problem())
+
+    async def fail(self, problem: Problem) -> None:
+        """Tell the client how the turn ended, and the router what became of the pin."""
+        problem.headers = (*problem.headers, *self.standing())
+        raise problem
+
+    async def until_over(self) -> None:
         while True:
             for happening in await self.happened():
                 if await self.over(happening):
@@ -156,7 +217,8 @@ class _Answer:
             case Text(_, text, _):
                 self.text(text)
             case Ended(_, "cancelled", _):
-                raise Problem(503, "the host ended this turn; try again", "cancelled")
+                message = "the host ended this turn; try again"
+                raise Problem(503, message, "cancelled", headers=(("retry-after", "1"),))
             case Ended(_, reason, usage):
                 self.touch()
                 await self.end(reason, usage)
@@ -203,9 +265,10 @@ class _Answer:
             raise Problem(
                 500, f"the pin could not be written to the journal: {error}", "journal_failed"
             ) from None
-        new = self.ask.pin == "new" and known is None and winner is pin
-        self.pin = "new" if new else "kept"
-        if new:
+        made = known is None and winner is pin
+        self.pin = "new" if made and self.ask.pin == "new" else "kept"
+        # A first home that only the router knew of: its first turn never came here.
+        if made and (self.ask.pin == "new" or pin.generation == 1):
             desk.made.add(session)
 
     def touch(self) -> None:
@@ -240,13 +303,18 @@ class _Answer:
         return "new" if session in self.desk.made else "engine_changed"
 
     def headers(self) -> list[tuple[str, str]]:
-        """What is known of the outcome by now."""
-        headers = [*self.desk.place_headers(), ("x-homeport-pin", self.pin or "none")]
+        """What is known of the outcome by now, in an answer's head; `ensure_pin` comes before it."""
+        headers = [*self.desk.place_headers(), *self.standing()]
         if self.began is not None:
             headers.append(("x-homeport-context", _context(self.began)))
-        if self.lease.waited_s is not None:
-            headers.append(("x-homeport-waited-ms", str(round(self.lease.waited_s * 1000))))
         return headers
+
+    def standing(self) -> list[tuple[str, str]]:
+        """The pin once the journal has it, and the wait once it is over: good for answers and refusals."""
+        standing = [("x-homeport-pin", self.pin)] if self.pin is not None else []
+        if self.lease.waited_s is not None:
+            standing.append(("x-homeport-waited-ms", str(round(self.lease.waited_s * 1000))))
+        return standing
 
     def refusal(self, code: str) -> Problem:
         if code == "host_stopping":
@@ -300,18 +368,16 @@ class _Stream(_Answer):
         self.head_out = False
         self.pending: list[bytes] = []
 
-    async def run(self) -> None:
-        try:
-            await super().run()
-        except Problem as problem:
-            if not self.head_out:
-                raise
-            await send_part(
-                self.send, openai_wire.error_event(problem.status, problem.message, problem.code), more=False
-            )
-        else:
-            if self.head_out:
-                await send_part(self.send, b"", more=False)
+    async def until_over(self) -> None:
+        await super().until_over()
+        if self.head_out:
+            await send_part(self.send, b"", more=False)
+
+    async def fail(self, problem: Problem) -> None:
+        if not self.head_out:
+            await super().fail(problem)
+        event = openai_wire.error_event(problem.status, problem.message, problem.code)
+        await send_part(self.send, event, more=False)
 
     async def happened(self) -> list[Happening]:
         happened = await self.lease.next(self.sign_due)

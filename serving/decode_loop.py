@@ -17,6 +17,7 @@ from serving.backend import Backend, Span
 from serving.batching import Budget, Piece, Prompt, next_pieces
 from serving.engine import Began, Broke, Emit, Ended, Event, Finish, Prefilled, Text, Turn, Usage
 from serving.text import TextAssembler
+from serving.trouble import trace_of
 
 logger = logging.getLogger(__name__)
 
@@ -140,8 +141,8 @@ class DecodeLoop:
         self._backend.rearm()
         try:
             open_ = self._obey(events)
-        except Exception as error:
-            logger.exception("the engine failed between two steps")
+        except Exception as error:  # noqa: BLE001  (logged without its words)
+            logger.error("the engine failed between two steps:\n%s", trace_of(error))
             self._break_all(error, events)
             open_ = True
         if events:
@@ -152,8 +153,8 @@ class DecodeLoop:
         if self._runs:
             try:
                 self._step(events)
-            except Exception as error:
-                logger.exception("the engine failed in a step")
+            except Exception as error:  # noqa: BLE001  (logged without its words)
+                logger.error("the engine failed in a step:\n%s", trace_of(error))
                 self._break_all(error, events)
             if events:
                 self._send(events)
@@ -162,8 +163,8 @@ class DecodeLoop:
     def _send(self, events: list[Event]) -> None:
         try:
             self._emit(events)
-        except Exception:
-            logger.exception("the receiver of the engine's events failed")
+        except Exception as error:  # noqa: BLE001  (logged without its words)
+            logger.error("the receiver of the engine's events failed:\n%s", trace_of(error))
 
     def _obey(self, events: list[Event]) -> bool:
         """Carry out the commands that wait; without a turn to work on, wait for one. False: close."""
@@ -194,8 +195,8 @@ class DecodeLoop:
             return
         try:
             self._place(turn, self._sequences[turn.sequence], events)
-        except Exception as error:
-            logger.exception("the engine could not begin a turn")
+        except Exception as error:  # noqa: BLE001  (logged without its words)
+            logger.error("the engine could not begin a turn:\n%s", trace_of(error))
             events.append(Broke(turn.id, f"the engine failed: {error}"))
             self._forget(turn.sequence)
 
@@ -345,8 +346,8 @@ class DecodeLoop:
             for run in runs:
                 self._backend.free(run.sampler)
             self._backend.clear()
-        except Exception as second:
-            logger.exception("the engine cannot go on")
+        except Exception as second:  # noqa: BLE001
+            logger.error("the engine cannot go on:\n%s", trace_of(second))
             self._failed = f"{message}; then: {second}"
         for sequence in self._sequences:
             sequence.run = None

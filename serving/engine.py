@@ -24,6 +24,14 @@ class PromptError(Exception):
         self.param = param
 
 
+class PromptTooLong(PromptError):
+    """The prompt's size alone says that it has `at_least` tokens, and that is too many. It was not counted."""
+
+    def __init__(self, at_least: int) -> None:
+        super().__init__(f"the prompt is at least {at_least} tokens long")
+        self.at_least = at_least
+
+
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What is known of a model once it is loaded."""
@@ -38,6 +46,8 @@ class ModelFacts:
     load_s: float
     template: bool
     """Whether the model brings a chat template."""
+    vocabulary: int
+    """How many tokens there are, numbered from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +145,7 @@ class Engine(Protocol):
     """Life: load, start, then begin / cancel / erase in any order from any thread, close.
 
     Each turn that was begun ends in exactly one Ended or Broke. Only the engine's own thread touches the model's
-    context; every method here but `load` and `close` returns at once.
+    context; every method here but `load`, `prompt` and `close` returns at once.
     """
 
     @property
@@ -162,7 +172,9 @@ class Engine(Protocol):
         ...
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """Render a conversation with the model's template and tokenize it. Raises PromptError. Thread-safe."""
+        """Render a conversation with the model's template and tokenize it. Raises PromptError; PromptTooLong where
+        the text is too large for the context whatever its tokens are, without tokenizing it. Thread-safe, and no
+        call waits for another; a large conversation takes seconds, so no event loop may call it with one."""
         ...
 
     def begin(self, turn: Turn) -> None:

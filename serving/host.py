@@ -29,6 +29,7 @@ from serving.host_app import About, HostApp, build_app
 from serving.host_memory import MemoryWatch, start_time
 from serving.journal import Journal, JournalFull
 from serving.model import ModelSpec
+from serving.trouble import report_callback
 
 HARD_EXIT_S = 2.7
 """After SIGTERM the process ends by then, whatever the engine does."""
@@ -153,6 +154,7 @@ class _Host:
 
     async def serve(self) -> int:
         self._loop = asyncio.get_running_loop()
+        self._loop.set_exception_handler(report_callback)
         self._stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(number, self._stop, 0)

@@ -6,8 +6,6 @@ Loads no engine and starts no server (host.py does both); any Engine will do.
 import asyncio
 import hmac
 import os
-import sys
-import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,13 +15,24 @@ from urllib.parse import parse_qs
 import msgspec
 
 from serving import admission, openai_wire
-from serving.asgi import ClientGone, Problem, Receive, Scope, Send, header_map, send_whole
+from serving.asgi import (
+    ClientGone,
+    Message,
+    Problem,
+    Receive,
+    Scope,
+    Send,
+    header_map,
+    internal_problem,
+    send_whole,
+)
 from serving.chat import Desk, chat
 from serving.engine import Engine
 from serving.journal import Journal
 from serving.model import ModelSpec
 from serving.routing import check_home, read_ask
-from serving.turns import Turns
+from serving.trouble import report
+from serving.turns import Remembered, Turns
 
 State = Literal["loading", "ready", "draining", "failed"]
 
@@ -72,7 +81,7 @@ class HostApp:
         model = about.model
         self._turns = Turns(engine, model.sessions, model.hold_s, model.queue_s)
         self._desk = Desk(
-            about.machine, about.replica, model, engine, self._turns, journal, self._writer, made=set()
+            about.machine, about.replica, model, engine, self._turns, journal, self._writer, made=Remembered()
         )
 
     def loading(self, progress: float) -> None:
@@ -105,18 +114,27 @@ class HostApp:
         if scope["type"] != "http":
             return
         headers = header_map(scope)
+        head_out = False
+
+        async def noted_send(message: Message) -> None:
+            nonlocal head_out
+            head_out = True  # A head is what is sent first.
+            await send(message)
+
+        problem: Problem | None = None
         try:
             self._authorize(headers)
-            await self._route(scope, headers, receive, send)
+            await self._route(scope, headers, receive, noted_send)
         except ClientGone:
             pass
-        except Problem as problem:
-            await self._refuse(problem, headers, send)
-        except Exception as error:
-            # The trace goes to the host's own file: where it went wrong, never the request's words.
-            traceback.print_tb(error.__traceback__)
-            print(f"homeport: internal error: {type(error).__name__}", file=sys.stderr, flush=True)
-            raise
+        except Problem as refusal:
+            problem = refusal
+        except Exception as error:  # noqa: BLE001  (whatever is raised further, the server logs with its words)
+            report(error)
+            problem = internal_problem()
+        # An answer that broke off behind its head is left unfinished: the server closes the connection.
+        if problem is not None and not head_out:
+            await self._refuse(problem, send)
 
     def _authorize(self, headers: Mapping[str, str]) -> None:
         given = headers.get("authorization", "").encode("latin-1")
@@ -221,7 +239,7 @@ class HostApp:
                 message = f"{self.about.replica} is stopping; its sessions wait for it, try again"
                 raise Problem(503, message, "host_stopping", headers=(("retry-after", "5"),))
 
-    async def _refuse(self, problem: Problem, headers: Mapping[str, str], send: Send) -> None:
+    async def _refuse(self, problem: Problem, send: Send) -> None:
         body = openai_wire.error_body(
             problem.status, problem.message, problem.code, problem.param, problem.homeport
         )

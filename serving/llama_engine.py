@@ -8,7 +8,6 @@ text are the loop's matter (decode_loop.py), the chat template is chat_format.py
 import contextlib
 import ctypes
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
@@ -22,9 +21,10 @@ from serving.backend import Span
 from serving.batching import Budget
 from serving.chat_format import ChatFormat, TemplateBroken
 from serving.decode_loop import DecodeLoop
-from serving.engine import Emit, LoadError, ModelFacts, PromptError, Sampling, Turn
+from serving.engine import Emit, LoadError, ModelFacts, PromptError, PromptTooLong, Sampling, Turn
 from serving.gguf import GgufError, read_head
 from serving.llama_sampler import sampler_chain
+from serving.readers import Readers
 
 # Ctypes bindings: their annotations do not say what they take.
 lib: Any = _bindings
@@ -170,7 +170,8 @@ class _Llama:
         self._vocab_size = 0
         self._pieces: dict[int, bytes | None] = {}
         self._format: ChatFormat | None = None
-        self._in_use = threading.Lock()  # tokenizing threads against `shut`: a freed vocabulary is a crash
+        self._longest_piece = 1
+        self._readers = Readers("the engine")  # of the vocabulary: using a freed one is a crash
         # llama.cpp asks "abort?" at every node of the graph, a thousand times a token. A Python callback there costs
         # a tenth of the speed; C's strlen on a string that is empty until `abort` answers the same question.
         self._abort = ctypes.create_string_buffer(b"", 2)
@@ -186,6 +187,7 @@ class _Llama:
         self._load_model(progress)
         self._vocab = lib.llama_model_get_vocab(self._model)
         self._vocab_size = lib.llama_vocab_n_tokens(self._vocab)
+        self._longest_piece = self._measure_pieces()
         self._check_model()
         self._format = self._chat_format()
         self._make_context()
@@ -299,12 +301,12 @@ class _Llama:
         self.clear()
 
     def shut(self) -> None:
-        with self._in_use:
-            if self._context is not None:
-                lib.llama_free(self._context)
-            if self._model is not None:
-                lib.llama_model_free(self._model)
-            self._context = self._model = self._vocab = None
+        self._readers.close()
+        if self._context is not None:
+            lib.llama_free(self._context)
+        if self._model is not None:
+            lib.llama_model_free(self._model)
+        self._context = self._model = self._vocab = None
         lib.llama_log_set(_log_without_engine, None)  # the other callback may be freed with this object
 
     # What is known
@@ -319,6 +321,7 @@ class _Llama:
             kv_bytes_per_token=self._kv_bytes_per_token(),
             load_s=load_s,
             template=self._format is not None,
+            vocabulary=self._vocab_size,
         )
 
     def _kv_bytes_per_token(self) -> int:
@@ -348,16 +351,26 @@ class _Llama:
     def _tokenize(self, text: str) -> tuple[int, ...]:
         """As transformers does it for a rendered template: special tokens are read as such, none is added."""
         data = text.encode(errors="replace")
+        at_least = -(-len(data) // self._longest_piece)
+        if at_least >= self._context_tokens:
+            raise PromptTooLong(at_least)
         size = len(data) + 8
         while True:
             tokens = (lib.llama_token * size)()
-            with self._in_use:
-                if self._vocab is None:
-                    raise RuntimeError("the engine is closed")
+            with self._readers.reading():
                 count = lib.llama_tokenize(self._vocab, data, len(data), tokens, size, False, True)
             if count >= 0:
                 return tuple(tokens[:count])
             size = -count
+
+    def _measure_pieces(self) -> int:
+        """Bytes of text that one token stands for at most, special tokens' names included."""
+        text = ctypes.create_string_buffer(512)
+        vocab, size, to_piece = self._vocab, len(text), lib.llama_token_to_piece
+        lengths: Iterator[int] = (
+            to_piece(vocab, token, text, size, 0, True) for token in range(self._vocab_size)
+        )
+        return max(1, *map(abs, lengths))
 
     def piece(self, token: int) -> bytes | None:
         try:

@@ -18,6 +18,7 @@ from serving.admission import Park, RefusalCode, Refuse, Serve
 from serving.engine import Began, Broke, Engine, Prefilled, Sampling, Text, Usage
 
 RECENT = 32
+REMEMBERED = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,26 @@ class Finished:
     generated: int
     after_disconnect: int
     """Tokens made after the host knew that the client was gone; an upper bound when turns overlap."""
+
+
+class Remembered:
+    """The names that were added last, at most `limit` of them. Adding one again makes it the youngest."""
+
+    def __init__(self, limit: int = REMEMBERED) -> None:
+        self._limit = limit
+        self._names: dict[str, None] = {}
+
+    def add(self, name: str) -> None:
+        self._names.pop(name, None)
+        self._names[name] = None
+        if len(self._names) > self._limit:
+            del self._names[next(iter(self._names))]
+
+    def __contains__(self, name: str | None) -> bool:
+        return name in self._names
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Lease:
@@ -110,7 +131,7 @@ class Turns:
         self.recent: deque[Finished] = deque(maxlen=RECENT)
         self.finished = 0
         self._ids = itertools.count(1)
-        self.warmed: set[str] = set()
+        self.warmed = Remembered()
         """Sessions that have had context in this engine, whether it is still there or not."""
         self._leases: dict[int, Lease] = {}
         self._alarm: asyncio.TimerHandle | None = None

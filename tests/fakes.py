@@ -25,11 +25,15 @@ from serving.engine import (
     LoadError,
     ModelFacts,
     Prefilled,
+    PromptTooLong,
     Text,
     Turn,
     Usage,
 )
 from serving.host import end_process, run_host
+
+VOCABULARY = 0x110000
+LONGEST_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +48,20 @@ class Behaviour:
     step_s: float = 0.0
     breaks_after: int | None = None
     """Each turn breaks once it has made so many tokens."""
+    cancels_after: int | None = None
+    """Each turn is cancelled by the engine itself once it has made so many tokens."""
     hangs_after: int | None = None
     """The engine's thread never comes back once it has made so many tokens; closing waits for it."""
     load_error: str | None = None
     loads_when: str | None = None
     """Loading goes on until this file exists."""
+    long_prompts_when: str | None = None
+    """Prompts of more than 16 KiB are not ready until this file exists."""
+    prompts_fail: bool = False
+    """Making a prompt raises an error that quotes it."""
+    garbles_after: int | None = None
+    """From a turn's token of this number on, its text is something that no writer takes, with an error that quotes
+    the answer."""
 
 
 class FakeEngine:
@@ -66,7 +79,9 @@ class FakeEngine:
 
     @property
     def facts(self) -> ModelFacts:
-        return ModelFacts(self.behaviour.context, self.behaviour.sequences, "a fake", 1, 0.0, True)
+        return ModelFacts(
+            self.behaviour.context, self.behaviour.sequences, "a fake", 1, 0.0, True, vocabulary=VOCABULARY
+        )
 
     def load(self, progress: Callable[[float], None]) -> ModelFacts:
         progress(0.5)
@@ -85,6 +100,14 @@ class FakeEngine:
 
     def prompt(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
         text = "".join(f"{message['role']}:{message['content']}\n" for message in messages)
+        if self.behaviour.prompts_fail:
+            raise RuntimeError(f"cannot take {text}")
+        at_least = -(-len(text.encode()) // LONGEST_BYTES)
+        if at_least >= self.behaviour.context:
+            raise PromptTooLong(at_least)
+        gate = self.behaviour.long_prompts_when
+        while gate is not None and len(text) > 16 * 2**10 and not Path(gate).exists():
+            time.sleep(0.01)
         return tuple(map(ord, text + "assistant:"))
 
     def begin(self, turn: Turn) -> None:
@@ -148,6 +171,9 @@ class FakeEngine:
             self._held[turn.sequence].clear()
             self._emit([Broke(turn.id, "as it was told to")])
             return
+        if running.made == behaviour.cancels_after:
+            self._end(turn.id, "cancelled")
+            return
         held = self._held[turn.sequence]
         letter = next(running.words, None)
         if letter is None:
@@ -158,7 +184,10 @@ class FakeEngine:
             running.made += 1
             self.tokens_generated += 1
             held.append(ord(letter))
-            self._emit([Text(turn.id, letter, 1)])
+            text: Any = letter
+            if behaviour.garbles_after is not None and running.made > behaviour.garbles_after:
+                text = type(behaviour.answer, (), {})()
+            self._emit([Text(turn.id, text, 1)])
             if self.tokens_generated == behaviour.hangs_after:
                 threading.Event().wait()
 

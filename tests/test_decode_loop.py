@@ -243,6 +243,25 @@ def test_an_engine_that_cannot_go_on_says_so_to_every_later_turn(run: Callable[.
     assert event == Broke(2, "the engine failed: llama_decode returned -3; then: the device is gone")
 
 
+@pytest.mark.parametrize("broken", ["decode", "sampler"])
+def test_what_an_error_says_is_not_logged(
+    run: Callable[..., Running],
+    broken: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fails(*_: object) -> None:
+        raise ValueError("my " + "secret")
+
+    running = run(CountingBackend())
+    with monkeypatch.context() as patch:
+        patch.setattr(running.backend, broken, fails)
+        running.answers(turn(1, 5, 1))
+    assert "ValueError" in caplog.text
+    assert "test_decode_loop.py" in caplog.text
+    assert "my secret" not in caplog.text
+
+
 def test_a_receiver_that_fails_does_not_stop_the_engine(run: Callable[..., Running]) -> None:
     running = run(CountingBackend())
     heard: queue.SimpleQueue[Sequence[Event]] = queue.SimpleQueue()

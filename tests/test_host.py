@@ -3,6 +3,7 @@
 import json
 import resource
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -273,6 +274,78 @@ def test_a_claimed_place_that_is_taken_is_a_421_and_pins_nothing(host: HostProce
     assert host.state()["pins"] == 1
 
 
+def test_a_session_whose_own_turn_took_the_place_is_not_told_that_it_is_taken(host: HostProcess) -> None:
+    claim = {"x-homeport-claim": "free", "x-homeport-pin": "new"}
+    # The first turn stands in the journal's writing for as long as another holds its lock.
+    other = sqlite3.connect(host.folder / "journal.sqlite", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    first, firsts = in_background(lambda: host.chat("hello", claim, who="ann"))
+    host.wait_state(running=1)
+    second, seconds = in_background(lambda: host.chat("hello", claim, who="ann"))
+    host.wait_until(lambda state: state["waiting"] == 1 or bool(seconds))
+    other.execute("ROLLBACK")
+    other.close()
+    first.join(10)
+    second.join(10)
+    assert [answer.status for answer in (*firsts, *seconds)] == [200, 200]
+    assert [answer.headers["x-homeport-pin"] for answer in (*firsts, *seconds)] == ["new", "kept"]
+
+
+def test_a_first_home_that_only_the_router_knew_of_is_kept_and_its_context_new(make_host: MakeHost) -> None:
+    host = make_host(hold_s=0.1)
+    host.start()
+    answer = host.chat("hello", {"x-homeport-pin": "kept", "x-homeport-generation": "1"}, who="ann")
+    homeport = answer.body["homeport"]
+    assert (homeport["pin"], homeport["cause"]) == ("kept", "new")
+    answer = host.chat("hello", {"x-homeport-pin": "kept", "x-homeport-generation": "2"}, who="ben")
+    assert answer.body["homeport"]["cause"] == "engine_changed"
+
+
+# refusals of turns that have their pin
+
+
+def test_a_host_that_stops_says_what_became_of_the_pin(slow: HostProcess) -> None:
+    thread, results = in_background(lambda: slow.chat("hello", who="ann"))
+    slow.wait_until(lambda state: state["tokens_generated"] > 0)
+    slow.signal(signal.SIGTERM)
+    thread.join(10)
+    (answer,) = results
+    assert (answer.status, answer.body["error"]["code"]) == (503, "host_stopping")
+    assert (answer.headers["x-homeport-machine"], answer.headers["x-homeport-replica"]) == ("den", "den/0")
+    assert answer.headers["x-homeport-pin"] == "new"
+    assert int(answer.headers["x-homeport-waited-ms"]) < 5000
+
+
+def test_an_engine_that_breaks_says_what_became_of_the_pin(make_host: MakeHost) -> None:
+    host = make_host(Behaviour(breaks_after=0))
+    host.start()
+    for who, pin in (("ann", "new"), ("ann", "kept"), (None, "none")):
+        answer = host.chat("hello", who=who)
+        assert (answer.status, answer.body["error"]["code"]) == (500, "engine_failed")
+        assert answer.headers["x-homeport-pin"] == pin
+        assert "x-homeport-waited-ms" in answer.headers
+
+
+def test_a_turn_that_the_engine_cancels_says_when_to_try_again(make_host: MakeHost) -> None:
+    host = make_host(Behaviour(cancels_after=0))
+    host.start()
+    answer = host.chat("hello", who="ann")
+    assert (answer.status, answer.body["error"]["code"]) == (503, "cancelled")
+    assert int(answer.headers["retry-after"]) >= 1
+    assert answer.headers["x-homeport-pin"] == "new"
+
+
+def test_a_timeout_in_the_line_tells_a_kept_pin_and_no_pin_that_was_not_made(make_host: MakeHost) -> None:
+    host = make_host(SLOW, hold_s=0.1, queue_s=0.3)
+    host.start()
+    host.chat({**conversation("hello"), "max_tokens": 1}, who="ann")
+    host.stream("hello", who="ben")
+    answer = host.chat("hello", who="ann")
+    assert (answer.status, answer.headers["x-homeport-pin"]) == (429, "kept")
+    answer = host.chat("hello", who="cem")
+    assert (answer.status, "x-homeport-pin" in answer.headers) == (429, False)
+
+
 # the line
 
 
@@ -409,6 +482,42 @@ def test_a_full_disk_is_a_507_and_takes_no_place(host: HostProcess) -> None:
     assert answer.headers["x-homeport-pin"] == "new"
 
 
+# errors that nobody expected
+
+
+def test_an_internal_error_is_a_500_and_quotes_no_prompt(make_host: MakeHost) -> None:
+    host = make_host(Behaviour(prompts_fail=True))
+    host.start()
+    answer = host.chat("my secret", who="ann")
+    assert (answer.status, answer.body["error"]["code"]) == (500, "internal_error")
+    assert set(answer.body["error"]) == {"message", "type", "code", "param"}
+    assert "RuntimeError" in host.errors()
+    assert "fakes.py" in host.errors()
+    assert "secret" not in host.errors() + json.dumps(answer.body)
+
+
+def test_an_internal_error_of_a_turn_tells_its_pin_and_gives_the_place_back(make_host: MakeHost) -> None:
+    host = make_host(Behaviour(answer="my secret", garbles_after=0))
+    host.start()
+    answer = host.chat("hello", who="ann")
+    assert (answer.status, answer.headers["x-homeport-pin"]) == (500, "new")
+    assert host.wait_state(running=0)["waiting"] == 0
+    assert "TypeError" in host.errors()
+    assert "secret" not in host.errors()
+
+
+def test_an_internal_error_in_mid_stream_ends_it_with_an_error_event(make_host: MakeHost) -> None:
+    host = make_host(Behaviour(answer="my secret", garbles_after=2, step_s=0.05))
+    host.start()
+    stream = host.stream("hello", who="ann")
+    *_, last = stream.events()
+    assert last["error"]["code"] == "internal_error"
+    assert not stream.done
+    host.wait_state(running=0)
+    assert "TypeError" in host.errors()
+    assert "secret" not in host.errors()
+
+
 # bad input
 
 
@@ -427,6 +536,12 @@ def test_a_full_disk_is_a_507_and_takes_no_place(host: HostProcess) -> None:
             "unsupported_parameter",
             "tools",
         ),
+        (
+            {"messages": [{"role": "user", "content": "x"}], "logit_bias": {"1114112": 1}},
+            400,
+            "invalid_value",
+            "logit_bias",
+        ),
         ({"messages": [{"role": "user", "content": "x" * 5000}]}, 400, "context_length_exceeded", "messages"),
     ],
 )
@@ -439,8 +554,33 @@ def test_bad_input_takes_no_place(
     if code == "context_length_exceeded":
         assert str(len("user:\nassistant:") + 5000) in error["message"]
         assert "4000" in error["message"]
+    if param == "logit_bias":
+        assert "0 to 1114111" in error["message"]
     state = unused.state()
     assert (state["free"], state["pins"], state["turns"]) == (1, 0, 0)
+
+
+def test_a_prompt_that_is_too_large_for_any_tokens_is_refused_uncounted(unused: HostProcess) -> None:
+    answer = unused.chat("x" * 100_000, who="ann")
+    assert (answer.status, answer.body["error"]["code"]) == (400, "context_length_exceeded")
+    assert "at least 25002 tokens" in answer.body["error"]["message"]
+    assert "4000" in answer.body["error"]["message"]
+
+
+def test_a_long_prompt_keeps_nobody_waiting(make_host: MakeHost, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    host = make_host(Behaviour(context=100_000, long_prompts_when=str(gate)), context=100_000)
+    host.start()
+    thread, results = in_background(lambda: host.chat("x" * 20_000, who="ann"))
+    try:
+        thread.join(0.5)
+        assert host.get("/state").body["state"] == "ready"
+        assert host.chat("hello").status == 200
+        assert not results
+    finally:
+        gate.touch()
+    thread.join(10)
+    assert results[0].status == 200
 
 
 def test_a_broken_session_key_is_a_400(unused: HostProcess) -> None:

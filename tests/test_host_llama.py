@@ -1,5 +1,6 @@
 """The host with llama.cpp and the bundled model: that the two agree on turns, tokens and context."""
 
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -55,13 +56,19 @@ def test_the_same_question_streamed_gives_the_same_text(host: HostProcess) -> No
 
 
 def test_a_client_that_leaves_ends_the_turn_within_a_token(host: HostProcess) -> None:
-    story = {"messages": [{"role": "user", "content": "Count from one to a thousand."}]}
+    ends = {"0": -100, "2": -100}
+    story = {
+        "messages": [{"role": "user", "content": "Count from one to a thousand."}],
+        "max_tokens": 900,
+        "logit_bias": ends,
+    }
     stream = host.stream(story, {"x-request-id": "gone"}, who="dora")
     stream.first_text()
     stream.close()
     state = host.wait_state(running=0)
     made = {turn["request_id"]: turn for turn in state["recent"]}["gone"]
     assert made["after_disconnect"] <= 1
+    assert made["generated"] < 300, "the turn went on although its client had left"
     assert host.state()["tokens_generated"] == state["tokens_generated"]
 
 
@@ -69,6 +76,22 @@ def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(host: HostProc
     answer = host.chat("word " * 2000, who="ann")
     assert (answer.status, answer.body["error"]["code"]) == (400, "context_length_exceeded")
     assert "1024" in answer.body["error"]["message"]
+
+
+def test_a_bias_for_a_token_that_is_not_there_is_a_400_and_leaves_the_context(host: HostProcess) -> None:
+    host.chat(ITALY, who="eve")
+    answer = host.chat({**ITALY, "logit_bias": {"49152": 5}}, who="eve")
+    assert (answer.status, answer.body["error"]["param"]) == (400, "logit_bias")
+    assert "0 to 49151" in answer.body["error"]["message"]
+    assert host.chat(ITALY, who="eve").body["homeport"]["context"] == "resident"
+
+
+def test_twenty_mebibytes_are_refused_at_once_and_the_state_stays_open(host: HostProcess) -> None:
+    begun = time.monotonic()
+    answer = host.chat("a" * 20 * 2**20, who="ann")
+    assert (answer.status, answer.body["error"]["code"]) == (400, "context_length_exceeded")
+    assert "at least" in answer.body["error"]["message"]
+    assert time.monotonic() - begun < 8, "20 s when it was tokenized"
 
 
 def test_a_file_that_is_no_model_ends_with_78(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -5,10 +5,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from serving import llama_engine
 from serving.engine import (
     Began,
     Broke,
@@ -18,6 +20,7 @@ from serving.engine import (
     ModelFacts,
     Prefilled,
     PromptError,
+    PromptTooLong,
     Sampling,
     Text,
     Turn,
@@ -142,6 +145,7 @@ def test_loading_tells_the_facts_and_its_progress(driver: Driver) -> None:
     assert facts == driver.facts
     assert (facts.context, facts.sequences, facts.template) == (CONTEXT, 1, True)
     assert facts.kv_bytes_per_token == 23_040
+    assert facts.vocabulary == 49_152
     assert "llama" in facts.description
     assert facts.load_s > 0
     assert driver.progress == sorted(driver.progress)
@@ -250,6 +254,65 @@ def test_the_template_gives_the_token_ids_that_transformers_gives(driver: Driver
 def test_messages_that_the_template_cannot_take_are_a_prompt_error(driver: Driver) -> None:
     with pytest.raises(PromptError):
         driver.engine.prompt([{"role": "user"}])
+
+
+def test_a_text_too_large_for_the_context_is_refused_without_tokenizing_it(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llama_engine.lib, "llama_tokenize", None)
+    with pytest.raises(PromptTooLong) as caught:
+        driver.chat("a" * 2**20)
+    assert CONTEXT <= caught.value.at_least <= 2**20 / 8
+
+
+def test_a_prompt_of_the_longest_tokens_is_counted_and_not_refused(driver: Driver) -> None:
+    """No token stands for more bytes than the engine takes its longest one for."""
+    pieces = [driver.engine._llama.piece(token) or b"" for token in range(driver.facts.vocabulary)]
+    longest = max(pieces, key=len)
+    assert driver.engine._llama._longest_piece >= len(longest)
+    text = longest.decode() * (CONTEXT - 64)
+    assert len(driver.chat(text)) <= CONTEXT
+
+
+class HeldTokenizer:
+    """llama_tokenize that takes until `release` for texts of more than a thousand bytes."""
+
+    def __init__(self, real: Callable[..., int]) -> None:
+        self._real = real
+        self.inside = threading.Event()
+        self.release = threading.Event()
+
+    def __call__(self, vocab: object, data: bytes, *rest: object) -> int:
+        if len(data) > 1000:
+            self.inside.set()
+            assert self.release.wait(PATIENCE_S)
+        return self._real(vocab, data, *rest)
+
+
+@pytest.fixture
+def tokenizer(monkeypatch: pytest.MonkeyPatch) -> Iterator[HeldTokenizer]:
+    held = HeldTokenizer(llama_engine.lib.llama_tokenize)
+    monkeypatch.setattr(llama_engine.lib, "llama_tokenize", held)
+    yield held
+    held.release.set()
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one_but_closing_does(
+    model: Path, tokenizer: HeldTokenizer
+) -> None:
+    driver = Driver(LlamaEngine(model, CONTEXT, sequences=1, threads=1))
+    with ThreadPoolExecutor(3) as threads:
+        long = threads.submit(driver.chat, "word " * 400)
+        assert tokenizer.inside.wait(PATIENCE_S)
+        try:
+            assert len(threads.submit(driver.chat, "Hello?").result(PATIENCE_S / 4)) > 10
+            closing = threads.submit(driver.engine.close)
+            with pytest.raises(TimeoutError):
+                closing.result(0.2)
+        finally:
+            tokenizer.release.set()
+        closing.result(PATIENCE_S)
+        assert len(long.result()) > 400
 
 
 # Answers
