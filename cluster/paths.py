@@ -26,7 +26,7 @@ class Paths:
         """HOMEPORT_HOME and HOMEPORT_LOCKS, else the defaults of a user's state folder and of the machine."""
         home = env.get("HOMEPORT_HOME") or _default_home(env)
         locks = env.get("HOMEPORT_LOCKS") or _default_locks(env)
-        return cls(Path(home).expanduser().absolute(), Path(locks).expanduser().absolute())
+        return cls(Path(home).expanduser().resolve(), Path(locks).expanduser().resolve())
 
     @property
     def run_id(self) -> str:
@@ -80,7 +80,7 @@ class Paths:
     def ray_folder(self) -> Path:
         """Ray's own folder: below home, or below the temporary folder where home's name is too long for sockets."""
         below = self.home / "ray"
-        if len(str(below)) <= SOCKET_PATH_LIMIT:
+        if len(os.fsencode(below)) <= SOCKET_PATH_LIMIT and str(below).isascii():
             return below
         return Path(tempfile.gettempdir()) / f"homeport-{os.getuid()}-{self.run_id}"
 
@@ -94,7 +94,7 @@ class Paths:
 
     def make(self) -> None:
         """Create the folders, for this user only. The lock folder is open to all users of the machine."""
-        for folder in (self.home, self.home / "secrets", self.home / "head", self.logs, self.ray_folder):
+        for folder in (self.home, self.home / "secrets", self.home / "head", self.logs):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not self.locks.is_dir():
             self.locks.mkdir(parents=True, exist_ok=True)

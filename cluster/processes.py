@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import psutil
 
 from cluster.paths import Paths, read_json
+from cluster.record import boot_id
 
 RUN = "HOMEPORT_RUN"
 ROLE = "HOMEPORT_ROLE"
@@ -41,7 +42,8 @@ def mark(paths: Paths, role: str) -> dict[str, str]:
 def ours(paths: Paths, *roles: str) -> list[Ours]:
     """Our living processes, of these roles or of all. Never this process or one that it descends from."""
     recorded = read_json(paths.ray_processes) or {}
-    session, since = recorded.get("session"), recorded.get("since", 0.0)
+    session = recorded.get("session") if recorded.get("boot") == boot_id() else None
+    since = recorded.get("since", 0.0)
     self_and_above = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter(["pid", "name", "create_time", "status"]):
@@ -54,6 +56,7 @@ def ours(paths: Paths, *roles: str) -> list[Ours]:
             and session
             and info["create_time"] >= since - 1
             and _session_of(info["pid"]) == session
+            and _is_rays(process, paths)
         ):
             role = "ray"
         if role and (not roles or role in roles):
@@ -107,6 +110,17 @@ def _role(process: psutil.Process, run_id: str) -> str | None:
     except (psutil.Error, OSError):
         return None
     return environment.get(ROLE) if environment.get(RUN) == run_id else None
+
+
+def _is_rays(process: psutil.Process, paths: Paths) -> bool:
+    """Ray's workers call themselves `ray::NAME`; its other processes name its folder in their command line."""
+    try:
+        if process.uids().real != os.getuid():
+            return False
+        command = " ".join(process.cmdline())
+    except (psutil.Error, OSError):
+        return False
+    return command.startswith("ray::") or str(paths.ray_folder) in command
 
 
 def _session_of(pid: int) -> int | None:

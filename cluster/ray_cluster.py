@@ -6,6 +6,7 @@ processes by their mark (cluster/processes.py).
 """
 
 import asyncio
+import json
 import os
 import random
 import shutil
@@ -20,6 +21,7 @@ from typing import Any
 
 from cluster.paths import Paths, secret, write_private
 from cluster.processes import clean_environment, end, mark, ours
+from cluster.record import boot_id
 
 NAMESPACE = "homeport"
 HEAD_ADDRESS = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
@@ -111,7 +113,7 @@ def start_head(paths: Paths, env: Mapping[str, str], cpus: int, gpus: int, label
     """
     secret(paths.ray_token)
     shutil.rmtree(paths.ray_folder, ignore_errors=True)
-    paths.ray_folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    paths.ray_folder.mkdir(mode=0o700, parents=True)
     ports = free_ports()
     command = [
         str(Path(sys.executable).with_name("ray")),
@@ -140,7 +142,9 @@ def start_head(paths: Paths, env: Mapping[str, str], cpus: int, gpus: int, label
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        write_private(paths.ray_processes, f'{{"session": {process.pid}, "since": {time.time()}}}')
+        write_private(
+            paths.ray_processes, json.dumps({"session": process.pid, "since": time.time(), "boot": boot_id()})
+        )
         code = process.wait()
     if code != 0:
         raise RayFailed(

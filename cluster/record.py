@@ -4,6 +4,7 @@ Reads and writes that one file. Does not look at processes (see `group`) or lock
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,11 +73,16 @@ class Record:
 
 
 def read_record(path: Path) -> Record | None:
-    """The record in `path`; None when it is missing, broken, or of an earlier boot of this machine."""
-    data = read_json(path)
+    """The record in `path`; None when it is missing, broken, of an earlier boot, or somebody else's.
+
+    The folder of locks is open to all users of the machine.
+    """
     try:
-        return Record.from_json(data) if data["boot"] == _boot() else None
-    except (KeyError, TypeError, ValueError):
+        if path.lstat().st_uid != os.getuid():
+            return None
+        data = read_json(path)
+        return Record.from_json(data) if data["boot"] == boot_id() else None
+    except (OSError, KeyError, TypeError, ValueError):
         return None
 
 
@@ -84,10 +90,10 @@ def write_record(path: Path, record: Record) -> None:
     """Replace the record in `path` whole, mode 0600, with the boot of the machine in which its pid means
     something."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_private(path, json.dumps({**record.to_json(), "boot": _boot()}))
+    write_private(path, json.dumps({**record.to_json(), "boot": boot_id()}))
 
 
-def _boot() -> str:
+def boot_id() -> str:
     """What tells one boot of this machine from the next; "" where the system does not say."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()

@@ -59,13 +59,14 @@ def up(
 ) -> None:
     """Start Ray on this machine, serve the config's models, and show what happens. Ctrl-C ends everything."""
     paths = Paths.from_env(os.environ)
-    if (run := lifecycle.running(paths)) is not None:
-        _say_running(run)
-        return
     _start_signals()
     try:
+        lock = lifecycle.take_up_lock(paths)
+        if lock is None:
+            _say_running(read_json(paths.run) or {})
+            return
         prepared = lifecycle.prepare(paths, config or _default_config(), os.environ)
-        parent = lifecycle.start(paths, prepared, os.environ, owner=os.getpid())
+        parent = lifecycle.start(paths, prepared, os.environ, os.getpid(), lock)
     except (ConfigError, lifecycle.UpRefused) as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
         raise typer.Exit(getattr(refused, "code", WRONG)) from None
@@ -151,7 +152,8 @@ def _start_signals() -> None:
         raise _Ended
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, ended)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
+            signal.signal(number, ended)
 
 
 def _follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
@@ -168,11 +170,15 @@ def _follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
             return 0
     except _Ended:
         _end(paths)
-        return 0
+        return 130 if detach else 0
     except lifecycle.UpRefused as refused:
         err.print(str(refused), style="red", markup=False)
         code = refused.code
-    _end(paths)
+    if (read_json(paths.run) or {}).get("parent") in (
+        None,
+        parent.pid,
+    ):  # else somebody started another meanwhile
+        _end(paths)
     return code
 
 
@@ -213,6 +219,7 @@ def _watch(paths: Paths, parent: subprocess.Popen[bytes], show: Show, detach: bo
     fleet: dict[str, Any] = {}
     found: list[dict[str, Any]] = []
     use: list[Any] = []
+    revision = (read_json(paths.revision) or {}).get("revision")
     while parent.poll() is None:
         run = read_json(paths.run) or {}
         try:
@@ -223,7 +230,9 @@ def _watch(paths: Paths, parent: subprocess.Popen[bytes], show: Show, detach: bo
         except (api_client.Away, api_client.Refused, KeyError):
             pass
         replicas = live.replicas_of(fleet)
-        ready = ready or (bool(replicas) and all(r["state"] in ("ready", "failed") for r in replicas))
+        started = run.get("steps", {}).get("controller", {}).get("state") == "ready"
+        current = started and fleet.get("revision") == revision and bool(replicas)
+        ready = ready or (current and all(r["state"] in ("ready", "failed") for r in replicas))
         picture = (run.get("steps"), [(r["name"], r["state"], r.get("progress")) for r in replicas], found)
         if picture != shown:
             show(run, fleet, found, ready)
@@ -315,7 +324,13 @@ def _get_or_exit(run: dict[str, Any], path: str) -> Any:
 
 def main() -> None:
     """Console entry point."""
-    app()
+    try:
+        app()
+    except PermissionError as error:
+        err.print(
+            f"{error.filename} belongs to somebody else. Run as its owner, or set HOMEPORT_HOME elsewhere."
+        )
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

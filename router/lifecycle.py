@@ -7,6 +7,7 @@ nothing (router/live.py) and parses no command line (router/cli.py).
 import errno
 import fcntl
 import json
+import os
 import shutil
 import signal
 import socket
@@ -31,6 +32,9 @@ from serving.source import source_digest
 
 HOST_GRACE_S = 3.0
 RELEASE_S = 5.0
+LOCK_TRIES = 5
+UP_LOCK_FD = "HOMEPORT_UP_LOCK_FD"
+"""Under this descriptor the parent has the lock that says that a homeport runs."""
 ROUTER_GRACE_S = 1.0
 FREE_BYTES_MIN = 64 * 1024**2
 
@@ -53,6 +57,8 @@ class Prepared:
 
 def prepare(paths: Paths, config_path: Path, env: Mapping[str, str]) -> Prepared:
     """Read the config and fit it to this machine. Raises ConfigError, or UpRefused with reasons per machine."""
+    if not str(paths.home).isascii():
+        raise UpRefused(f"Ray needs a state folder in ASCII, not {paths.home}. Set HOMEPORT_HOME to another.")
     try:
         config = load(config_path, paths.home)
     except OSError as error:
@@ -89,22 +95,44 @@ def running(paths: Paths) -> dict[str, Any] | None:
     return None
 
 
-def start(paths: Paths, prepared: Prepared, env: Mapping[str, str], owner: int) -> subprocess.Popen[bytes]:
+def take_up_lock(paths: Paths) -> int | None:
+    """The right to start a homeport on this state folder, as a descriptor that `start` hands to the parent.
+
+    None where somebody has it, who starts or runs one. Raises UpRefused for a state folder that cannot be written.
+    """
+    try:
+        paths.make()
+        lock = os.open(paths.up_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise UpRefused(_disk_sentence(paths, error), code=1) from error
+    for _ in range(LOCK_TRIES):  # `running` holds it for an instant, to look
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(0.05)
+        else:
+            return lock
+    os.close(lock)
+    return None
+
+
+def start(
+    paths: Paths, prepared: Prepared, env: Mapping[str, str], owner: int, lock: int
+) -> subprocess.Popen[bytes]:
     """Write the revision and start the parent. Hosts that still live are left for the next keeper to adopt.
 
-    `owner`: the process whose end ends everything (a foreground `up`). Raises UpRefused for a taken port, a full or
-    read-only state folder.
+    `owner`: the process whose end ends everything (a foreground `up`). `lock`: from `take_up_lock`; it is the parent's
+    from here on. Raises UpRefused for a taken port, a full or read-only state folder.
     """
     config, network = prepared.config, prepared.config.network
     try:
-        paths.make()
         _needs_space(paths.home)
         for part in (paths.cluster_token, paths.digest_key, paths.ray_token):
             secret(part)
         end(ours(paths, "parent", "router"), ROUTER_GRACE_S)
         end_all(paths, "ray")
-        for port, key in ((config.router.port, "router.listen"), (network.control, "network.control")):
-            _needs_port(port, key)
+        _needs_port(config.router.host, config.router.port, "router.listen")
+        _needs_port("127.0.0.1", network.control, "network.control")
         machine = enter(
             paths,
             prepared.machine.name,
@@ -113,14 +141,15 @@ def start(paths: Paths, prepared: Prepared, env: Mapping[str, str], owner: int) 
             prepared.machine.reserve,
             (network.first, network.last),
         )
-        write_revision(paths, config)
+        write_revision(paths, config, machine, (network.first, network.last))
         url = f"http://{config.router.host}:{config.router.port}"
         run = {"url": url, "owner": owner, "machine": machine.to_json(), "steps": {}, "since": time.time()}
         write_private(paths.run, json.dumps(run, indent=1))
         with (paths.logs / "parent.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "router.parent"],
-                env={**clean_environment(env), **mark(paths, "parent")},
+                env={**clean_environment(env), **mark(paths, "parent"), UP_LOCK_FD: str(lock)},
+                pass_fds=(lock,),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -128,6 +157,8 @@ def start(paths: Paths, prepared: Prepared, env: Mapping[str, str], owner: int) 
             )
     except OSError as error:
         raise UpRefused(_disk_sentence(paths, error), code=1) from error
+    finally:
+        os.close(lock)
 
 
 def release(paths: Paths, parent: subprocess.Popen[bytes]) -> None:
@@ -140,17 +171,27 @@ def release(paths: Paths, parent: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
-def write_revision(paths: Paths, config: Config) -> int:
-    """Keep what the config wants as a numbered revision; the number grows only when something changed."""
+def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[int, int]) -> int:
+    """Keep what is wanted of this machine as a numbered revision; the number grows only when something changed."""
     wanted = {
         "models": [
             {"spec": model.to_json(), "digest": digest(model, source_digest(model.source, paths.home))}
             for model in config.models
         ],
         "control": {"host": "127.0.0.1", "port": config.network.control},
+        "machine": {
+            "name": machine.name,
+            "hardware": machine.hardware.to_json(),
+            "reserve": machine.reserve.to_json(),
+            "ports": list(ports),
+        },
     }
     known = read_json(paths.revision) or {"revision": 0}
-    number = int(known.pop("revision")) + (1 if known != wanted else 0)
+    number = int(known.pop("revision"))
+    if known != wanted:
+        number += 1
+        # The router would serve from its last picture, which is of the former revision.
+        (paths.home / "router" / "fleet.json").unlink(missing_ok=True)
     write_private(paths.revision, json.dumps({"revision": number, **wanted}, indent=1))
     router = {
         "host": config.router.host,
@@ -190,11 +231,11 @@ def end_everything(paths: Paths, say: Callable[[str], None] = lambda _: None) ->
     return [f"{process.name} (pid {process.pid})" for process in left]
 
 
-def _needs_port(port: int, key: str) -> None:
+def _needs_port(host: str, port: int, key: str) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             raise UpRefused(
                 f"Port {port} is taken by {port_holder(port)}. End it, or set another port in {key}."

@@ -7,7 +7,6 @@ is gone. It serves nothing and decides nothing about sessions. `homeport down` e
 
 import asyncio
 import contextlib
-import fcntl
 import json
 import logging
 import os
@@ -23,6 +22,7 @@ from cluster.join import books
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, write_private
 from cluster.processes import clean_environment, end_all, mark, ours
+from router.lifecycle import UP_LOCK_FD, end_everything
 
 Step = Literal["starting", "ready", "failed"]
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
@@ -43,7 +43,7 @@ class Parent:
         self._stopping = asyncio.Event()
 
     async def main(self) -> None:
-        """Until SIGTERM, or until the owner is gone: then everything is ended."""
+        """Until SIGTERM, which ends this process alone, or until the owner is gone: then everything is ended."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -54,8 +54,6 @@ class Parent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if owner_gone:
-            from router.lifecycle import end_everything
-
             await asyncio.to_thread(end_everything, self.paths)
 
     async def _owner_gone(self) -> bool:
@@ -106,7 +104,7 @@ class Parent:
                 failures = 0
                 await self._ray_gone()
                 self._step("ray", "failed", "it is gone and will be started again")
-            except ray_cluster.RayFailed as error:
+            except (ray_cluster.RayFailed, OSError) as error:
                 failures += 1
                 self._step("ray", "failed", str(error))
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
@@ -165,7 +163,10 @@ class Parent:
         self._write()
 
     def _write(self) -> None:
-        write_private(self.paths.run, json.dumps(self.run, indent=1))
+        try:
+            write_private(self.paths.run, json.dumps(self.run, indent=1))
+        except OSError as error:
+            log.warning("%s cannot be written: %s", self.paths.run, error)
 
 
 async def _gone(pid: int) -> None:
@@ -173,7 +174,7 @@ async def _gone(pid: int) -> None:
     if hasattr(os, "pidfd_open"):
         try:
             descriptor = os.pidfd_open(pid)
-        except OSError:
+        except ProcessLookupError:
             return
         ended = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -192,12 +193,9 @@ def main() -> None:
     """`python -m router.parent`, started by router/lifecycle.py in a session of its own."""
     paths = Paths.from_env(os.environ)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    with paths.up_lock.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            sys.exit("another homeport runs on this state folder")
-        asyncio.run(Parent(paths).main())
+    # Held for as long as this process lives; what it starts does not inherit it.
+    os.set_inheritable(int(os.environ.pop(UP_LOCK_FD)), False)
+    asyncio.run(Parent(paths).main())
 
 
 if __name__ == "__main__":

@@ -60,7 +60,9 @@ def _listen(value: object) -> tuple[str, int]:
     if not match or not 1 <= int(match[2]) <= 65535:
         raise fault(f"{shown(value)} is not an address and a port", "Write for example 127.0.0.1:8000")
     host = match[1].strip("[]")
-    if host not in ("localhost", "::1") and not re.fullmatch(r"127(\.\d{1,3}){3}", host):
+    if host == "localhost":
+        host = "127.0.0.1"
+    if not re.fullmatch(r"127(\.\d{1,3}){3}", host):
         raise fault(f"listening on {host} {NOT_YET}", f"Use 127.0.0.1:{match[2]}")
     return host, int(match[2])
 

@@ -89,13 +89,21 @@ class Controller:
         """By machine and slot: the number of the last pin that was read from the journal."""
         self._counts: dict[str, tuple[int, ...]] = {}
         """By machine: its replicas' numbers of pins when they were read last."""
-        threading.Thread(target=lambda: asyncio.run(self._main()), name="controller", daemon=True).start()
+        threading.Thread(target=self._run, name="controller", daemon=True).start()
 
     def ping(self) -> int:
         """The revision that it works on: a sign of life for who started it."""
         return int(self.revision["revision"])
 
     # its loop
+
+    def _run(self) -> None:
+        """An actor that is alive and does nothing would never be restarted: it ends with its work."""
+        try:
+            asyncio.run(self._main())
+        except BaseException:
+            log.exception("the controller ends, to be started anew")
+        os._exit(1)
 
     async def _main(self) -> None:
         self._read_revision()
@@ -110,13 +118,7 @@ class Controller:
                 lifespan="off",
             )
         )
-        await asyncio.gather(self._work(), self._serve(server))
-
-    async def _serve(self, server: uvicorn.Server) -> None:
-        try:
-            await server.serve()
-        except SystemExit:
-            log.error("the control port %s is taken", self.revision["control"]["port"])
+        await asyncio.gather(self._work(), server.serve())
 
     async def _work(self) -> None:
         members = self._make_members()
@@ -194,6 +196,14 @@ class Controller:
             self.revision = revision
             self._fleet_text = None
 
+    def _all_problems(self) -> dict[str, dict[str, str]]:
+        """By model and machine: why it does not run there, as the fit said and as the keepers found."""
+        found = {model: dict(reasons) for model, reasons in self.problems.items()}
+        for report in self.reports.values():
+            for model, reasons in report.get("refused", {}).items():
+                found.setdefault(model, {})[report["name"]] = "; ".join(reasons)
+        return found
+
     # what routers ask
 
     def app(self) -> Starlette:
@@ -224,7 +234,7 @@ class Controller:
             fleet = {
                 "revision": self.revision["revision"],
                 "models": [{key: m[key] for key in ("name", "context", "engine")} for m in models],
-                "problems": self.problems,
+                "problems": self._all_problems(),
                 "machines": list(self.reports.values()),
             }
             self._fleet_text = json.dumps(fleet).encode()

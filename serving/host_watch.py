@@ -14,8 +14,8 @@ from serving.reconcile import Life, Seen, given_up
 
 ANSWER_S = 3.0
 """A host answers its state within this, or is counted as silent for that look."""
-SILENT_S = 30.0
-"""An adopted host that has never answered for this long is ended and started anew."""
+SILENT_S = 60.0
+"""A host that has not answered for this long is ended and started anew."""
 LOAD_FAILED = "homeport: load failed: "
 """How the last line of a host begins that cannot ever load its model."""
 STDERR_LINES = 12
@@ -77,7 +77,7 @@ class HostWatch:
             self.state = await asyncio.wait_for(self._ask(self.record.port), ANSWER_S)
             self.since = time.monotonic()
         except (OSError, TimeoutError, ValueError, IndexError):
-            if not self.state and time.monotonic() - self.since > SILENT_S:
+            if time.monotonic() - self.since > SILENT_S:
                 self.detail = f"it has not answered for {SILENT_S:.0f} s"
                 await self.stop(grace_s=1.0)
 

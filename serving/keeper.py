@@ -15,7 +15,8 @@ import sqlite3
 import sys
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
+from itertools import islice
 from typing import Any, assert_never
 
 from cluster import confine
@@ -26,7 +27,7 @@ from cluster.processes import clean_environment, mark
 from serving.host_watch import HostWatch
 from serving.journal import pins_since
 from serving.model import ModelSpec
-from serving.reconcile import Drain, Seen, Start, Stop, plan
+from serving.reconcile import Drain, Start, Stop, plan
 from serving.slots import Slot, Wish, assign
 from serving.source import SourceError, model_path
 
@@ -51,6 +52,8 @@ class Keeper:
         self.reserve = Reserve.from_json(self.machine["reserve"])
         self.revision = 0
         self.slots: dict[int, Slot] = {}
+        self.numbers: dict[int, str] = {}
+        """Which model a slot's number belongs to, also when it is not wanted at present."""
         self.refused: dict[str, list[str]] = {}
         self.watches: dict[int, HostWatch] = {}
         self._read_slots()
@@ -79,11 +82,17 @@ class Keeper:
         if revision > self.revision:
             wanted = [Wish(ModelSpec.from_json(w["model"]), w["digest"], w["count"]) for w in wishes]
             slots, refused = assign(
-                list(self.slots.values()), wanted, self.hardware, self.reserve, self._free_ports()
+                [slot for slot in self.slots.values() if self._in_range(slot.port)],
+                wanted,
+                self.hardware,
+                self.reserve,
+                self._free_ports(),
+                self.numbers,
             )
             self.revision = revision
             self.refused = {model: list(refusal.reasons) for model, refusal in refused.items()}
             self.slots = {slot.number: slot for slot in slots}
+            self.numbers |= {slot.number: slot.model.name for slot in slots}
             self._write_slots()
             self._publish()
             self._loop.call_soon_threadsafe(self._wake.set)
@@ -97,11 +106,11 @@ class Keeper:
         """
         found = {}
         for file in self.paths.home.glob("replicas/*/journal.sqlite"):
-            slot = int(file.parent.name)
             try:
+                slot = int(file.parent.name)
                 pins, last = pins_since(file, written.get(slot, 0))
             except (sqlite3.Error, ValueError):
-                log.exception("slot %d: its journal cannot be read", slot)
+                log.exception("the journal of slot %s cannot be read", file.parent.name)
                 continue
             found[slot] = ([pin.to_json() for pin in pins], last)
         return found
@@ -140,34 +149,33 @@ class Keeper:
             self._wake.clear()
 
     async def _step(self) -> None:
-        for slot in self._known_slots():
-            if slot not in self.watches:
-                self.watches[slot] = self._adopt(slot)
+        for number in self._known_slots():
+            if number not in self.watches:
+                self.watches[number] = self._adopt(number)
         await asyncio.gather(*(watch.look() for watch in self.watches.values()))
-        now = time.time()
-        wanted = {number: slot.digest for number, slot in self.slots.items()}
-        seen = {slot: watch.seen() for slot, watch in self.watches.items()}
-        actions = plan(wanted, seen, now)
-        await asyncio.gather(*(self._carry_out(action, seen) for action in actions))
-        for slot in [s for s in self.watches if s not in self.slots and self.watches[s].life == "absent"]:
-            del self.watches[slot]
+        slots = self.slots  # replaced whole by `apply`, on another thread
+        wanted = {number: slot.digest for number, slot in slots.items()}
+        seen = {number: watch.seen() for number, watch in self.watches.items()}
+        actions = plan(wanted, seen, time.time())
+        await asyncio.gather(*(self._carry_out(action, slots) for action in actions))
+        for number in [n for n, watch in self.watches.items() if n not in slots and watch.life == "absent"]:
+            del self.watches[number]
         self._publish()
 
     def _settled(self) -> bool:
         """Whether every wanted host is ready, and nothing else runs."""
         return self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
 
-    async def _carry_out(self, action: Start | Stop | Drain, seen: dict[int, Seen]) -> None:
+    async def _carry_out(self, action: Start | Stop | Drain, slots: Mapping[int, Slot]) -> None:
         match action:
-            case Start(slot):
-                if slot in self.slots:
-                    await self._start(self.slots[slot])
-            case Stop(slot, reason):
-                log.info("slot %d: stopping, %s", slot, reason)
-                await self.watches[slot].stop(STOP_GRACE_S)
-            case Drain(slot):
+            case Start(number):
+                await self._start(slots[number])
+            case Stop(number, reason):
+                log.info("slot %d: stopping, %s", number, reason)
+                await self.watches[number].stop(STOP_GRACE_S)
+            case Drain(number):
                 self.watches[
-                    slot
+                    number
                 ].detail = "finishing its turns before it restarts with the new configuration"
             case _:
                 assert_never(action)
@@ -194,7 +202,9 @@ class Keeper:
                 ),
             )
         except (confine.LockTaken, confine.LaunchFailed, SourceError, OSError) as error:
-            watch.failed_to_start(str(error), time.time())
+            watch.find()  # somebody may have started it meanwhile
+            if watch.life != "alive":
+                watch.failed_to_start(str(error), time.time())
         else:
             watch.started(record)
 
@@ -236,20 +246,25 @@ class Keeper:
         return recorded | set(self.slots)
 
     def _read_slots(self) -> None:
-        kept = read_json(self.paths.slots) or {"revision": 0, "slots": []}
+        kept = read_json(self.paths.slots) or {"revision": 0, "slots": [], "numbers": {}}
         self.revision = kept["revision"]
         self.slots = {slot.number: slot for slot in map(Slot.from_json, kept["slots"])}
+        self.numbers = {int(number): model for number, model in kept["numbers"].items()}
 
     def _write_slots(self) -> None:
         slots = [slot.to_json() for slot in self.slots.values()]
-        write_private(self.paths.slots, json.dumps({"revision": self.revision, "slots": slots}))
+        kept = {"revision": self.revision, "slots": slots, "numbers": self.numbers}
+        write_private(self.paths.slots, json.dumps(kept, indent=1))
 
-    def _free_ports(self) -> Iterable[int]:
+    def _in_range(self, port: int) -> bool:
         first, last = self.machine["ports"]
-        held = {slot.port for slot in self.slots.values()}
-        for port in range(first, last + 1):
-            if port not in held and _is_free(self.machine["address"], port):
-                yield port
+        return bool(first <= port <= last)
+
+    def _free_ports(self) -> list[int]:
+        """Ports of the range that nobody listens on, as many as this machine could ever need."""
+        first, last = self.machine["ports"]
+        free = (port for port in range(first, last + 1) if _is_free(self.machine["address"], port))
+        return list(islice(free, len(self.slots) + len(self.hardware.cores) + 1))
 
     def _replica(self, slot: Slot) -> dict[str, Any]:
         watch = self.watches.get(slot.number)

@@ -4,7 +4,7 @@ A slot keeps its number, slice and port for as long as its model is wanted and t
 sessions whose home it is find it again.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -58,43 +58,91 @@ def assign(
     wishes: Sequence[Wish],
     hardware: Hardware,
     reserve: Reserve,
-    free_ports: Iterable[int],
+    free_ports: Sequence[int],
+    numbers: Mapping[int, str],
 ) -> tuple[list[Slot], dict[str, Refusal]]:
     """The machine's slots for `wishes`, and what was refused, by model.
 
     Slots that are wanted and still fit stay as they are (with the model's new settings); what is wanted beyond them
-    is carved from what is left, under the lowest free number and the next of `free_ports`.
+    is carved from what is left. Where that does not suffice, everything is carved anew in the order of the wishes, as
+    cluster/fit.py did. A number stays its model's for ever (`numbers`: those that were ever given), since sessions
+    have their homes under it.
     """
+    slots, refused = _fill(
+        _kept(current, wishes, hardware, reserve), current, wishes, hardware, reserve, free_ports, numbers
+    )
+    if refused:
+        anew, still_refused = _fill([], current, wishes, hardware, reserve, free_ports, numbers)
+        if len(still_refused) < len(refused):
+            return anew, still_refused
+    return slots, refused
+
+
+def _kept(
+    current: Sequence[Slot], wishes: Sequence[Wish], hardware: Hardware, reserve: Reserve
+) -> list[Slot]:
     kept: list[Slot] = []
-    missing: list[Wish] = []
     for wish in wishes:
-        mine = [
+        fitting = [
             slot
             for slot in current
             if slot.model.name == wish.model.name
             and _as_large(slot.slice, wish)
             and still_fits(slot.slice, hardware, reserve, wish.model.need)
-        ][: wish.count]
-        kept += [replace(slot, model=wish.model, digest=wish.digest) for slot in mine]
-        missing += [wish] * (wish.count - len(mine))
+        ]
+        kept += [replace(slot, model=wish.model, digest=wish.digest) for slot in fitting[: wish.count]]
+    return kept
+
+
+def _fill(
+    kept: Sequence[Slot],
+    current: Sequence[Slot],
+    wishes: Sequence[Wish],
+    hardware: Hardware,
+    reserve: Reserve,
+    free_ports: Sequence[int],
+    numbers: Mapping[int, str],
+) -> tuple[list[Slot], dict[str, Refusal]]:
+    slots = list(kept)
     refused: dict[str, Refusal] = {}
-    ports = iter(free_ports)
-    for wish in missing:
-        carved = carve(hardware, reserve, [slot.slice for slot in kept], wish.model.need, wish.model.take)
-        if isinstance(carved, Refusal):
-            refused[wish.model.name] = carved
-            continue
-        port = next(ports, None)
-        if port is None:
-            refused[wish.model.name] = Refusal(("no free port left in network.ports",))
-            continue
-        number = next(n for n in range(len(kept) + 1) if all(slot.number != n for slot in kept))
-        kept.append(Slot(number, wish.model, carved, port, wish.digest))
-    return sorted(kept, key=lambda slot: slot.number), refused
+    for wish in wishes:
+        have = sum(slot.model.name == wish.model.name for slot in slots)
+        for _ in range(wish.count - have):
+            carved = carve(hardware, reserve, [s.slice for s in slots], wish.model.need, wish.model.take)
+            number = _number(slots, wish.model.name, numbers)
+            port = _port(slots, current, number, free_ports)
+            if isinstance(carved, Refusal):
+                refused[wish.model.name] = carved
+            elif port is None:
+                refused[wish.model.name] = Refusal(("no free port left in network.ports",))
+            else:
+                slots.append(Slot(number, wish.model, carved, port, wish.digest))
+    return sorted(slots, key=lambda slot: slot.number), refused
+
+
+def _number(slots: Sequence[Slot], model: str, numbers: Mapping[int, str]) -> int:
+    """The lowest number that is this model's already and is not used, else the lowest that nobody ever had."""
+    used = {slot.number for slot in slots}
+    own = [number for number, owner in numbers.items() if owner == model and number not in used]
+    taken = used | set(numbers)
+    return min(own) if own else next(n for n in range(len(taken) + 1) if n not in taken)
+
+
+def _port(
+    slots: Sequence[Slot], current: Sequence[Slot], number: int, free_ports: Sequence[int]
+) -> int | None:
+    """The port that this number has, else the first that is free."""
+    used = {slot.port for slot in slots}
+    before = [slot.port for slot in current if slot.number == number and slot.port not in used]
+    held = used | {slot.port for slot in current}
+    return before[0] if before else next((port for port in free_ports if port not in held), None)
 
 
 def _as_large(slice_: Slice, wish: Wish) -> bool:
     """A slice that was carved for other needs is carved anew; one that took the rest may stay larger."""
     need = wish.model.need
-    exact = len(slice_.cores) == need.cores and len(slice_.gpus) == need.gpus
-    return exact if wish.model.take == "needs" else True
+    return wish.model.take == "rest" or (
+        len(slice_.cores) == need.cores
+        and len(slice_.gpus) == need.gpus
+        and slice_.memory_bytes == need.memory_bytes
+    )

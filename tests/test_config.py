@@ -107,7 +107,7 @@ def test_everything_that_works_can_be_said(folder: Path) -> None:
         write(
             folder,
             """
-router: {listen: "[::1]:9000"}
+router: {listen: "localhost:9000"}
 network: {control: 9001, ports: 9100-9109, private: false}
 machines:
   - {name: den-pc, address: 192.168.1.10, zone: home, reserve: {cores: 2, memory: 1.5GiB}}
@@ -129,7 +129,7 @@ models:
 """,
         )
     )
-    assert config.router == RouterConfig("::1", 9000)
+    assert config.router == RouterConfig("127.0.0.1", 9000)
     assert config.network == NetworkConfig(9001, 9100, 9109)
     den = MachineConfig("den-pc", "192.168.1.10", "home", 2, 3 * GIB // 2)
     assert config.machines == (den, MachineConfig("attic"))

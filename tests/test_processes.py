@@ -1,5 +1,6 @@
 """Which processes count as ours, and that they end."""
 
+import json
 import os
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 
 from cluster.paths import Paths, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder
+from cluster.record import boot_id
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
@@ -61,20 +63,29 @@ def test_our_mark_in_the_environment_makes_a_process_ours(
     assert ours(paths, "host") == []
 
 
-def test_a_process_without_the_mark_is_ours_in_rays_recorded_session(
+def record_session(paths: Paths, session: int, since: float, boot: str) -> None:
+    write_private(paths.ray_processes, json.dumps({"session": session, "since": since, "boot": boot}))
+
+
+def test_a_worker_without_the_mark_is_ours_in_rays_recorded_session(
     paths: Paths, started: list[subprocess.Popen[str]]
 ) -> None:
-    worker = start(started, {}, session=True)
-    write_private(paths.ray_processes, f'{{"session": {worker.pid}, "since": {time.time() - 60}}}')
+    worker = start(started, {}, SLEEP + f"  # {paths.ray_folder}", session=True)
+    record_session(paths, worker.pid, time.time() - 60, boot_id())
     assert [(p.pid, p.role) for p in ours(paths)] == [(worker.pid, "ray")]
 
 
-def test_a_session_number_that_was_given_anew_is_not_ours(
-    paths: Paths, started: list[subprocess.Popen[str]]
+@pytest.mark.parametrize(
+    ("note", "since_s", "boot"),
+    [("", -60.0, None), ("{folder}", 60.0, None), ("{folder}", -60.0, "an earlier boot")],
+)
+def test_a_stranger_in_a_session_whose_number_was_given_anew_is_not_ours(
+    paths: Paths, started: list[subprocess.Popen[str]], note: str, since_s: float, boot: str | None
 ) -> None:
-    """Processes older than the record cannot have been started in the session that it names."""
-    stranger = start(started, {}, session=True)
-    write_private(paths.ray_processes, f'{{"session": {stranger.pid}, "since": {time.time() + 60}}}')
+    """It does not look like Ray's, or is older than the record, or the record is of an earlier boot."""
+    program = SLEEP + "  # " + note.format(folder=paths.ray_folder)
+    stranger = start(started, {}, program, session=True)
+    record_session(paths, stranger.pid, time.time() + since_s, boot or boot_id())
     assert ours(paths) == []
 
 

@@ -162,13 +162,34 @@ def test_homes_outlive_a_full_down_and_up(fresh: Homeport) -> None:
         assert again.headers["x-homeport-context"] == "evaluated"
 
 
-def test_down_works_with_the_keeper_dead_and_the_next_up_starts_it_anew(fresh: Homeport) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_down_works_with_the_keeper_dead_or_stopped(fresh: Homeport, number: signal.Signals) -> None:
     fresh.up()
-    keeper = actor(fresh, "Keeper")
-    keeper.suspend()
+    actor(fresh, "Keeper").send_signal(number)
     down = fresh.run("down", timeout=30)
     assert down.returncode == 0, down.stderr
     assert ours(fresh.paths) == []
+
+
+def test_two_ups_at_once_start_one(fresh: Homeport) -> None:
+    both = [fresh.popen("up", "--detach", "--config", str(fresh.config)) for _ in range(2)]
+    said = [process.communicate(timeout=90)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(ours(fresh.paths, "parent")) == 1
+    assert Conversation(fresh.url, "one-of-two").say("Hello", 4).error is None
+
+
+def test_a_changed_reserve_frees_the_core(fresh: Homeport) -> None:
+    fresh.up()
+    before = fresh.get("/api/fleet")["machines"][0]
+    cores = [r["slice"]["cores"] for r in before["replicas"]]
+    assert fresh.run("down", timeout=30).returncode == 0
+    reserve = (
+        f"machines: [{{name: {before['name']}, reserve: {{cores: {before['reserve']['cores'] + 1}}}}}]\n"
+    )
+    fresh.config.write_text(reserve + fresh.config.read_text())
+    fresh.up()
+    assert [r["slice"]["cores"] for r in fresh.replicas()] == cores[:-1]
 
 
 def test_hosts_outlive_ray_and_down_works_while_ray_is_dead(fresh: Homeport) -> None:
