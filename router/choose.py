@@ -63,7 +63,7 @@ class Refuse:
     """Nobody will serve it. `reasons`: one sentence a replica, or the names that are known."""
 
     status: int
-    code: Literal["model_not_found", "model_unavailable"]
+    code: Literal["model_not_found", "model_unavailable", "home_removed"]
     message: str
     reasons: tuple[str, ...] = ()
 
@@ -152,7 +152,7 @@ def _machine_state(replica: Replica, fleet: Snapshot) -> str:
     return "unknown" if machine is None else machine.state
 
 
-def _home(home: Home, fleet: Snapshot, now: float, refused: Set[str]) -> Send | Wait:
+def _home(home: Home, fleet: Snapshot, now: float, refused: Set[str]) -> Decision:
     pin = home.pin
     replica = fleet.replicas.get(pin.replica)
     if replica is not None and replica.model == pin.model and replica.serves(now):
@@ -160,6 +160,12 @@ def _home(home: Home, fleet: Snapshot, now: float, refused: Set[str]) -> Send | 
         free = free and replica.free(fleet.open_turns.get(pin.replica, 0)) > 0
         return Send(pin.replica, replica.incarnation, pin.generation, "new" if home.fresh else "kept", free)
     machine = pin.replica.rpartition("/")[0]
+    if _removed(pin, fleet):
+        message = (
+            f"This session's home was {pin.replica}, and the config no longer has {pin.model} there. "
+            "Put it back into the config, or begin anew under another session name."
+        )
+        return Refuse(410, "home_removed", message)
     if replica is None or replica.model != pin.model:
         says, wait_s = "has not reported it", 5.0
     else:
@@ -169,6 +175,15 @@ def _home(home: Home, fleet: Snapshot, now: float, refused: Set[str]) -> Send | 
         "It is not moved elsewhere; ask again when its machine is back (`homeport status` shows it)."
     )
     return Wait("machine_unavailable", message, now + wait_s, pin.replica)
+
+
+def _removed(pin: Pin, fleet: Snapshot) -> bool:
+    """Whether its machine is there and tells of other replicas, but of none of that name and model."""
+    machine = pin.replica.rpartition("/")[0]
+    state = fleet.machines.get(machine)
+    told = [replica for replica in fleet.replicas.values() if replica.machine == machine]
+    here = any(replica.name == pin.replica and replica.model == pin.model for replica in told)
+    return state is not None and state.state == "ready" and bool(told) and not here
 
 
 def _nobody(model: str, fleet: Snapshot, now: float) -> Wait | Refuse:

@@ -23,6 +23,8 @@ class ApiError:
     retry_after_s: float | None = None
     more: Mapping[str, Any] = field(default_factory=dict)
     """Further members of the error object."""
+    final: bool = False
+    """Asking again will not help: the client is told not to."""
 
     @property
     def type(self) -> str:
@@ -47,6 +49,8 @@ class ApiError:
         headers = [(b"content-type", b"application/json")]
         if self.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s))))
+        if self.final:
+            headers.append((b"x-should-retry", b"false"))
         return headers
 
 
@@ -98,7 +102,7 @@ def foreign_origin() -> ApiError:
 
 def host_error(replica: str, status: int) -> ApiError:
     message = f"{replica} failed ({status}); its log says why. Ask again, or see `homeport status`."
-    return ApiError(502, "host_error", message)
+    return ApiError(502, "host_error", message, retry_after_s=5)
 
 
 def host_lost(replica: str) -> ApiError:
@@ -114,7 +118,7 @@ def host_refused(replica: str) -> ApiError:
         f"{replica} does not accept this router's cluster token. Run `homeport down` and "
         "`homeport up` on its machine so that both use the same one."
     )
-    return ApiError(502, "host_refused", message)
+    return ApiError(502, "host_refused", message, final=True)
 
 
 def host_unsettled(replica: str) -> ApiError:

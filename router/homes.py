@@ -12,7 +12,7 @@ from functools import reduce
 
 from router.choose import Ask, Decision, Home, Wait, choose, ranked
 from router.fleet import Fleet
-from router.peers import Peers, Unreachable
+from router.peers import NotYet, Peers, Unreachable
 from serving.pins import Pin, merge
 
 REMEMBERED = 100_000
@@ -55,7 +55,13 @@ class Homes:
         """
         if ask.session is None or ask.model not in self._fleet.snapshot().models:
             return choose(ask, None, self._fleet.snapshot(), self._clock(), refused)
-        key = (ask.session, ask.model)
+        try:
+            return await self._decide(ask, (ask.session, ask.model), refused)
+        except NotYet:
+            message = "The controller is still reading which sessions have a home. Ask again in a moment."
+            return Wait("machine_unavailable", message, self._clock() + 1.0)
+
+    async def _decide(self, ask: Ask, key: Key, refused: set[str]) -> Decision:
         remembered = self._homes.get(key)
         if remembered is None:
             home = await self._find(ask, key, refused)
@@ -101,6 +107,8 @@ class Homes:
         try:
             if order:
                 pin, known = await self._peers.claim(*key, order, refused)
+                if (first := self._homes.get(key)) is not None:
+                    return first.home  # another turn of it was faster
                 return self._remember(pin, fresh=not known)
             found = await self._peers.indexed_pin(*key)
         except Unreachable as error:
@@ -128,9 +136,11 @@ class Homes:
         remembered.asked_at = self._clock()
         try:
             found = await self._peers.indexed_pin(*key)
+        except NotYet:
+            return home
         except Unreachable:
             found = await self._ask_hosts(key)
-        if found is None or found.generation <= home.pin.generation:
+        if found is None or merge(found, home.pin) == home.pin:
             return home
         return self._remember(found, fresh=False)
 

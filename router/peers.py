@@ -19,6 +19,10 @@ QUICK = aiohttp.ClientTimeout(total=0.5)
 """For questions that a turn waits for."""
 
 
+class NotYet(Exception):
+    """The controller is there, but has not read all journals yet: whether a session is new cannot be said."""
+
+
 class Unreachable(Exception):
     """No usable answer came. `refused`: nobody listens there."""
 
@@ -183,6 +187,8 @@ class Peers:
             ) as answer:
                 if answer.status == 404:
                     return None
+                if answer.status == 503 and url.startswith(self._control):
+                    raise NotYet
                 if answer.status != 200:
                     raise Unreachable(f"it answered {answer.status}")
                 return await answer.read()

@@ -46,9 +46,11 @@ from router.request import (
     refuse_promises,
 )
 from serving.model import ModelSpec
+from serving.trouble import trace_of
 
 STREAM = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=120.0)
-WHOLE = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=600.0)
+WHOLE = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
+"""A whole answer takes as long as it takes; a host that falls silent meanwhile is noticed by the fleet."""
 DISAGREEMENTS = 3
 """How often hosts may answer 421 to one turn."""
 LOSSES = 2
@@ -94,8 +96,8 @@ class Relay:
         self.turns.add(turn)
         try:
             outcome = await turn.run()
-        except Exception:
-            log.exception("request %s: internal_error", head.request_id.decode())
+        except Exception as error:  # noqa: BLE001 - the edge; its words may be a prompt's
+            log.error("request %s: internal_error\n%s", head.request_id.decode(), trace_of(error))
             outcome = await turn.broke()
         finally:
             self.turns.discard(turn)
@@ -245,9 +247,12 @@ class Turn:
                     await self._wait(decision, deadline)
                 case Refuse(status, code, message, reasons):
                     retry_s = 10.0 if status == 503 else None
+                    final = code == "home_removed"
                     param = "model" if status == 404 else None
                     more = {"reasons": list(reasons)} if status == 503 else {}
-                    return await self._reply.fail(ApiError(status, code, message, param, retry_s, more))
+                    return await self._reply.fail(
+                        ApiError(status, code, message, param, retry_s, more, final)
+                    )
                 case _:
                     assert_never(decision)
 
@@ -278,9 +283,10 @@ class Turn:
         with self.relay.fleet.turn_at(to.replica):
             try:
                 response = await self._post(ask, to)
+                if response.status == 200 or "x-homeport-pin" in response.headers:
+                    self.relay.homes.confirm(ask, to.replica)  # its host has written the pin down
                 if response.status != 200:
                     return await self._not_ok(ask, to, response)
-                self.relay.homes.confirm(ask, to.replica)
                 self.pin = response.headers.get("x-homeport-pin")
                 return await (self._pass_stream(response) if self._streams else self._pass_whole(response))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -333,20 +339,20 @@ class Turn:
         if response.status == 421:
             self._disagreements += 1
             if self._disagreements > DISAGREEMENTS:
-                return await self._reply.fail(host_unsettled(to.replica))
+                return await self._fail_at(to, host_unsettled(to.replica))
             await self._settle(ask, to, read_disagreement(body))
             return None
         if response.status == 401:
-            return await self._reply.fail(host_refused(to.replica))
+            return await self._fail_at(to, host_refused(to.replica))
         if response.status == 503:
             await fleet.refresh(to.replica)
             known = fleet.snapshot().replicas.get(to.replica)
-            if known is None or known.state != "ready":
+            if known is None or not known.serves(self.relay.clock()):
                 self._give_up(ask, to)
                 return None
         code = code_of(body)
         if code is None:
-            return await self._reply.fail(host_error(to.replica, response.status))
+            return await self._fail_at(to, host_error(to.replica, response.status))
         if self._reply.head_sent:
             await self._reply.part(b"data: " + b" ".join(body.splitlines()) + b"\n\n")
             await self._reply.finish()
@@ -372,7 +378,7 @@ class Turn:
         self.at = None
         if self._begun:
             fleet.saw_silent(to.replica)
-            return await self._reply.fail(host_lost(to.replica))
+            return await self._fail_at(to, host_lost(to.replica))
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             if connection_refused(error):
                 fleet.saw_refused(to.replica)
@@ -383,9 +389,15 @@ class Turn:
         self.relay.homes.confirm(ask, to.replica)  # its host may have written the pin down before it went
         self._losses += 1
         if self._losses > LOSSES:
-            return await self._reply.fail(host_lost(to.replica))
+            return await self._fail_at(to, host_lost(to.replica))
         await fleet.refresh(to.replica)
         return None
+
+    async def _fail_at(self, to: Send, error: ApiError) -> str:
+        """An error of the router's own about a host: it says which."""
+        if not self._reply.head_sent:
+            self._reply.own += home_headers(to.replica, to.pin)
+        return await self._reply.fail(error)
 
     def _give_up(self, ask: Ask, to: Send) -> None:
         """A new session, or a turn without one, looks elsewhere; one whose home it is waits on."""

@@ -284,6 +284,15 @@ class FailsHost(AnswersHost):
         return error(self.status, self.code)
 
 
+class FailsAfterPinningHost(AnswersHost):
+    """Writes the pin down, and then its engine fails."""
+
+    async def whole(self, request: web.Request, told: dict[str, str]) -> web.StreamResponse:
+        failed = error(500, "engine_failed")
+        failed.headers.update({name: value for name, value in told.items() if name != "server"})
+        return failed
+
+
 @dataclass
 class BreaksDownHost(AnswersHost):
     """Ends its streams with an error event and without `[DONE]`."""
@@ -337,6 +346,8 @@ class Controller:
     index: PinIndex = field(default_factory=PinIndex)
     claims: list[dict[str, Any]] = field(default_factory=list)
     models: tuple[str, ...] = (MODEL,)
+    reads_journals: bool = False
+    """Whether it still does, and cannot say who is new."""
     _runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -381,6 +392,8 @@ class Controller:
     async def post_claim(self, request: web.Request) -> web.Response:
         asked = await request.json()
         self.claims.append(asked)
+        if self.reads_journals:
+            return web.json_response({}, status=503)
         order = [Candidate(each["replica"], each["free"]) for each in asked["ranked"]]
         pin, known = self.index.claim(
             asked["session"], asked["model"], order, frozenset(asked["refused"]), 100.0
@@ -388,6 +401,8 @@ class Controller:
         return web.json_response({"pin": pin.to_json(), "known": known})
 
     async def get_pin(self, request: web.Request) -> web.Response:
+        if self.reads_journals:
+            return web.json_response({}, status=503)
         pin = self.index.get(request.match_info["session"], request.query["model"])
         return web.json_response(pin.to_json()) if pin else web.json_response({}, status=404)
 

@@ -173,9 +173,12 @@ def test_a_home_on_a_machine_that_has_not_reported_is_waited_for() -> None:
     assert "shed" in decision.message
 
 
-def test_a_home_whose_slot_now_holds_another_model_is_waited_for() -> None:
-    other = replica("den/0", model="other")
-    assert isinstance(choose(ASK, home("den/0"), fleet(other), NOW), Wait)
+@pytest.mark.parametrize("there", [{"name": "den/0", "model": "other"}, {"name": "den/1"}])
+def test_a_home_that_the_config_took_away_is_refused_for_good(there: dict[str, str]) -> None:
+    decision = choose(ASK, home("den/0"), fleet(replica(**there)), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code) == (410, "home_removed")
+    assert "den/0" in decision.message
 
 
 # its machine is cordoned or draining
@@ -252,6 +255,8 @@ def test_a_session_is_never_sent_anywhere_but_home(picture: Snapshot, at: str, f
         case Wait(replica=name):
             assert name == at
             assert at not in picture.replicas or not picture.replicas[at].serves(NOW)
+        case Refuse(code="home_removed"):
+            assert at not in picture.replicas
         case _:
             raise AssertionError(decision)
 

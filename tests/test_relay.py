@@ -21,6 +21,7 @@ from tests.standins import (
     DropsMidStreamHost,
     DropsPackets,
     EndlessHost,
+    FailsAfterPinningHost,
     FailsHost,
     HangsHost,
     Refuses421Host,
@@ -134,6 +135,34 @@ async def test_a_session_goes_home_again(tmp_path: Path) -> None:
             again = await router.chat(session="tea", stream=True)
             assert again.headers["x-homeport-replica"] == first.headers["x-homeport-replica"]
             assert again.headers["x-homeport-pin"] == "kept"
+
+
+async def test_nobody_counts_as_new_while_the_controller_reads_the_journals(tmp_path: Path) -> None:
+    host, other = AnswersHost("den/0"), AnswersHost("den/1")
+    controller = Controller([host, other], reads_journals=True)
+    async with running(host, other, controller), running_router(tmp_path, controller.port) as router:
+        await router.ready("den/0", "den/1")
+        turn = asyncio.create_task(router.chat(session="tea"))
+        await router.until(lambda: len(controller.claims) >= 2)
+        assert not turn.done()
+        assert host.bodies == other.bodies == []
+        controller.reads_journals = False
+        assert (await turn).status == 200
+
+
+async def test_a_pin_that_a_refusal_tells_of_is_kept(tmp_path: Path) -> None:
+    """The host wrote the pin down and then failed: the next turn must not be claimed anew elsewhere."""
+    host, other = FailsAfterPinningHost("den/0"), AnswersHost("den/1", running=1)
+    controller = Controller([host, other])
+    async with running(host, other, controller), running_router(tmp_path, controller.port) as router:
+        await router.ready("den/0", "den/1")
+        assert (await router.chat(session="tea")).status == 500
+        await host.stop()
+        turn = asyncio.create_task(router.chat(session="tea"))
+        await router.until(lambda: any(t.replica == "den/0" for t in router.parts.relay.turns))
+        assert not turn.done()
+        turn.cancel()
+        assert other.bodies == []
 
 
 async def test_simultaneous_new_sessions_get_as_many_homes(tmp_path: Path) -> None:

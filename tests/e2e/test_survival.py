@@ -338,3 +338,18 @@ def test_a_session_whose_home_is_down_while_the_index_is_rebuilt_is_not_moved(fr
     back = talks[0].answers[-1]
     assert back.error is None, back
     assert (back.headers["x-homeport-pin"], back.headers["x-homeport-replica"]) == ("kept", homes["down-0"])
+
+
+def test_a_session_whose_home_the_config_took_away_is_told_so(fresh: Homeport) -> None:
+    fresh.up()
+    talks = [Conversation(fresh.url, f"removed-{n}") for n in range(2)]
+    homes = {t.say("Hello", 4).headers["x-homeport-replica"]: t for t in talks}
+    assert fresh.run("down", timeout=30).returncode == 0
+    fresh.config.write_text(fresh.config.read_text().replace("replicas: fill", "replicas: 1"))
+    fresh.up()
+    (left,) = [r["name"] for r in fresh.replicas()]
+    assert homes.pop(left).say("Hello again", 4).headers["x-homeport-pin"] == "kept"
+    for orphan in homes.values():
+        answer = orphan.say("Hello again", 4)
+        assert answer.error is not None
+        assert "config no longer has" in answer.error
