@@ -19,6 +19,7 @@ from cluster.paths import Paths, read_json
 T = TypeVar("T")
 
 START_S = 120.0
+MAKES_OWN = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"}
 CONFIG = """\
 router: {{listen: 127.0.0.1:{router}}}
 network: {{control: {control}, ports: {first}-{last}}}
@@ -51,7 +52,9 @@ class Homeport:
     @property
     def env(self) -> dict[str, str]:
         folders = {"HOMEPORT_HOME": str(self.paths.home), "HOMEPORT_LOCKS": str(self.paths.locks)}
-        return {**os.environ, **folders, "COLUMNS": "200", **self.extra}
+        # `make test ARGS=…` would hand its arguments on to a `make up` below it.
+        inherited = {name: value for name, value in os.environ.items() if name not in MAKES_OWN}
+        return {**inherited, **folders, "COLUMNS": "200", **self.extra}
 
     @property
     def url(self) -> str:
