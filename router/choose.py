@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.snapshot import Replica, Snapshot
+from serving.pin_index import Candidate
 from serving.pins import Pin
 
 PinOutcome = Literal["new", "kept", "none"]
@@ -69,14 +70,6 @@ class Refuse:
 
 
 Decision = Send | Wait | Refuse
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A replica that could be the home of a new session, and its free places."""
-
-    replica: str
-    free: int
 
 
 def choose(
@@ -178,7 +171,12 @@ def _home(home: Home, fleet: Snapshot, now: float, refused: Set[str]) -> Decisio
 
 
 def _removed(pin: Pin, fleet: Snapshot) -> bool:
-    """Whether its machine is there and tells of other replicas, but of none of that name and model."""
+    """Whether its machine is there and tells of other replicas, but of none of that name and model.
+
+    Only a controller that answers can say so; an old list proves nothing.
+    """
+    if not fleet.is_current:
+        return False
     machine = pin.replica.rpartition("/")[0]
     state = fleet.machines.get(machine)
     told = [replica for replica in fleet.replicas.values() if replica.machine == machine]

@@ -113,6 +113,14 @@ def host_lost(replica: str) -> ApiError:
     return ApiError(502, "host_lost", message, retry_after_s=2)
 
 
+def host_silent(replica: str) -> ApiError:
+    message = (
+        f"The host of {replica} said nothing for too long and may still be at work on this turn. "
+        "See `homeport status`, and send the request again later: the session keeps its home."
+    )
+    return ApiError(502, "host_lost", message, retry_after_s=10)
+
+
 def host_refused(replica: str) -> ApiError:
     message = (
         f"{replica} does not accept this router's cluster token. Run `homeport down` and "

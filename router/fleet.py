@@ -107,6 +107,7 @@ class Fleet:
                 },
                 replicas={name: known.replica() for name, known in self.known.items()},
                 open_turns=MappingProxyType(self._open),
+                is_current=self.controller_reachable is True,
             )
         return self._snapshot
 
@@ -172,11 +173,14 @@ class Fleet:
         except (Unreachable, msgspec.DecodeError) as error:
             if self.controller_reachable is not False:
                 log.warning("controller not reachable (%s); serving from the last picture", error)
-            self.controller_reachable = False
+                self.controller_reachable = False
+                self._changed()
             return
         if self.controller_reachable is False:
             log.info("controller reachable again")
-        self.controller_reachable = True
+        if not self.controller_reachable:
+            self.controller_reachable = True
+            self._changed()
         if text != self._text:
             self._text = text
             self._follow(self._take(listed))

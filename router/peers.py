@@ -10,8 +10,8 @@ from typing import Any
 import aiohttp
 import msgspec
 
-from router.choose import Candidate
 from router.snapshot import Resident
+from serving.pin_index import Candidate
 from serving.pins import Pin, pin_from_json
 
 POLL = aiohttp.ClientTimeout(total=2.0)
@@ -117,6 +117,7 @@ class Peers:
     def __init__(self, client: aiohttp.ClientSession, control_url: str, token: str) -> None:
         self._client = client
         self._control = control_url.rstrip("/")
+        self._of_pins = (f"{self._control}/claim", f"{self._control}/pins/")
         self._headers = {"authorization": f"Bearer {token}"}
 
     async def fleet(self) -> bytes:
@@ -187,7 +188,7 @@ class Peers:
             ) as answer:
                 if answer.status == 404:
                     return None
-                if answer.status == 503 and url.startswith(self._control):
+                if answer.status == 503 and url.startswith(self._of_pins):
                     raise NotYet
                 if answer.status != 200:
                     raise Unreachable(f"it answered {answer.status}")

@@ -17,17 +17,19 @@ import aiohttp
 from router.choose import Ask, Refuse, Send, Wait
 from router.errors import (
     ApiError,
+    RawHeaders,
     Rejected,
     bad_request,
     host_error,
     host_lost,
     host_refused,
+    host_silent,
     host_unsettled,
     internal_error,
     router_stopping,
 )
 from router.fleet import Fleet
-from router.homes import Homes
+from router.homes import PATIENCE_S, Homes
 from router.identity import NOBODY, BadName, Identity, identify, public_id
 from router.metrics import Metrics
 from router.peers import connection_refused
@@ -233,18 +235,20 @@ class Turn:
         return identity
 
     async def _route(self, ask: Ask) -> str:
-        deadline = self.arrived + self.relay.queue_s(ask.model)
+        queue_s = self.relay.queue_s(ask.model)
+        deadline = self.arrived + queue_s
+        settle_at = self.arrived + min(PATIENCE_S, queue_s / 2)
         while True:
-            decision = await self.relay.homes.decide(ask, self._refused)
+            decision = await self.relay.homes.decide(ask, self._refused, settle_at)
             match decision:
                 case Send():
-                    outcome = await self._attempt(ask, decision)
+                    outcome = await self._attempt(ask, decision, deadline)
                     if outcome is not None:
                         return outcome
                 case Wait():
                     if self.relay.clock() >= deadline:
-                        return await self._reply.fail(self._unavailable(decision))
-                    await self._wait(decision, deadline)
+                        return await self._reply.fail(self._unavailable(ask, decision))
+                    await self._wait(ask, decision, deadline)
                 case Refuse(status, code, message, reasons):
                     retry_s = 10.0 if status == 503 else None
                     final = code == "home_removed"
@@ -256,12 +260,12 @@ class Turn:
                 case _:
                     assert_never(decision)
 
-    async def _wait(self, wait: Wait, deadline: float) -> None:
+    async def _wait(self, ask: Ask, wait: Wait, deadline: float) -> None:
         """Until the picture changes. A stream gets its head after 5 s, then a comment every 10 s."""
         now = self.relay.clock()
         self.replica = wait.replica
         if self._streams and now >= self._comment_at:
-            await self._reply.begin([*EVENT_STREAM, *home_headers(wait.replica)])
+            await self._reply.begin([*EVENT_STREAM, *self._home_headers(ask, wait.replica)])
             waited_for = wait.replica or "a replica"
             comment = f": waiting for {waited_for}, {now - self.arrived:.0f} s so far\n\n"
             await self._reply.part(comment.encode())
@@ -271,27 +275,37 @@ class Turn:
             until = min(until, self._comment_at)
         await self.relay.fleet.changed(until - now)
 
-    def _unavailable(self, wait: Wait) -> ApiError:
+    def _home_headers(self, ask: Ask, replica: str | None, meant: str = "kept") -> RawHeaders:
+        """The home as it stands: the host's word on the pin, else what was meant; a claim alone is none yet."""
+        if replica is None:
+            return []
+        claimed = self.relay.homes.is_fresh(ask, replica)
+        return home_headers(replica, self.pin or ("none" if claimed else meant))
+
+    def _unavailable(self, ask: Ask, wait: Wait) -> ApiError:
         if not self._reply.head_sent:
-            self._reply.own += home_headers(wait.replica)
+            self._reply.own += self._home_headers(ask, wait.replica)
         return ApiError(503, wait.reason, wait.message, retry_after_s=wait.until - self.relay.clock())
 
-    async def _attempt(self, ask: Ask, to: Send) -> str | None:
+    async def _attempt(self, ask: Ask, to: Send, deadline: float) -> str | None:
         """Send it to one host. The outcome, or None where the place must be chosen again."""
         response = None
+        homes = self.relay.homes
         self.replica = self.at = to.replica
-        with self.relay.fleet.turn_at(to.replica):
+        with self.relay.fleet.turn_at(to.replica), homes.turn_at(ask, to.replica):
             try:
-                response = await self._post(ask, to)
+                response = await self._post(ask, to, deadline)
+                self.pin = response.headers.get("x-homeport-pin", self.pin)
                 if response.status == 200 or "x-homeport-pin" in response.headers:
-                    self.relay.homes.confirm(ask, to.replica)  # its host has written the pin down
+                    homes.confirm(ask, to.replica)  # its host has written the pin down
                 if response.status != 200:
                     return await self._not_ok(ask, to, response)
-                self.pin = response.headers.get("x-homeport-pin")
                 return await (self._pass_stream(response) if self._streams else self._pass_whole(response))
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 return await self._lost(ask, to, error)
             except asyncio.CancelledError:
+                if response is None:
+                    homes.confirm(ask, to.replica)  # its host may have written the pin down
                 if not self._silent or self._uncancel():
                     raise
                 self._silent = False
@@ -301,11 +315,12 @@ class Turn:
                 if response is not None:
                     response.close()
 
-    async def _post(self, ask: Ask, to: Send) -> aiohttp.ClientResponse:
+    async def _post(self, ask: Ask, to: Send, deadline: float) -> aiohttp.ClientResponse:
         url = f"{self.relay.fleet.base(to.replica)}/v1/chat/completions"
         data = self._body if len(self._body) <= IN_ONE_PIECE else io.BytesIO(self._body)
         timeout = STREAM if self._streams else WHOLE
-        headers = host_headers(ask, to, self.head, self.relay.bearer)
+        left_s = max(0.0, deadline - self.relay.clock())
+        headers = host_headers(ask, to, self.head, self.relay.bearer, left_s)
         return await self.relay.client.post(url, data=data, headers=headers, timeout=timeout)
 
     async def _pass_whole(self, response: aiohttp.ClientResponse) -> str:
@@ -339,11 +354,11 @@ class Turn:
         if response.status == 421:
             self._disagreements += 1
             if self._disagreements > DISAGREEMENTS:
-                return await self._fail_at(to, host_unsettled(to.replica))
+                return await self._fail_at(ask, to, host_unsettled(to.replica))
             await self._settle(ask, to, read_disagreement(body))
             return None
         if response.status == 401:
-            return await self._fail_at(to, host_refused(to.replica))
+            return await self._fail_at(ask, to, host_refused(to.replica))
         if response.status == 503:
             await fleet.refresh(to.replica)
             known = fleet.snapshot().replicas.get(to.replica)
@@ -352,7 +367,7 @@ class Turn:
                 return None
         code = code_of(body)
         if code is None:
-            return await self._fail_at(to, host_error(to.replica, response.status))
+            return await self._fail_at(ask, to, host_error(to.replica, response.status))
         if self._reply.head_sent:
             await self._reply.part(b"data: " + b" ".join(body.splitlines()) + b"\n\n")
             await self._reply.finish()
@@ -378,7 +393,7 @@ class Turn:
         self.at = None
         if self._begun:
             fleet.saw_silent(to.replica)
-            return await self._fail_at(to, host_lost(to.replica))
+            return await self._fail_at(ask, to, host_lost(to.replica))
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
             if connection_refused(error):
                 fleet.saw_refused(to.replica)
@@ -387,16 +402,19 @@ class Turn:
             self._give_up(ask, to)
             return None
         self.relay.homes.confirm(ask, to.replica)  # its host may have written the pin down before it went
+        if isinstance(error, aiohttp.SocketTimeoutError):  # it may be at work on it still
+            fleet.saw_silent(to.replica)
+            return await self._fail_at(ask, to, host_silent(to.replica))
         self._losses += 1
         if self._losses > LOSSES:
-            return await self._fail_at(to, host_lost(to.replica))
+            return await self._fail_at(ask, to, host_lost(to.replica))
         await fleet.refresh(to.replica)
         return None
 
-    async def _fail_at(self, to: Send, error: ApiError) -> str:
+    async def _fail_at(self, ask: Ask, to: Send, error: ApiError) -> str:
         """An error of the router's own about a host: it says which."""
         if not self._reply.head_sent:
-            self._reply.own += home_headers(to.replica, to.pin)
+            self._reply.own += self._home_headers(ask, to.replica, to.pin)
         return await self._reply.fail(error)
 
     def _give_up(self, ask: Ask, to: Send) -> None:

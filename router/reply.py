@@ -80,10 +80,8 @@ def passed(raw_headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     return [(name, value) for name, value in lower if name not in DROPPED]
 
 
-def home_headers(replica: str | None, pin: str = "kept") -> RawHeaders:
+def home_headers(replica: str, pin: str) -> RawHeaders:
     """What is known of the home that a turn waits for, or whose host failed it."""
-    if replica is None:
-        return []
     machine = replica.rpartition("/")[0]
     return [
         (b"x-homeport-machine", machine.encode()),

@@ -91,8 +91,11 @@ def read_head(headers: Sequence[tuple[bytes, bytes]], new_id: Callable[[], str])
     return head
 
 
-def host_headers(ask: Ask, to: Send, head: Head, bearer: str) -> CIMultiDict[str]:
-    """What a host is told beside the body: what the router believes, and a little of the client."""
+def host_headers(ask: Ask, to: Send, head: Head, bearer: str, left_s: float) -> CIMultiDict[str]:
+    """What a host is told beside the body: what the router believes, and a little of the client.
+
+    `left_s`: how long the turn may still wait in line.
+    """
     headers = CIMultiDict(head.forwarded)
     headers["authorization"] = bearer
     headers["content-type"] = "application/json"
@@ -100,6 +103,7 @@ def host_headers(ask: Ask, to: Send, head: Head, bearer: str) -> CIMultiDict[str
     headers["x-homeport-replica"] = to.replica
     headers["x-homeport-incarnation"] = str(to.incarnation)
     headers["x-homeport-pin"] = to.pin
+    headers["x-homeport-queue-left-ms"] = str(round(left_s * 1000))
     if ask.session is not None:
         headers["x-homeport-session-key"] = ask.session
         headers["x-homeport-generation"] = str(to.generation)

@@ -98,6 +98,8 @@ class Snapshot:
     machines: Mapping[str, Machine] = field(default_factory=dict)
     replicas: Mapping[str, Replica] = field(default_factory=dict)
     open_turns: Mapping[str, int] = field(default_factory=dict)
+    is_current: bool = True
+    """Whether the controller answers, so that what it leaves out is not there."""
 
     def of_model(self, model: str) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.model == model]

@@ -223,6 +223,21 @@ class HangsHost(AnswersHost):
         raise AssertionError
 
 
+class TakenWhileItHangsHost(AnswersHost):
+    """Takes the first turn and never answers it; has no place for the second; serves the third."""
+
+    async def post_chat(self, request: web.Request) -> web.StreamResponse:
+        if len(self.bodies) == 1:
+            self.bodies.append(await request.read())
+            return misdirected("taken")
+        return await super().post_chat(request)
+
+    async def whole(self, request: web.Request, told: dict[str, str]) -> web.StreamResponse:
+        if len(self.bodies) == 1:
+            await asyncio.Event().wait()
+        return await super().whole(request, told)
+
+
 @dataclass
 class DropsMidStreamHost(AnswersHost):
     """Breaks the connection after `first` in its first `times` turns; a word is a token, a comment is none."""

@@ -340,16 +340,21 @@ async def test_a_compressed_body_is_refused_clearly(tmp_path: Path) -> None:
         assert (answer.status, answer.code) == (415, "unsupported_encoding")
 
 
-async def test_a_fault_of_the_routers_own_is_a_500_in_openais_shape(tmp_path: Path) -> None:
+async def test_a_fault_of_the_routers_own_is_a_500_in_openais_shape(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async with routed(tmp_path, AnswersHost("den/0")) as router:
+        words = "the messages of a client"
 
         async def fails(*_: object) -> None:
-            raise KeyError("the messages of a client")
+            raise KeyError(words)
 
         router.parts.relay.homes.decide = fails  # type: ignore[method-assign,assignment]
         answer = await router.chat(session="tea")
         assert (answer.status, answer.code) == (500, "internal_error")
         assert router.count("internal_error", "") == 1
+    assert "KeyError" in caplog.text
+    assert words not in caplog.text
 
 
 # the openai SDK

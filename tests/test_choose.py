@@ -181,6 +181,11 @@ def test_a_home_that_the_config_took_away_is_refused_for_good(there: dict[str, s
     assert "den/0" in decision.message
 
 
+def test_an_old_list_does_not_prove_that_a_home_was_taken_away() -> None:
+    old = replace(fleet(replica("den/1")), is_current=False)
+    assert isinstance(choose(ASK, home("den/0"), old, NOW), Wait)
+
+
 # its machine is cordoned or draining
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from router.fleet import Fleet
 from router.peers import Peers
@@ -228,3 +229,22 @@ async def test_polling_asks_each_host_once_a_second(tmp_path: Path) -> None:
             while host.state_asked < asked + 3:
                 await polled.fleet.changed(1.0)
         assert time.monotonic() - began > 1.9, "three polls are two whole intervals apart, at least"
+
+
+class BusyController(Controller):
+    """Answers 503 to everything."""
+
+    async def get_fleet(self, request: web.Request) -> web.Response:
+        return web.json_response({}, status=503)
+
+
+async def test_a_controller_that_answers_503_counts_as_unreachable_and_is_asked_again(tmp_path: Path) -> None:
+    busy = BusyController([])
+    async with running(busy), Polled(tmp_path / "fleet.json", busy.port) as polled, asyncio.timeout(15):
+        while polled.fleet.controller_reachable is not False:
+            await polled.fleet.changed(0.5)
+        assert not polled.fleet.snapshot().is_current
+        await busy.stop()
+        async with running(Controller([], port=busy.port)):
+            while not polled.fleet.snapshot().is_current:
+                await polled.fleet.changed(0.5)

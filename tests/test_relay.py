@@ -10,10 +10,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from router import relay
 from router.identity import digest, public_id
 from tests.standins import (
     DONE,
     MODEL,
+    Answer,
     AnswersHost,
     BreaksDownHost,
     Controller,
@@ -26,6 +28,7 @@ from tests.standins import (
     HangsHost,
     Refuses421Host,
     SplitsEverywhereHost,
+    TakenWhileItHangsHost,
     chunk,
     routed,
     running,
@@ -43,6 +46,11 @@ def pin(replica: str, generation: int = 1, created_s: float = 1.0) -> dict[str, 
         "generation": generation,
         "created_s": created_s,
     }
+
+
+def standing(answer: Answer) -> tuple[str, ...]:
+    """What the answer says of the session's home."""
+    return tuple(answer.headers[f"x-homeport-{name}"] for name in ("machine", "replica", "pin"))
 
 
 # the plain way
@@ -109,6 +117,7 @@ async def test_the_host_gets_the_clients_bytes_and_what_the_router_believes(tmp_
         assert seen["x-homeport-incarnation"] == "5"
         assert seen["x-homeport-generation"] == "1"
         assert seen["x-homeport-pin"] == "new"
+        assert 0 < int(seen["x-homeport-queue-left-ms"]) <= 60_000
         assert seen["x-request-id"] == "my request"
         assert seen["traceparent"] == headers["traceparent"]
         assert not {"cookie", "te", "x-session-id"} & set(seen)
@@ -158,11 +167,42 @@ async def test_a_pin_that_a_refusal_tells_of_is_kept(tmp_path: Path) -> None:
         await router.ready("den/0", "den/1")
         assert (await router.chat(session="tea")).status == 500
         await host.stop()
+        router.parts.fleet.saw_refused("den/0")
         turn = asyncio.create_task(router.chat(session="tea"))
-        await router.until(lambda: any(t.replica == "den/0" for t in router.parts.relay.turns))
+        turns = router.parts.relay.turns
+        await router.until(lambda: turn.done() or any(each.replica == "den/0" for each in turns))
         assert not turn.done()
         turn.cancel()
         assert other.bodies == []
+
+
+async def test_a_claim_is_not_given_up_while_another_turn_of_the_session_is_there(tmp_path: Path) -> None:
+    host, other = TakenWhileItHangsHost("den/0"), AnswersHost("attic/0", running=1)
+    async with routed(tmp_path, host, other) as router:
+        first = asyncio.create_task(router.chat(session="tea"))
+        await host.arrived.wait()
+        second = await router.chat(session="tea")
+        assert (second.status, second.headers["x-homeport-replica"]) == (200, "den/0")
+        assert (len(host.bodies), other.bodies) == (3, [])
+        first.cancel()
+
+
+async def test_a_home_whose_first_client_left_unanswered_is_kept(tmp_path: Path) -> None:
+    """The host may have written the pin down: nobody else may get the session."""
+    host, other = HangsHost("den/0"), AnswersHost("attic/0", running=1)
+    async with routed(tmp_path, host, other) as router:
+        first = asyncio.create_task(router.chat(session="tea"))
+        await host.arrived.wait()
+        first.cancel()
+        await host.left.wait()
+        await host.stop()
+        router.parts.fleet.saw_refused("den/0")
+        second = asyncio.create_task(router.chat(session="tea"))
+        turns = router.parts.relay.turns
+        await router.until(lambda: second.done() or any(turn.replica == "den/0" for turn in turns))
+        assert not second.done()
+        assert other.bodies == []
+        second.cancel()
 
 
 async def test_simultaneous_new_sessions_get_as_many_homes(tmp_path: Path) -> None:
@@ -215,6 +255,31 @@ async def test_without_a_controller_a_new_session_gets_one_home_for_all_its_turn
         answers = await asyncio.gather(*(router.chat(session="tea") for _ in range(6)))
         assert len({answer.headers["x-homeport-replica"] for answer in answers}) == 1
         assert sum(len(host.pins) for host in hosts) == 1
+
+
+async def test_without_a_controller_a_host_that_is_away_may_be_the_sessions_home(tmp_path: Path) -> None:
+    away, well = AnswersHost("m0/0"), AnswersHost("m1/0")
+    away.pins[(TEA, MODEL)] = pin("m0/0", generation=2)
+    async with routed(tmp_path, away, well) as router:
+        await router.controller.stop()
+        await away.stop()
+        router.parts.fleet.saw_refused("m0/0")
+        turn = asyncio.create_task(router.chat(session="tea"))
+        await router.until(lambda: bool(router.parts.relay.turns))
+        await away.start()
+        assert (await turn).headers["x-homeport-replica"] == "m0/0"
+        assert well.bodies == []
+
+
+async def test_without_a_controller_a_host_that_stays_away_is_not_waited_for_long(tmp_path: Path) -> None:
+    away, well = AnswersHost("m0/0"), AnswersHost("m1/0")
+    async with routed(tmp_path, away, well, queue_s=2.0) as router:
+        await router.controller.stop()
+        await away.stop()
+        router.parts.fleet.saw_refused("m0/0")
+        answer = await router.chat(session="tea")
+        assert (answer.status, answer.headers["x-homeport-replica"]) == (200, "m1/0")
+        assert int(well.seen[0]["x-homeport-queue-left-ms"]) <= 1000
 
 
 # the host knows better: 421
@@ -278,6 +343,7 @@ async def test_hosts_that_never_agree_end_in_503_after_three_more_tries(tmp_path
         answer = await router.chat(session="tea")
         assert (answer.status, answer.code) == (503, "host_unsettled")
         assert "Retry-After" in answer.headers
+        assert standing(answer) == ("den", "den/0", "none"), "no host has written it down"
         assert len(host.seen) == 4
         assert router.count("host_unsettled", "den/0") == 1
 
@@ -298,6 +364,8 @@ async def test_a_host_that_fails_without_an_error_of_ours_is_a_502(tmp_path: Pat
     async with routed(tmp_path, host) as router:
         answer = await router.chat(session="tea")
         assert (answer.status, answer.code) == (502, "host_error")
+        assert standing(answer) == ("den", "den/0", "none")
+        assert "Retry-After" in answer.headers
 
 
 async def test_a_host_that_refuses_the_clusters_token_is_not_blamed_on_the_client(tmp_path: Path) -> None:
@@ -339,7 +407,24 @@ async def test_a_turn_that_kills_its_host_is_not_tried_for_ever(tmp_path: Path) 
     async with routed(tmp_path, host) as router:
         answer = await router.chat(session="tea")
         assert (answer.status, answer.code) == (502, "host_lost")
+        assert standing(answer) == ("den", "den/0", "kept")
+        assert "Retry-After" in answer.headers
         assert len(host.bodies) == 3
+
+
+async def test_a_read_timeout_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "STREAM", aiohttp.ClientTimeout(total=None, sock_read=0.2))
+    host = HangsHost("den/0")
+    async with routed(tmp_path, host) as router:
+        answer = await router.chat(session="tea", stream=True)
+        assert (answer.status, answer.code) == (502, "host_lost")
+        assert standing(answer) == ("den", "den/0", "new")
+        assert len(host.bodies) == 1, "the host may be at work on it still"
+
+
+def test_a_whole_answer_takes_as_long_as_it_takes() -> None:
+    assert relay.WHOLE.total is None
+    assert relay.WHOLE.sock_read is None
 
 
 async def test_comments_are_no_first_word(tmp_path: Path) -> None:
@@ -405,6 +490,7 @@ async def test_a_turn_waits_for_its_home_to_load_and_is_then_served(tmp_path: Pa
         answer = await asyncio.wait_for(turn, 10)
         assert (answer.status, answer.headers["x-homeport-replica"]) == (200, home)
         assert answer.headers["x-homeport-pin"] == "kept"
+        assert int(at.seen[-1]["x-homeport-queue-left-ms"]) < 60_000, "what it waited here is gone"
 
 
 async def test_a_home_that_stays_away_is_503_with_retry_after_and_its_name(tmp_path: Path) -> None:
@@ -416,8 +502,21 @@ async def test_a_home_that_stays_away_is_503_with_retry_after_and_its_name(tmp_p
         assert (answer.status, answer.code) == (503, "machine_unavailable")
         assert int(answer.headers["Retry-After"]) >= 1
         assert home in answer.json()["error"]["message"]
-        assert answer.headers["x-homeport-replica"] == home
+        assert standing(answer) == (home.partition("/")[0], home, "kept")
         assert router.count("machine_unavailable", home) == 1
+
+
+async def test_a_session_whose_home_the_config_took_away_is_told_so_at_once(tmp_path: Path) -> None:
+    host, other = AnswersHost("den/0"), AnswersHost("den/1", running=1)
+    async with routed(tmp_path, host, other) as router:
+        assert (await router.chat(session="tea")).headers["x-homeport-replica"] == "den/0"
+        router.controller.hosts.remove(host)
+        await host.stop()
+        await router.until(lambda: "den/0" not in router.parts.fleet.snapshot().replicas)
+        answer = await router.chat(session="tea")
+        assert (answer.status, answer.code) == (410, "home_removed")
+        assert answer.headers["x-should-retry"] == "false"
+        assert other.bodies == []
 
 
 async def test_a_stream_sees_life_after_five_seconds_and_then_its_answer(tmp_path: Path) -> None:
@@ -494,7 +593,10 @@ async def test_a_host_whose_packets_are_dropped_slows_nobody_else(tmp_path: Path
             assert (await asyncio.wait_for(stuck, 20)).code == "machine_unavailable"
 
 
-async def test_a_waiting_turn_follows_its_session_to_a_new_home(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("generation", "created_s"), [(2, 100.0), (1, 0.5)])
+async def test_a_waiting_turn_follows_its_session_to_a_new_home(
+    tmp_path: Path, generation: int, created_s: float
+) -> None:
     hosts = [AnswersHost("m0/0"), AnswersHost("m1/0")]
     async with routed(tmp_path, *hosts) as router:
         old = (await router.chat(session="tea")).headers["x-homeport-replica"]
@@ -504,11 +606,11 @@ async def test_a_waiting_turn_follows_its_session_to_a_new_home(tmp_path: Path) 
         turn = asyncio.create_task(router.chat(session="tea"))
         await router.parts.fleet.changed(3)
         moved = router.controller.index.pins[(TEA, MODEL)]
-        moved = replace(moved, replica=new.replica, generation=2)
+        moved = replace(moved, replica=new.replica, generation=generation, created_s=created_s)
         router.controller.index.pins[(TEA, MODEL)] = moved
         answer = await asyncio.wait_for(turn, 15)
         assert answer.headers["x-homeport-replica"] == new.replica
-        assert new.seen[-1]["x-homeport-generation"] == "2"
+        assert new.seen[-1]["x-homeport-generation"] == str(generation)
 
 
 async def test_a_router_that_remembers_few_homes_asks_again_and_moves_nobody(tmp_path: Path) -> None:
