@@ -46,6 +46,16 @@ class Paths:
         return self.home / "head" / "revision.json"
 
     @property
+    def router_settings(self) -> Path:
+        """What the router is started with."""
+        return self.home / "router.json"
+
+    @property
+    def fleet(self) -> Path:
+        """The router's last picture of the machines."""
+        return self.home / "router" / "fleet.json"
+
+    @property
     def run(self) -> Path:
         """What `homeport up` started, and how far it is."""
         return self.home / "run.json"

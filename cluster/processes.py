@@ -6,6 +6,7 @@ Ray's workers overwrite the memory in which the kernel shows their environment. 
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from cluster.record import boot_id
 
 RUN = "HOMEPORT_RUN"
 ROLE = "HOMEPORT_ROLE"
+ROUNDS = 5
+"""How often `end_all` looks again for what was started while it killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,15 +77,26 @@ def end(processes: Iterable[Ours], grace_s: float) -> list[Ours]:
     return list(alive.values())
 
 
-def end_all(paths: Paths, *roles: str, grace_s: float = 0.0, rounds: int = 5) -> list[Ours]:
-    """End our processes of these roles, and those that they start meanwhile. Returns what could not be ended."""
+def end_all(paths: Paths, *roles: str) -> list[Ours]:
+    """Kill our processes of these roles, and those that they start meanwhile. Returns what could not be ended."""
     left = ours(paths, *roles)
-    for _ in range(rounds):
+    for _ in range(ROUNDS):
         if not left:
             break
-        end(left, grace_s)
+        end(left, 0.0)
         left = ours(paths, *roles)
     return left
+
+
+def port_is_free(address: str, port: int) -> bool:
+    """Whether a server could listen there now; connections that only linger from an earlier one do not count."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError:
+            return False
+    return True
 
 
 def port_holder(port: int) -> str:

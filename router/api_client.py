@@ -37,21 +37,20 @@ def answered(url: str) -> bool:
 
 def stream_chat(
     url: str, body: Mapping[str, Any], headers: Mapping[str, str], timeout_s: float
-) -> Iterator[tuple[dict[str, str], dict[str, Any]]]:
-    """POST a streamed chat completion; yields (response headers, event) for each event. Raises Away or Refused."""
+) -> Iterator[dict[str, Any]]:
+    """POST a streamed chat completion; yields its events. Raises Away or Refused."""
     sent = {"content-type": "application/json", **headers}
     connection, answer = _ask(url, "POST", "/v1/chat/completions", json.dumps(body).encode(), sent, timeout_s)
     try:
         if answer.status != 200:
             _body(answer)
-        got = {name.lower(): value for name, value in answer.getheaders()}
         for line in answer:
             if not line.startswith(b"data: ") or line.strip() == b"data: [DONE]":
                 continue
             event = json.loads(line[6:])
             if "error" in event:
                 raise Refused(event["error"]["message"])
-            yield got, event
+            yield event
     except (OSError, http.client.HTTPException) as error:
         raise Away(f"the stream broke: {error}") from error
     finally:

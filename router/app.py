@@ -55,14 +55,14 @@ log = logging.getLogger("homeport.router")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the router is started with. `home` is the state folder."""
+    """What the router is started with. `fleet_file` is where its last picture of the machines lies."""
 
     host: str
     port: int
     control_url: str
     token: str
     digest_key: bytes
-    home: Path
+    fleet_file: Path
     models: tuple[ModelSpec, ...]
 
 
@@ -120,7 +120,7 @@ def build(
     """The router's parts, wired. `fleet.run()` must run beside the app."""
     peers = Peers(client, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
-    fleet = Fleet(peers, settings.home / "router" / "fleet.json", models, clock)
+    fleet = Fleet(peers, settings.fleet_file, models, clock)
     homes = Homes(fleet, peers, clock, wall)
     metrics = Metrics(registry, version(), lambda: _pins(fleet))
     specs = {spec.name: spec for spec in settings.models}
@@ -195,7 +195,7 @@ def read_settings(path: Path) -> Settings:
         control_url=data["control_url"],
         token=Path(data["token_file"]).read_text().strip(),
         digest_key=Path(data["digest_key_file"]).read_text().strip().encode(),
-        home=Path(data["home"]),
+        fleet_file=Path(data["fleet_file"]),
         models=tuple(ModelSpec.from_json(model) for model in data["models"]),
     )
 

@@ -36,7 +36,6 @@ err = Console(stderr=True)
 
 FAILED, WRONG, NOT_RUNNING = 1, 2, 3
 READY_S = 180.0
-SYSTEM = "You are a helpful AI assistant."
 REFRESH_S = 0.5
 QUIET_REFRESH_S = 1.0
 
@@ -118,7 +117,7 @@ def chat(
     prompt: Annotated[str | None, typer.Argument(help="One question; without it, a conversation.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model's name.")] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help="The session's name.")] = None,
-    system: Annotated[str, typer.Option("--system", help="What the model is told first.")] = SYSTEM,
+    system: Annotated[str, typer.Option("--system", help="What the model is told first.")] = live.SYSTEM,
 ) -> None:
     """Talk to a model. The conversation has a home of its own; `--session NAME` returns to it."""
     run = _running_or_exit(False)
@@ -174,10 +173,8 @@ def _follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
     except lifecycle.UpRefused as refused:
         err.print(str(refused), style="red", markup=False)
         code = refused.code
-    if (read_json(paths.run) or {}).get("parent") in (
-        None,
-        parent.pid,
-    ):  # else somebody started another meanwhile
+    started = (read_json(paths.run) or {}).get("parent")
+    if started in (None, parent.pid):  # else somebody started another one meanwhile
         _end(paths)
     return code
 
@@ -261,7 +258,7 @@ def _turn(url: str, model: str, session: str, messages: list[dict[str, str]]) ->
     words: list[str] = []
     about: dict[str, Any] = {}
     try:
-        for _, event in api_client.stream_chat(url, body, {"x-session-id": session}, timeout_s=120.0):
+        for event in api_client.stream_chat(url, body, {"x-session-id": session}, timeout_s=120.0):
             about = event.get("homeport") or about
             for choice in event.get("choices", ()):
                 piece = choice.get("delta", {}).get("content") or ""

@@ -25,7 +25,7 @@ from cluster.inventory import measure
 from cluster.join import enter, machine_name
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret, write_private
-from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder
+from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder, port_is_free
 from serving.config import Config, load
 from serving.model import digest
 from serving.source import source_digest
@@ -171,7 +171,7 @@ def release(paths: Paths, parent: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
-def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[int, int]) -> int:
+def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[int, int]) -> None:
     """Keep what is wanted of this machine as a numbered revision; the number grows only when something changed."""
     wanted = {
         "models": [
@@ -191,7 +191,7 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
     if known != wanted:
         number += 1
         # The router would serve from its last picture, which is of the former revision.
-        (paths.home / "router" / "fleet.json").unlink(missing_ok=True)
+        paths.fleet.unlink(missing_ok=True)
     write_private(paths.revision, json.dumps({"revision": number, **wanted}, indent=1))
     router = {
         "host": config.router.host,
@@ -199,11 +199,10 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
         "control_url": f"http://127.0.0.1:{config.network.control}",
         "token_file": str(paths.cluster_token),
         "digest_key_file": str(paths.digest_key),
-        "home": str(paths.home),
+        "fleet_file": str(paths.fleet),
         "models": [model.to_json() for model in config.models],
     }
-    write_private(paths.home / "router.json", json.dumps(router, indent=1))
-    return number
+    write_private(paths.router_settings, json.dumps(router, indent=1))
 
 
 def end_everything(paths: Paths, say: Callable[[str], None] = lambda _: None) -> list[str]:
@@ -232,14 +231,8 @@ def end_everything(paths: Paths, say: Callable[[str], None] = lambda _: None) ->
 
 
 def _needs_port(host: str, port: int, key: str) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise UpRefused(
-                f"Port {port} is taken by {port_holder(port)}. End it, or set another port in {key}."
-            ) from error
+    if not port_is_free(host, port):
+        raise UpRefused(f"Port {port} is taken by {port_holder(port)}. End it, or set another port in {key}.")
 
 
 def _needs_space(home: Path) -> None:

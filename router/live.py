@@ -11,6 +11,8 @@ from rich.text import Text
 
 from cluster.slices import bytes_text
 
+SYSTEM = "You are a helpful AI assistant."
+"""What a model is told first where the person does not say: small models need it."""
 STEPS = (("ray", "Ray"), ("controller", "controller"), ("router", "router"))
 MARKS = {
     "ready": ("●", "green"),
@@ -34,7 +36,7 @@ def curl_line(url: str, model: str) -> str:
         "stream": True,
         "temperature": 0,
         "messages": [
-            {"role": "system", "content": "You are a helpful AI assistant."},
+            {"role": "system", "content": SYSTEM},
             {"role": "user", "content": "What is the capital of France?"},
         ],
     }
@@ -178,8 +180,7 @@ def _host_row(replica: Mapping[str, Any]) -> tuple[RenderableType, ...]:
             total=1.0, completed=float(replica.get("progress") or 0.0), width=24
         )
     else:
-        detail = replica.get("detail") or ""
-        bar = Text(detail if detail != "adopted" else "ran already: adopted", style="dim")
+        bar = Text(replica.get("detail") or "", style="dim")
     return _mark(replica["state"]), label, f"{replica['state']} {replica['model']}", bar
 
 

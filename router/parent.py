@@ -74,7 +74,7 @@ class Parent:
 
     async def _keep_router(self) -> None:
         failures = 0
-        command = [sys.executable, "-m", "router.app", "--config-json", str(self.paths.home / "router.json")]
+        command = [sys.executable, "-m", "router.app", "--config-json", str(self.paths.router_settings)]
         environment = {**clean_environment(os.environ), **mark(self.paths, "router")}
         while True:
             began = time.monotonic()

@@ -82,9 +82,8 @@ class Controller:
         self.revision: dict[str, Any] = {"revision": 0, "models": [], "control": {}}
         self._fleet_text: bytes | None = None
         self._make_members = members
-        self._looked = False
         self._unread: dict[str, float] = {}
-        """By machine: until when a claim waits for its journals; 0 once they were read."""
+        """By machine: until when a claim waits for its journals; 0 once they were read. Empty before it looked."""
         self._written: dict[str, dict[int, int]] = {}
         """By machine and slot: the number of the last pin that was read from the journal."""
         self._counts: dict[str, tuple[int, ...]] = {}
@@ -128,7 +127,6 @@ class Controller:
                 if machine not in following or following[machine].done():
                     following[machine] = asyncio.create_task(self._follow(members, machine))
                     self._unread.setdefault(machine, time.monotonic() + LEARN_S)
-            self._looked = True
             self._read_revision()
             await asyncio.sleep(TICK_S)
 
@@ -165,7 +163,7 @@ class Controller:
     def _has_learned(self) -> bool:
         """Whether a session that the index does not know is new: every machine's journals were read, or given up."""
         now = time.monotonic()
-        return self._looked and bool(self._unread) and all(until < now for until in self._unread.values())
+        return bool(self._unread) and all(until < now for until in self._unread.values())
 
     def _heard(self, machine: str, report: dict[str, Any]) -> None:
         self.reports[machine] = report

@@ -51,7 +51,7 @@ class HostWatch:
         record = confine.read_record(self.record_path)
         if record is not None and confine.alive(record):
             self.started(record)
-            self.detail = "adopted"
+            self.detail = "ran already: adopted"
         else:
             self.record = record
             self.life = "absent"

@@ -10,7 +10,6 @@ import contextlib
 import json
 import logging
 import os
-import socket
 import sqlite3
 import sys
 import threading
@@ -23,7 +22,7 @@ from cluster import confine
 from cluster.inventory import measure
 from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, read_json, secret, write_private
-from cluster.processes import clean_environment, mark
+from cluster.processes import clean_environment, mark, port_is_free
 from serving.host_watch import HostWatch
 from serving.journal import pins_since
 from serving.model import ModelSpec
@@ -35,12 +34,13 @@ TICK_S = 5.0
 BUSY_TICK_S = 0.5
 """While a host is on its way. The death of one is told by its pidfd, between ticks too."""
 STOP_GRACE_S = 5.0
+DRAINS = "finishing its turns before it restarts with the new configuration"
 
 log = logging.getLogger(__name__)
 
 
 class Keeper:
-    """Its methods are called by Ray, one at a time; the work goes on in a loop of its own thread.
+    """Its methods are called by Ray, several at once; the work goes on in a loop of its own thread.
 
     Which machine this is, it reads from `machine.json`, as cluster/join.py wrote it.
     """
@@ -174,9 +174,7 @@ class Keeper:
                 log.info("slot %d: stopping, %s", number, reason)
                 await self.watches[number].stop(STOP_GRACE_S)
             case Drain(number):
-                self.watches[
-                    number
-                ].detail = "finishing its turns before it restarts with the new configuration"
+                self.watches[number].detail = DRAINS
             case _:
                 assert_never(action)
 
@@ -263,7 +261,7 @@ class Keeper:
     def _free_ports(self) -> list[int]:
         """Ports of the range that nobody listens on, as many as this machine could ever need."""
         first, last = self.machine["ports"]
-        free = (port for port in range(first, last + 1) if _is_free(self.machine["address"], port))
+        free = (port for port in range(first, last + 1) if port_is_free(self.machine["address"], port))
         return list(islice(free, len(self.slots) + len(self.hardware.cores) + 1))
 
     def _replica(self, slot: Slot) -> dict[str, Any]:
@@ -278,13 +276,3 @@ class Keeper:
             "config_digest": slot.digest,
             **(watch.report(time.time()) if watch else {"state": "starting", "detail": "", "progress": 0.0}),
         }
-
-
-def _is_free(address: str, port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((address, port))
-        except OSError:
-            return False
-    return True

@@ -511,7 +511,7 @@ async def running_router(
         control_url=f"http://127.0.0.1:{control_port}",
         token=token,
         digest_key=b"a digest key",
-        home=home,
+        fleet_file=home / "router" / "fleet.json",
         models=(model_spec(queue_s=queue_s),),
     )
     listening = socket.create_server(("127.0.0.1", 0))

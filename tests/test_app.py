@@ -420,7 +420,7 @@ async def process(home: Path, control_port: int, **changes: Any) -> AsyncIterato
         "control_url": f"http://127.0.0.1:{control_port}",
         "token_file": str(home / "token"),
         "digest_key_file": str(home / "key"),
-        "home": str(home),
+        "fleet_file": str(home / "router" / "fleet.json"),
         "models": [model_spec().to_json()],
     } | changes
     (home / "router.json").write_text(json.dumps(settings))
