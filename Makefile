@@ -1,17 +1,17 @@
 # Everything a person does in this clone. `make` alone lists it.
 
 PYTHON ?= python3
-# More arguments for up, test and bench: make test ARGS="-k slices"
+# More arguments for up, test, bench and bench-engine: make test ARGS="-k slices"
 ARGS ?=
 SETUP := cluster.bootstrap
 COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check bench clean lock python
+.PHONY: help setup up test check bench bench-engine clean lock python
 
 help: ## what there is to do
-	@sed -n 's/^\([a-z]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
 
 setup: python ## install everything that `up` needs, once
 	@$(PYTHON) -m $(SETUP) runtime
@@ -35,6 +35,10 @@ bench: python ## measure, and write the tables of benchmarks/README.md
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m benchmarks $(ARGS)
 
+bench-engine: python ## measure the engine beside bare llama.cpp and its own server, and write the table
+	@$(PYTHON) -m $(SETUP) bench --quiet
+	@exec .venv/bin/python -m benchmarks.engine $(ARGS)
+
 clean: ## stop what runs, remove .venv and the tools' caches (wheels, models and state stay)
 	@if [ -x .venv/bin/homeport ]; then .venv/bin/homeport down || true; fi
 	@rm -rf .venv build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
@@ -45,6 +49,8 @@ lock: python ## work the locks out anew from pyproject.toml; ARGS=--upgrade take
 	@$(COMPILE) --no-emit-package llama-cpp-python pyproject.toml --group install -o requirements.lock
 	@$(COMPILE) --no-emit-package llama-cpp-python -c requirements.lock pyproject.toml --group install --group dev \
 		-o requirements-dev.lock
+	@$(COMPILE) --no-emit-package llama-cpp-python -c requirements-dev.lock pyproject.toml --group install --group dev \
+		--group bench -o requirements-bench.lock
 	@$(COMPILE) --group build -o requirements-build.lock
 	@$(COMPILE) --no-deps --group nodeps -o requirements-nodeps.lock
 

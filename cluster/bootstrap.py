@@ -1,4 +1,4 @@
-"""Where set-up begins: `python3 -m cluster.bootstrap [runtime|dev]`, called by the Makefile.
+"""Where set-up begins: `python3 -m cluster.bootstrap [runtime|dev|bench]`, called by the Makefile.
 
 Finds a Python that is new enough and hands over to `install.py`. Every Python from 3.6 on can read this
 file, so that an old one says what is missing instead of stopping at a syntax that it does not know.

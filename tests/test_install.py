@@ -78,6 +78,8 @@ def test_tests_after_up_bring_the_tools_and_up_after_tests_brings_nothing(
     assert "install_packages" in set_up("dev")
     assert set_up("runtime") == []
     assert set_up("dev") == []
+    assert "install_packages" in set_up("bench")
+    assert set_up("dev") == []
 
 
 @pytest.mark.parametrize("name", ["requirements.lock", "requirements-nodeps.lock", "pyproject.toml"])
@@ -125,6 +127,9 @@ def test_a_stamp_that_cannot_be_read_is_no_stamp(set_up: Callable[..., list[str]
 
 def test_a_stamp_covers_its_own_profile_and_less() -> None:
     dev = Stamp("locks", "python", "llama", "dev")
+    bench = Stamp("locks", "python", "llama", "bench")
+    assert bench.covers(dev)
+    assert not dev.covers(bench)
     assert dev.covers(WANTED)
     assert dev.covers(dev)
     assert not WANTED.covers(dev)
