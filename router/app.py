@@ -1,6 +1,6 @@
 """The front door: one ASGI callable, and the composition root of the router.
 
-Chat completions go straight to `relay`, everything else to FastAPI. Decides nothing about sessions.
+What a model answers goes straight to `relay`, everything else to FastAPI. Decides nothing about sessions.
 """
 
 import argparse
@@ -34,6 +34,7 @@ from router.peers import Peers
 from router.relay import Relay
 from router.reply import answer
 from router.request import (
+    ENDPOINTS,
     Head,
     Message,
     Receive,
@@ -46,7 +47,6 @@ from router.request import (
 from router.snapshot import Model
 from serving.model import ModelSpec
 
-CHAT_PATH = "/v1/chat/completions"
 DRAIN_S = 2
 """How long open streams may go on after SIGTERM."""
 
@@ -80,9 +80,10 @@ class Front:
             return
         head = read_head(scope["headers"], self._new_id)
         error = _foreign(scope, head)
-        if error is None and scope["path"] == CHAT_PATH:
+        endpoint = ENDPOINTS.get(scope["path"])
+        if error is None and endpoint is not None:
             if scope["method"] == "POST":
-                await self._relay(head, receive, send)
+                await self._relay(endpoint, head, receive, send)
                 return
             error = wrong_method(["POST"])
         if error is not None:

@@ -38,9 +38,11 @@ class Identity:
 
 
 NOBODY = Identity(None, "none")
+ANONYMOUS = "local"
+"""The name of the one key that everybody has while there are no keys."""
 
 
-def identify(headers: Iterable[tuple[bytes, bytes]], key_name: str = "local", scope: str = "") -> Identity:
+def identify(headers: Iterable[tuple[bytes, bytes]], key_name: str = ANONYMOUS, scope: str = "") -> Identity:
     """The session that lower-case `headers` name, scoped to the API key's name and to a machine or zone.
 
     Raises BadName for a name that is empty, too long, not printable, given twice with different values, or a
@@ -65,6 +67,11 @@ def digest(key_name: str, scope: str, name: str) -> str:
         hashed.update(len(data).to_bytes(8, "big"))
         hashed.update(data)
     return hashed.hexdigest()
+
+
+def key_scope(key_name: str = ANONYMOUS) -> str:
+    """Who may share what hosts have evaluated: 64 hex digits, the same for all requests of one key."""
+    return digest(key_name, "", "")
 
 
 def public_id(digest_key: bytes, session: str) -> str:

@@ -28,7 +28,7 @@ from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder, port_is_free
 from serving.config import Config, load
 from serving.model import digest
-from serving.source import source_digest
+from serving.source import content_digest
 
 HOST_GRACE_S = 3.0
 RELEASE_S = 5.0
@@ -175,7 +175,7 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
     """Keep what is wanted of this machine as a numbered revision; the number grows only when something changed."""
     wanted = {
         "models": [
-            {"spec": model.to_json(), "digest": digest(model, source_digest(model.source, paths.home))}
+            {"spec": model.to_json(), "digest": digest(model, content_digest(model, paths.home))}
             for model in config.models
         ],
         "control": {"host": "127.0.0.1", "port": config.network.control},
@@ -188,7 +188,7 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
     }
     known = read_json(paths.revision) or {"revision": 0}
     number = int(known.pop("revision"))
-    if known != wanted:
+    if known != json.loads(json.dumps(wanted)):  # tuples come back as lists
         number += 1
         # The router would serve from its last picture, which is of the former revision.
         paths.fleet.unlink(missing_ok=True)

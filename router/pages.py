@@ -1,4 +1,4 @@
-"""Everything but the chat path, as a FastAPI app: models, health, metrics, and what people are told.
+"""Everything but what hosts answer, as a FastAPI app: models, health, metrics, and what people are told.
 
 Answers from the picture. Checks no Host and adds no request id: `app` does that for all paths.
 """

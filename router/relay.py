@@ -30,21 +30,22 @@ from router.errors import (
 )
 from router.fleet import Fleet
 from router.homes import PATIENCE_S, Homes
-from router.identity import NOBODY, BadName, Identity, identify, public_id
+from router.identity import NOBODY, BadName, Identity, identify, key_scope, public_id
 from router.metrics import Metrics
 from router.peers import connection_refused
 from router.reading import Disagreement, code_of, last_code, only_comments, read_disagreement, whole_events
 from router.reply import EVENT_STREAM, Reply, home_headers, passed
 from router.request import (
-    Chat,
     ClientGone,
+    Endpoint,
     Head,
     Message,
     Receive,
     SendMessage,
+    Wanted,
     host_headers,
     read_body,
-    read_chat,
+    read_wanted,
     refuse_promises,
 )
 from serving.model import ModelSpec
@@ -69,7 +70,7 @@ log = logging.getLogger("homeport.router")
 
 
 class Relay:
-    """Serves `POST /v1/chat/completions` and knows the turns that are open."""
+    """Serves a POST to one of the endpoints that a host has, and knows the turns that are open."""
 
     def __init__(
         self,
@@ -87,14 +88,15 @@ class Relay:
         self.homes = homes
         self.client = client
         self.bearer = f"Bearer {token}"
+        self.scope = key_scope()
         self.digest_key = digest_key
         self.metrics = metrics
         self.clock = clock
         self.turns: set[Turn] = set()
         self._models = models
 
-    async def __call__(self, head: Head, receive: Receive, send: SendMessage) -> None:
-        turn = Turn(self, head, receive, Reply(send, [(b"x-request-id", head.request_id)]))
+    async def __call__(self, endpoint: Endpoint, head: Head, receive: Receive, send: SendMessage) -> None:
+        turn = Turn(self, endpoint, head, receive, Reply(send, [(b"x-request-id", head.request_id)]))
         self.turns.add(turn)
         try:
             outcome = await turn.run()
@@ -135,6 +137,7 @@ class Turn:
     """
 
     relay: Relay
+    endpoint: Endpoint
     head: Head
     receive: Receive
     _reply: Reply
@@ -147,7 +150,7 @@ class Turn:
     first_at: float | None = None
     """When the engine's first event came; known of streams only."""
     arrived: float = 0.0
-    _chat: Chat | None = None
+    _wanted: Wanted | None = None
     _body: bytes = b""
     _comment_at: float = 0.0
     _disagreements: int = 0
@@ -217,11 +220,11 @@ class Turn:
         identity = self._identify()
         refuse_promises(self.head)
         self._body = await read_body(self.head, self.receive)
-        self._chat = read_chat(self._body)
-        return Ask(self._chat.model, identity.session, self.head.request_id.decode())
+        self._wanted = read_wanted(self.endpoint, self._body)
+        return Ask(self._wanted.model, identity.session, self.head.request_id.decode())
 
     def _identify(self) -> Identity:
-        if not self.head.named:
+        if not self.head.named or not self.endpoint.sessions:
             identity = NOBODY
         else:
             try:
@@ -316,11 +319,11 @@ class Turn:
                     response.close()
 
     async def _post(self, ask: Ask, to: Send, deadline: float) -> aiohttp.ClientResponse:
-        url = f"{self.relay.fleet.base(to.replica)}/v1/chat/completions"
+        url = f"{self.relay.fleet.base(to.replica)}{self.endpoint.path}"
         data = self._body if len(self._body) <= IN_ONE_PIECE else io.BytesIO(self._body)
         timeout = STREAM if self._streams else WHOLE
         left_s = max(0.0, deadline - self.relay.clock())
-        headers = host_headers(ask, to, self.head, self.relay.bearer, left_s)
+        headers = host_headers(ask, to, self.head, self.relay.bearer, self.relay.scope, left_s)
         return await self.relay.client.post(url, data=data, headers=headers, timeout=timeout)
 
     async def _pass_whole(self, response: aiohttp.ClientResponse) -> str:
@@ -425,4 +428,4 @@ class Turn:
 
     @property
     def _streams(self) -> bool:
-        return self._chat is not None and self._chat.stream is True
+        return self._wanted is not None and self._wanted.stream is True

@@ -1,4 +1,4 @@
-"""What the router needs to know of a chat request, read without decoding the rest.
+"""What the router needs to know of a request for a model, read without decoding the rest.
 
 Checks no more than routing needs: the host checks the conversation itself.
 """
@@ -38,15 +38,38 @@ class ClientGone(Exception):
     """The client left before its request was complete."""
 
 
-class Chat(msgspec.Struct, frozen=True, gc=False):
-    """The parts of a chat completion's body that routing needs."""
+class Wanted(msgspec.Struct, frozen=True, gc=False):
+    """The parts of a body that routing needs."""
 
     model: str
-    messages: msgspec.Raw
     stream: bool | None = None
 
 
-_CHAT = msgspec.json.Decoder(Chat)
+class _Chat(Wanted, frozen=True, gc=False, kw_only=True):
+    messages: msgspec.Raw
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A path whose requests go to a host as they are."""
+
+    path: str
+    holds: str
+    """What a body holds beside the model, in a word."""
+    decoder: msgspec.json.Decoder[Any]
+    """Gives a Wanted."""
+    sessions: bool = True
+    """Whether a request belongs to the session that it names; otherwise it leaves nothing behind at any host."""
+
+
+ENDPOINTS = {
+    endpoint.path: endpoint
+    for endpoint in (
+        Endpoint("/v1/chat/completions", "messages", msgspec.json.Decoder(_Chat)),
+        Endpoint("/v1/completions", "prompt", msgspec.json.Decoder(Wanted)),
+        Endpoint("/v1/embeddings", "input", msgspec.json.Decoder(Wanted), sessions=False),
+    )
+}
 
 
 @dataclass(slots=True)
@@ -91,10 +114,10 @@ def read_head(headers: Sequence[tuple[bytes, bytes]], new_id: Callable[[], str])
     return head
 
 
-def host_headers(ask: Ask, to: Send, head: Head, bearer: str, left_s: float) -> CIMultiDict[str]:
+def host_headers(ask: Ask, to: Send, head: Head, bearer: str, scope: str, left_s: float) -> CIMultiDict[str]:
     """What a host is told beside the body: what the router believes, and a little of the client.
 
-    `left_s`: how long the turn may still wait in line.
+    `scope`: the key's, see `key_scope`. `left_s`: how long the turn may still wait in line.
     """
     headers = CIMultiDict(head.forwarded)
     headers["authorization"] = bearer
@@ -103,6 +126,7 @@ def host_headers(ask: Ask, to: Send, head: Head, bearer: str, left_s: float) -> 
     headers["x-homeport-replica"] = to.replica
     headers["x-homeport-incarnation"] = str(to.incarnation)
     headers["x-homeport-pin"] = to.pin
+    headers["x-homeport-scope"] = scope
     headers["x-homeport-queue-left-ms"] = str(round(left_s * 1000))
     if ask.session is not None:
         headers["x-homeport-session-key"] = ask.session
@@ -179,24 +203,24 @@ async def discard_body(receive: Receive) -> None:
         return
 
 
-def read_chat(body: bytes) -> Chat:
+def read_wanted(endpoint: Endpoint, body: bytes) -> Wanted:
     """Raises Rejected (400) with the field at fault."""
     if not body.strip():
-        message = "The request body is empty; send a JSON object with model and messages."
+        message = f"The request body is empty; send a JSON object with model and {endpoint.holds}."
         raise Rejected(bad_request(message, "empty_body"))
     try:
-        chat = _CHAT.decode(body)
+        wanted: Wanted = endpoint.decoder.decode(body)
     except msgspec.ValidationError as error:
         raise Rejected(_bad_field(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise Rejected(
             bad_request(f"The request body is not JSON that can be read: {error}.", "invalid_json")
         ) from error
-    if not chat.model:
+    if not wanted.model:
         raise Rejected(
             bad_request("`model` is empty; GET /v1/models lists the names.", "invalid_value", "model")
         )
-    return chat
+    return wanted
 
 
 def _bad_field(text: str) -> ApiError:

@@ -51,7 +51,8 @@ class Waiting:
 
     turn: int
     session: str | None
-    since_s: float
+    until_s: float
+    """When it is refused."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +76,8 @@ class Arrived:
 
     turn: int
     session: str | None
+    queue_s: float | None = None
+    """What is left of its time to wait, if it waited elsewhere before; the replica's own limit holds too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +106,11 @@ class Parked:
 
 
 @dataclass(frozen=True, slots=True)
+class Unloading:
+    """The engine is to be freed: the longest quiet resident is parked, hold or not. Fed again for the next."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; due at `wake_at`."""
 
@@ -112,7 +120,7 @@ class Closed:
     """The host stops: nobody is served any more."""
 
 
-Event = Arrived | Left | Ended | Parked | Tick | Closed
+Event = Arrived | Left | Ended | Parked | Unloading | Tick | Closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +137,7 @@ class Serve:
 
 @dataclass(frozen=True, slots=True)
 class Park:
-    """Save or drop this resident's context and empty the sequence. Answered by one Parked."""
+    """Save this resident's context and empty the sequence. Answered by one Parked."""
 
     place: int
     session: str
@@ -137,7 +145,7 @@ class Park:
 
 @dataclass(frozen=True, slots=True)
 class Erase:
-    """Empty this place's sequence before anything else runs on it: what a transient left. Not answered."""
+    """Empty this place's sequence before anything else runs on it: it may hold what nobody owns. Not answered."""
 
     place: int
 
@@ -176,10 +184,11 @@ def step(state: Admission, event: Event, now: float) -> tuple[Admission, tuple[A
     """
     actions: list[Action] = []
     match event:
-        case Arrived(turn, session):
+        case Arrived(turn, session, queue_s):
             if state.closed:
                 return state, (Refuse(turn, "host_stopping"),)
-            state = replace(state, line=(*state.line, Waiting(turn, session, now)))
+            until_s = now + (state.queue_s if queue_s is None else min(queue_s, state.queue_s))
+            state = replace(state, line=(*state.line, Waiting(turn, session, until_s)))
         case Left(turn):
             if _running(state, turn) is not None:
                 return state, (Cancel(turn),)
@@ -189,6 +198,9 @@ def step(state: Admission, event: Event, now: float) -> tuple[Admission, tuple[A
         case Parked(number):
             place = state.places[number]
             state = _with(state, place.moved("free", None, None, now))
+        case Unloading():
+            quiet = [p for p in state.places if p.state == "quiet"]
+            state = _park(state, sorted(quiet, key=lambda p: p.since_s)[:1], now, actions)
         case Tick():
             pass
         case Closed():
@@ -198,14 +210,14 @@ def step(state: Admission, event: Event, now: float) -> tuple[Admission, tuple[A
         case _:
             assert_never(event)
     state = _serve(state, now, actions)
-    state = _park(state, now, actions)
+    state = _make_room(state, now, actions)
     state = _time_out(state, now, actions)
     return state, tuple(actions)
 
 
 def wake_at(state: Admission) -> float | None:
     """When the next Tick is due, if nothing happens before; None: never."""
-    due = [w.since_s + state.queue_s for w in state.line]
+    due = [w.until_s for w in state.line]
     if _places_wanted(state) > 0:
         due += [place.since_s + state.hold_s for place in state.places if place.state == "quiet"]
     return min(due, default=None)
@@ -255,7 +267,7 @@ def _problems(state: Admission, now: float) -> Iterator[str]:
             yield f"turn {waiting.turn} waits although its session is resident and quiet"
         if own is None and free_places(state):
             yield f"turn {waiting.turn} waits beside a free place"
-        if now >= waiting.since_s + state.queue_s:
+        if now >= waiting.until_s:
             yield f"turn {waiting.turn} waits longer than the queue allows"
     if _places_wanted(state) > 0 and any(_past_hold(state, place, now) for place in state.places):
         yield "somebody waits beside a resident that is past its hold"
@@ -286,10 +298,9 @@ def _give_back(state: Admission, turn: int, kept: bool, now: float, actions: lis
     if place is None:
         raise ValueError(f"turn {turn} holds no lease")
     state = replace(state, given=state.given + 1)
-    if place.session is None:
-        actions.append(Erase(place.number))
-    elif kept:
+    if kept and place.session is not None:
         return _with(state, place.moved("quiet", place.session, None, now))
+    actions.append(Erase(place.number))
     return _with(state, place.moved("free", None, None, now))
 
 
@@ -309,9 +320,13 @@ def _serve(state: Admission, now: float, actions: list[Action]) -> Admission:
     return state
 
 
-def _park(state: Admission, now: float, actions: list[Action]) -> Admission:
+def _make_room(state: Admission, now: float, actions: list[Action]) -> Admission:
     past = sorted((p for p in state.places if _past_hold(state, p, now)), key=lambda p: p.since_s)
-    for place in past[: max(0, _places_wanted(state))]:
+    return _park(state, past[: max(0, _places_wanted(state))], now, actions)
+
+
+def _park(state: Admission, residents: list[Place], now: float, actions: list[Action]) -> Admission:
+    for place in residents:
         assert place.session is not None
         actions.append(Park(place.number, place.session))
         state = _with(state, place.moved("parking", place.session, None, now))
@@ -319,6 +334,6 @@ def _park(state: Admission, now: float, actions: list[Action]) -> Admission:
 
 
 def _time_out(state: Admission, now: float, actions: list[Action]) -> Admission:
-    late = [w for w in state.line if now >= w.since_s + state.queue_s]
+    late = [w for w in state.line if now >= w.until_s]
     actions += [Refuse(w.turn, "queue_timeout") for w in late]
     return replace(state, line=tuple(w for w in state.line if w not in late)) if late else state

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from serving.engine import Sampling, Turn
+from serving.engine import Sampled, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,14 @@ class Span:
 class Backend(Protocol):
     """A loaded model with its context. Everything but `abort` is called on the loop's thread only."""
 
+    @property
+    def cuttable(self) -> bool:
+        """Whether `keep` works at any count. Otherwise (sliding window, recurrent, hybrid) checkpoints are needed.
+        Valid after `open`."""
+        ...
+
     def open(self, progress: Callable[[float], None]) -> None:
-        """Load and warm up. Raises LoadError."""
+        """Load and warm up. Raises LoadError. May be called again after `shut`."""
         ...
 
     def shut(self) -> None:
@@ -36,19 +42,46 @@ class Backend(Protocol):
         """Why this model cannot answer the turn; None if it can."""
         ...
 
-    def sampler(self, sampling: Sampling, prompt: Sequence[int]) -> Any:
-        """A new sampler chain; `free` it."""
+    def sampler(self, turn: Turn) -> Any:
+        """A new sampler chain for one of the turn's answers, its constraint included; `free` it."""
         ...
 
     def free(self, sampler: Any) -> None: ...
 
     def keep(self, sequence: int, count: int) -> int:
         """Cut the sequence to its first `count` tokens. Returns how many stay: `count`, or 0 where the model's
-        memory cannot be cut there."""
+        memory cannot be cut there, and then the sequence is empty."""
+        ...
+
+    def can_keep(self, sequence: int, count: int) -> bool:
+        """Whether `keep` with this count, at least 1, would leave `count`."""
         ...
 
     def present(self, sequence: int) -> int:
         """Tokens that the sequence really holds."""
+        ...
+
+    def save(self, sequence: int) -> bytes | None:
+        """All that the sequence holds. None: it failed."""
+        ...
+
+    def load(self, sequence: int, data: bytes) -> bool:
+        """Make the sequence hold what `save` gave. False: it cannot be, and the sequence is empty."""
+        ...
+
+    def checkpoint(self, sequence: int) -> bytes | None:
+        """What must be kept to come back to where the sequence is now: small for a sliding window, which gets by
+        with the part that cannot be cut. None: it failed."""
+        ...
+
+    def roll_back(self, sequence: int, count: int, data: bytes) -> bool:
+        """Make a sequence that has gone on since then hold again its first `count` tokens, of which `checkpoint` gave
+        `data`. False: it cannot be, and the sequence is empty."""
+        ...
+
+    def copy(self, source: int, destination: int, count: int) -> bool:
+        """Make `destination`, whatever it held, hold a copy of the first `count` tokens of `source`. Only of cuttable
+        memory. False: it cannot be, and the destination is empty."""
         ...
 
     def decode(self, spans: Sequence[Span]) -> bool:
@@ -56,11 +89,20 @@ class Backend(Protocol):
         ...
 
     def sample(self, sampler: Any, row: int) -> int:
-        """The next token after the batch's token number `row`, which must have had logits."""
+        """The next token after the batch's token number `row`, which must have had logits. A constraint that is
+        complete samples a token that ends the answer."""
         ...
 
-    def piece(self, token: int) -> bytes | None:
-        """The token's bytes; None for a token that ends an answer."""
+    def sample_told(self, sampler: Any, row: int, top: int) -> tuple[int, Sampled]:
+        """`sample`, with log probabilities of the logits as the model gave them."""
+        ...
+
+    def embed(self, inputs: Sequence[Sequence[int]]) -> tuple[bytes, ...]:
+        """Vectors as `Embedded` has them. Raises RuntimeError on failure, InterruptedError when aborted."""
+        ...
+
+    def piece(self, token: int, special: bool = False) -> bytes | None:
+        """The token's bytes, those of special tokens only if asked for; None for a token that ends an answer."""
         ...
 
     def clear(self) -> None:

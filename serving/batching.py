@@ -1,11 +1,14 @@
-"""What goes into the next decode, decided step by step.
+"""What goes into the next decode, decided step by step, and how much of a prompt a neighbour can bear.
 
 Pure: it knows numbers of tokens, not the tokens, the engine or the clock. Who may use which sequence is decided
 elsewhere (admission); here every turn given is one that runs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+SLOWEST = 3.0
+"""How much longer than a step of one token alone a step may take that also evaluates a chunk of a prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +22,12 @@ class Prompt:
 @dataclass(frozen=True, slots=True)
 class Budget:
     """`batch`: tokens that one decode takes at most. `chunk`: prompt tokens in a decode that a neighbour's next
-    token waits for; without such a neighbour prompts may fill the batch."""
+    token waits for; without such a neighbour prompts may fill the batch. `exact`: nobody's tokens share a decode
+    with another's, and prompts are cut at every `batch` tokens whoever else is there."""
 
     batch: int
     chunk: int
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +40,29 @@ class Piece:
     last: bool
 
 
-def next_pieces(decoding: Sequence[int], prompts: Sequence[Prompt], budget: Budget) -> tuple[Piece, ...]:
-    """The pieces of the next decode: one token for every decoding turn, then parts of prompts.
+Decode = tuple[Piece, ...]
+
+
+def next_round(decoding: Sequence[int], prompts: Sequence[Prompt], budget: Budget) -> tuple[Decode, ...]:
+    """The next decodes, to be made one after the other: each decoding turn gets a token in them, and then prompts
+    get on. None is empty; no turn is in two. Without turns there are none.
+
+    One decode holds everybody, unless the budget is exact: then each decoding turn has its own, and the first of the
+    prompts the last one. Where `after` orders the turns from round to round, every prompt gets on within as many
+    rounds as there are prompts.
+    """
+    if not budget.exact:
+        pieces = next_pieces(decoding, prompts, budget)
+        return (pieces,) if pieces else ()
+    alone: list[Decode] = [(Piece(turn, 1, True),) for turn in decoding]
+    for prompt in prompts[:1]:
+        count = min(prompt.left, budget.batch)
+        alone.append((Piece(prompt.turn, count, count == prompt.left),))
+    return tuple(alone)
+
+
+def next_pieces(decoding: Sequence[int], prompts: Sequence[Prompt], budget: Budget) -> Decode:
+    """The pieces of one decode: one token for every decoding turn, then parts of prompts.
 
     Prompts share what is left evenly, earlier ones first where it does not divide; what a short one does not need
     goes to the others. So a long prompt delays nobody's next token by more than a chunk, and a short prompt does
@@ -47,10 +73,19 @@ def next_pieces(decoding: Sequence[int], prompts: Sequence[Prompt], budget: Budg
     room = budget.batch - len(pieces)
     if pieces:
         room = min(room, budget.chunk)
-    for prompt, count in zip(prompts, shares([prompt.left for prompt in prompts], room), strict=True):
-        if count:
-            pieces.append(Piece(prompt.turn, count, count == prompt.left))
+    if prompts:
+        for prompt, count in zip(prompts, shares([prompt.left for prompt in prompts], room), strict=True):
+            if count:
+                pieces.append(Piece(prompt.turn, count, count == prompt.left))
     return tuple(pieces)
+
+
+def after(prompts: Sequence[Prompt], decodes: Iterable[Decode]) -> tuple[int, ...]:
+    """Turns that must stand behind all others in the next round: those of the prompts that get on in `decodes`, in
+    their order, if a prompt gets nothing there. Otherwise none: who came first stays first."""
+    served = {piece.turn for pieces in decodes for piece in pieces}
+    turns = tuple(prompt.turn for prompt in prompts if prompt.turn in served)
+    return turns if len(turns) < len(prompts) else ()
 
 
 def shares(wants: Sequence[int], room: int) -> list[int]:
@@ -73,3 +108,28 @@ def shares(wants: Sequence[int], room: int) -> list[int]:
     for place, index in enumerate(open_):
         given[index] = room // len(open_) + (1 if place < room % len(open_) else 0)
     return given
+
+
+def chunk_sizes(most: int) -> tuple[int, ...]:
+    """Sizes of chunks to measure, ascending up to `most` (at least 1), each about twice the one before."""
+    sizes = [8]
+    while sizes[-1] < most:
+        sizes.append(2 * sizes[-1])
+    return tuple(sorted({min(size, most) for size in sizes}))
+
+
+def bearable(took_s: float, alone_s: float) -> bool:
+    """Whether a step that took so long keeps a neighbour waiting for no more than two single steps."""
+    return took_s <= SLOWEST * alone_s
+
+
+def largest_chunk(alone_s: float, measured: Sequence[tuple[int, float]]) -> int:
+    """The largest chunk that is bearable; at least 1. `alone_s`: a step of one token; `measured`: steps with a chunk
+    beside it, as (chunk, seconds) with chunks ascending. Between two chunks a step's time is taken to be straight."""
+    limit = SLOWEST * alone_s
+    below, below_s = 0, alone_s
+    for size, took_s in measured:
+        if not bearable(took_s, alone_s):
+            return max(1, below + int((size - below) * (limit - below_s) / (took_s - below_s)))
+        below, below_s = size, took_s
+    return max(1, below)

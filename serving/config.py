@@ -5,8 +5,9 @@ Says what is wished, not whether it fits a machine (see `cluster.fit`), and star
 """
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,8 +18,17 @@ from cluster.machine import Hardware, Reserve, default_reserve
 from cluster.slices import Need
 from serving import config_schema as schema
 from serving.config_schema import shown
-from serving.model import ModelSpec
-from serving.source import BUNDLED, SourceError, bundled_model, model_path, source_digest
+from serving.model import ModelSpec, OptionValue, ParkingSpec
+from serving.model_checks import contradictions
+from serving.source import (
+    BUNDLED,
+    SourceError,
+    bundled_model,
+    file_digest,
+    model_path,
+    option_files,
+    source_digest,
+)
 from serving.yaml_lines import Document, Loc, YamlError, read_yaml
 
 __all__ = [
@@ -35,10 +45,7 @@ __all__ = [
     "source_digest",
 ]
 
-HINTS = {
-    "threads": "The slice decides it: set needs.cores",
-    "gpu_layers": "The slice decides it: set needs.gpus",
-}
+HINTS = {"threads": "The slice decides it: set needs.cores"}
 MISSING = {
     "name": "Add it: what clients put in `model`",
     "source": "Add it: bundled, or the path of a GGUF file",
@@ -49,6 +56,7 @@ WORDS = {
     "homeport": ("{problem}", "{remedy}"),
     "int_type": ("{value} is not a whole number", "Write it as digits, without quotes or unit"),
     "int_from_float": ("{value} is not a whole number", "Write it without a point"),
+    "bool_type": ("{value} is not true or false", "Write true or false, without quotes"),
     "float_type": ("{value} is not a number", "Write it as digits, without quotes or unit"),
     "finite_number": ("{value} is not a number", "Write it as digits"),
     "string_type": ("{value} is not text", "Put it in quotes"),
@@ -183,7 +191,7 @@ def load(path: Path, cache: Path | None = None) -> Config:
     except ValidationError as error:
         raise ConfigError(path, [_translate(document, dict(fault)) for fault in error.errors()]) from error
     config = _records(file, path.absolute().parent)
-    problems = [*_contradictions(config, document), *_sources(config, document, cache)]
+    problems = [*_contradictions(config, document), *_files(config, document, cache)]
     if problems:
         raise ConfigError(path, problems)
     return config
@@ -230,7 +238,7 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
 def _spec(model: schema.ModelSection, folder: Path) -> ModelSpec:
     source = model.source
     if source != BUNDLED:
-        source = str((folder / Path(source).expanduser()).resolve())
+        source = _absolute(source, folder)
     match model.machines:
         case {"zone": zone}:
             where: Where = ZoneOf(zone)
@@ -251,8 +259,24 @@ def _spec(model: schema.ModelSection, folder: Path) -> ModelSpec:
         hold_s=model.hold,
         queue_s=model.queue,
         when_lost=model.when_lost,
-        options=tuple(sorted(model.options.model_dump(exclude_none=True).items())),
+        parking=ParkingSpec(model.parking.memory, model.parking.disk, model.parking.keep),
+        unload_s=model.unload,
+        options=tuple(sorted(_options(model.options, folder).items())),
     )
+
+
+def _options(options: schema.OptionsSection, folder: Path) -> dict[str, OptionValue]:
+    """Those that are given, their paths made absolute."""
+    found: dict[str, OptionValue] = options.model_dump(exclude_none=True)
+    if options.lora is not None:
+        found["lora"] = tuple(_absolute(path, folder) for path in options.lora)
+    if options.chat_template is not None:
+        found["chat_template"] = _absolute(options.chat_template, folder)
+    return found
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).resolve())
 
 
 def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
@@ -270,6 +294,8 @@ def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
                     (section, at, "name"), f"{name} is also the name of {first}", "Rename one of them"
                 )
     for at, model in enumerate(config.models):
+        for finding in contradictions(model):
+            yield problem(("models", at, *finding.key), finding.message, finding.remedy)
         if model.hold_s >= model.queue_s:
             held, queue = _seconds_text(model.hold_s), _seconds_text(model.queue_s)
             loc: Loc = ("models", at, "hold")
@@ -280,9 +306,6 @@ def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
                 )
                 continue
             yield problem(loc, f"{held} is not less than queue ({queue})", "Make hold shorter than queue")
-        if model.take == "rest" and model.replicas != 1:
-            message = f"{model.replicas} replicas cannot each take the rest of a machine"
-            yield problem(("models", at, "replicas"), message, "Use replicas: 1, or take: needs")
     ports = range(config.network.first, config.network.last + 1)
     listen, control = config.router.port, config.network.control
     if listen == control:
@@ -293,13 +316,19 @@ def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
             yield problem(loc, message, "Choose a port outside network.ports")
 
 
-def _sources(config: Config, document: Document, cache: Path | None) -> Iterator[Problem]:
+def _files(config: Config, document: Document, cache: Path | None) -> Iterator[Problem]:
+    """What is wrong with the files that models name."""
     for at, model in enumerate(config.models):
-        try:
-            source_digest(model.source, cache)
-        except SourceError as error:
-            loc = ("models", at, "source")
-            yield Problem(document.line(loc), _key(loc), error.message, error.remedy)
+        checks: list[tuple[Loc, Callable[[], str]]] = [
+            (("source",), partial(source_digest, model.source, cache)),
+            *((("options", key), partial(file_digest, key, path)) for key, path in option_files(model)),
+        ]
+        for key, check in checks:
+            try:
+                check()
+            except SourceError as error:
+                loc = ("models", at, *key)
+                yield Problem(document.line(loc), _key(loc), error.message, error.remedy)
 
 
 def _translate(document: Document, fault: dict[str, Any]) -> Problem:

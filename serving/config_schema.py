@@ -4,6 +4,7 @@ Checks one value at a time; what values mean together is checked by `config`. Ke
 nothing yet are known here and refused, so that nobody relies on them.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
@@ -93,6 +94,48 @@ def _replicas(value: object) -> int | str:
     raise fault(f"{shown(value)} is not a number of replicas", "Write 1 or more, or fill for as many as fit")
 
 
+def _unload(value: object) -> float | None:
+    if value == "never":
+        return None
+    seconds = _seconds(value)
+    if seconds <= 0:
+        raise fault(f"{shown(value)} would never let it load", "Write for example 30m, or never")
+    return seconds
+
+
+def _shares(value: object) -> tuple[float, ...]:
+    shares = value if isinstance(value, list) else []
+    right = [
+        n for n in shares if isinstance(n, int | float) and not isinstance(n, bool) and 0 <= n < math.inf
+    ]
+    if not shares or len(right) != len(shares):
+        raise fault(
+            f"{shown(value)} is not a list of shares", "Write a number for each GPU, for example [3, 1]"
+        )
+    if not sum(right):
+        raise fault("no GPU would get a part", "Make one of the shares more than 0")
+    return tuple(map(float, right))
+
+
+def _file(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise fault(f"{shown(value)} is not a path", "Write the path of a file")
+    return value
+
+
+def _files(value: object) -> tuple[str, ...]:
+    files = tuple(map(_file, value if isinstance(value, list) and value else [value]))
+    if len(set(files)) != len(files):
+        raise fault("a file is named twice", "Name each file once")
+    return files
+
+
+def _share_prefix(value: object) -> str:
+    if value in ("key", "off") or value is False:  # YAML reads `off` as false
+        return "off" if value is False else str(value)
+    raise fault(f"{shown(value)} is not possible here", "Use key or off")
+
+
 def _source(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
         raise fault(f"{shown(value)} is not a source", "Write bundled, or the path of a GGUF file")
@@ -176,14 +219,33 @@ class NeedsSection(Section):
     gpus: Annotated[int, Field(ge=0)] = 0
 
 
+class ParkingSection(Section):
+    """Room for the contexts of sessions that gave way, in each replica."""
+
+    memory: Bytes = 2**30
+    disk: Bytes = 8 * 2**30
+    keep: Annotated[float, BeforeValidator(_seconds), Field(gt=0)] = 30 * 86400.0
+
+
 class OptionsSection(Section):
     """The allow-list of llama.cpp. Threads are not in it: the slice decides them."""
 
     batch: Annotated[int, Field(ge=1, le=8192)] | None = None
+    prompt_chunk: Annotated[int, Field(ge=1, le=8192)] | None = None
+    flash_attention: bool | None = None
+    kv_type: Literal["f16", "q8_0", "q4_0"] | None = None
+    mlock: bool | None = None
+    gpu_layers: Annotated[int, Field(ge=0)] | None = None
+    tensor_split: Annotated[tuple[float, ...] | None, BeforeValidator(_shares)] = None
+    lora: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = None
+    chat_template: Annotated[str | None, BeforeValidator(_file)] = None
+    exact: bool | None = None
+    share_prefix: Annotated[str | None, BeforeValidator(_share_prefix)] = None
     temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Field(gt=0, le=1)] | None = None
     repeat_penalty: Annotated[float, Field(gt=0, le=5)] | None = None
 
 
@@ -196,11 +258,11 @@ class ModelSection(Section):
     needs: NeedsSection = NeedsSection()
     take: Literal["needs", "rest"] = "needs"
     context: Annotated[int, Field(ge=128, le=16_777_216)] = 8192
-    sessions: Annotated[Literal[1], BeforeValidator(only(1))] = 1
+    sessions: Annotated[int, Field(ge=1, le=256)] = 1
     hold: Seconds = 10.0
     queue: Seconds = 60.0
-    unload: Annotated[Literal["never"], BeforeValidator(only("never"))] = "never"
-    parking: NotYet = None
+    unload: Annotated[float | None, BeforeValidator(_unload)] = None
+    parking: ParkingSection = ParkingSection()
     when_lost: Annotated[Literal["wait"], BeforeValidator(only("wait", "move", "fail"))] = "wait"
     options: OptionsSection = OptionsSection()
 
@@ -222,6 +284,7 @@ SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
     ("machines", "reserve"): ReserveSection,
     ("models",): ModelSection,
     ("models", "needs"): NeedsSection,
+    ("models", "parking"): ParkingSection,
     ("models", "options"): OptionsSection,
 }
 """By the keys that lead there, list positions left out."""

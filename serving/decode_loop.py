@@ -1,22 +1,25 @@
 """The loop that makes turns into events: one thread, one model context.
 
-The thread is the only one that touches the context, from loading to freeing. What a step decodes is decided in
-batching.py, what may be sent in text.py; who gets which sequence is the host's matter. No model library is imported
-here: a Backend (backend.py) does what needs one.
+The thread is the only one that touches the context, from loading to freeing. What a step does is the matter of
+steps.py and embed_line.py; who gets which sequence is the host's. No model library is imported here: a Backend
+(backend.py) does what needs one.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from queue import SimpleQueue
-from typing import Any
+from dataclasses import dataclass, replace
 
-from serving.backend import Backend, Span
-from serving.batching import Budget, Piece, Prompt, next_pieces
-from serving.engine import Began, Broke, Emit, Ended, Event, Finish, Prefilled, Text, Turn, Usage
-from serving.text import TextAssembler
+from serving.backend import Backend
+from serving.batching import Budget
+from serving.embed_line import EmbedLine, usage
+from serving.engine import Broke, Embed, Emit, Ended, Event, LoadError, SavedState, Turn, Usage
+from serving.inbox import Inbox
+from serving.prompt_chunk import measured_chunk
+from serving.sequences import Sequences
+from serving.steps import Steps
 from serving.trouble import trace_of
 
 logger = logging.getLogger(__name__)
@@ -25,6 +28,12 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class _Cancel:
     turn: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Save:
+    sequence: int
+    saved: "Future[SavedState | None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,55 +51,68 @@ class _Close:
     pass
 
 
-_Command = Turn | _Cancel | _Erase | _Start | _Close
-
-
-@dataclass(slots=True)
-class _Sequence:
-    """`tokens[:held]` is what the model's memory holds; the rest waits to be evaluated. At rest nothing waits."""
-
-    number: int
-    tokens: list[int]
-    held: int = 0
-    run: "_Run | None" = None
-
-
-@dataclass(slots=True)
-class _Run:
-    """A turn in progress."""
-
-    turn: Turn
-    sequence: _Sequence
-    sampler: Any
-    text: TextAssembler
-    limit: int
-    reused: int
-    generated: int = 0
-    unsent: int = 0
-    """Tokens sampled since the last Text."""
+_Command = Turn | Embed | _Cancel | _Save | _Erase | _Start | _Close
 
 
 class DecodeLoop:
-    """begin, cancel, erase, start and close may be called from any thread and return at once, but for load and
-    close, which wait for the loop's thread."""
+    """begin, embed, cancel, save, erase, start and close may be called from any thread and return at once, but for
+    load and close, which wait for the loop's thread. Turns that a closed loop is given break at once."""
 
-    def __init__(self, backend: Backend, context: int, sequences: int, budget: Budget) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        context: int,
+        sequences: int,
+        budget: Budget,
+        *,
+        share: bool = False,
+        exact: bool = False,
+        prompt_chunk: int | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """`budget`: its `batch` counts, its `chunk` until `load` has set it. `share`: whether what sequences of one
+        scope hold may be copied between them. `exact`: every decode holds one sequence's tokens only, and none are
+        shared. `prompt_chunk` None: measured by the first `load`, with `clock` (seconds); `chunk` tells it then."""
+        if budget.batch < sequences:
+            raise ValueError(
+                f"a batch of {budget.batch} tokens has no room for each of {sequences} sequences"
+            )
         self._backend = backend
         self._context = context
-        self._budget = budget
-        self._commands: SimpleQueue[_Command] = SimpleQueue()
-        self._sequences = [_Sequence(number, []) for number in range(sequences)]
-        self._runs: dict[int, _Run] = {}
-        self._prefilling: frozenset[int] = frozenset()
+        self._count = sequences
+        self._budget = replace(budget, exact=exact)
+        self._share = share and not exact
+        self._prompt_chunk = prompt_chunk
+        self._clock = clock
+        self._inbox: Inbox[_Command] = Inbox()
+        self._abortable: frozenset[int] = frozenset()
+        self._steps = Steps(backend, context, self._watch)
+        self._renew()
+        self._embeds = EmbedLine(backend, context, self._watch)
         self._emit: Emit = _nobody
-        self._failed: str | None = None
+        self._closing = False
         self._thread: threading.Thread | None = None
-        self.tokens_generated = 0
-        self.tokens_evaluated = 0
+
+    @property
+    def chunk(self) -> int:
+        """Prompt tokens in a step that a neighbour's next token waits for. Valid after `load`."""
+        return self._budget.chunk
+
+    @property
+    def tokens_generated(self) -> int:
+        return self._steps.tokens_generated
+
+    @property
+    def tokens_evaluated(self) -> int:
+        return self._steps.tokens_evaluated + self._embeds.tokens_evaluated
 
     def load(self, progress: Callable[[float], None]) -> None:
-        """Start the thread and load the model in it; blocks. Raises LoadError."""
+        """Start the thread and load the model in it; blocks. Raises LoadError. A loop that was closed starts anew."""
+        if self._thread is not None and self._thread.is_alive():
+            raise RuntimeError("the engine is loaded already")
         loaded: Future[None] = Future()
+        self._closing = False
+        self._inbox.open()
         self._thread = threading.Thread(
             target=self._live, args=(loaded, progress), name="engine", daemon=True
         )
@@ -98,269 +120,200 @@ class DecodeLoop:
         loaded.result()
 
     def start(self, emit: Emit) -> None:
-        self._commands.put(_Start(emit))
+        self._inbox.put(_Start(emit))
 
     def begin(self, turn: Turn) -> None:
-        self._commands.put(turn)
+        if not self._inbox.put(turn):
+            self._refuse(turn.id)
+
+    def embed(self, embed: Embed) -> None:
+        if not self._inbox.put(embed):
+            self._refuse(embed.id)
+
+    def _refuse(self, turn: int) -> None:
+        self._send([Broke(turn, "the engine is not loaded")])
 
     def cancel(self, turn: int) -> None:
-        self._commands.put(_Cancel(turn))
-        if turn in self._prefilling:
+        self._inbox.put(_Cancel(turn))
+        if turn in self._abortable:
             self._backend.abort()
 
+    def save(self, sequence: int) -> "Future[SavedState | None]":
+        saved: Future[SavedState | None] = Future()
+        if not self._inbox.put(_Save(sequence, saved)):
+            saved.set_result(None)
+        return saved
+
     def erase(self, sequence: int) -> None:
-        self._commands.put(_Erase(sequence))
+        self._inbox.put(_Erase(sequence))
 
     def held(self, sequence: int) -> int:
-        return self._sequences[sequence].held
+        return self._steps.sequences[sequence].held
 
     def close(self) -> None:
         """End all turns as cancelled and the thread; blocks until the model is freed."""
-        self._commands.put(_Close())
-        self._backend.abort()
+        self._closing = True
+        if self._inbox.put(_Close()):
+            self._backend.abort()
         if self._thread is not None:
             self._thread.join()
 
-    # Everything below runs on the loop's thread.
+    # Everything below runs on the loop's thread, but `_send` for a closed loop.
 
     def _live(self, loaded: "Future[None]", progress: Callable[[float], None]) -> None:
         try:
-            self._backend.open(progress)
+            self._open(progress)
         except Exception as error:  # noqa: BLE001  (handed to whoever called load)
-            self._backend.shut()
+            self._shut()
             loaded.set_exception(error)
             return
         loaded.set_result(None)
-        while self._turn_over():
-            pass
-        self._backend.shut()
+        try:
+            while self._turn_over():
+                pass
+        finally:
+            self._shut()
+
+    def _open(self, progress: Callable[[float], None]) -> None:
+        self._backend.rearm()
+        if self._closing:  # its abort may have been taken back just now
+            raise LoadError("loading was given up: the engine was closed")
+        self._backend.open(progress)
+        self._budget = replace(self._budget, chunk=self._choose_chunk())
+        self._renew()
+
+    def _choose_chunk(self) -> int:
+        batch = self._budget.batch
+        if self._prompt_chunk is None:
+            if self._budget.exact or self._count == 1 or batch == 1:
+                self._prompt_chunk = batch  # no neighbour is in the same decode
+            else:
+                most = min(batch - 1, self._context)
+                self._prompt_chunk = measured_chunk(self._backend, most, self._clock)
+                self._backend.clear()
+        return max(1, min(self._prompt_chunk, batch))
+
+    def _shut(self) -> None:
+        """Nothing more comes in; what came in too late is answered; everything is freed."""
+        events: list[Event] = []
+        for command in self._inbox.close():
+            match command:
+                case Turn() as turn:
+                    events.append(Ended(turn.id, "cancelled", Usage(len(turn.prompt), 0, 0, 0)))
+                case Embed() as embed:
+                    events.append(Ended(embed.id, "cancelled", usage(embed, 0)))
+                case _Save(saved=saved):
+                    _resolve(saved, None)
+                case _:
+                    pass
+        self._send(events)
+        self._renew()
+        try:
+            self._backend.shut()
+        except Exception as error:  # noqa: BLE001  (logged without its words)
+            logger.error("the engine could not be freed:\n%s", trace_of(error))
+
+    def _renew(self) -> None:
+        self._steps.renew(Sequences(self._backend, self._context, self._count, self._share), self._budget)
 
     def _turn_over(self) -> bool:
         """Obey what was asked, then make one step. False: closed."""
-        events: list[Event] = []
         self._backend.rearm()
+        events: list[Event] = []
+        open_ = True
         try:
             open_ = self._obey(events)
         except Exception as error:  # noqa: BLE001  (logged without its words)
-            logger.error("the engine failed between two steps:\n%s", trace_of(error))
             self._break_all(error, events)
-            open_ = True
-        if events:
-            self._send(events)
+        self._send(events)
+        if open_ and self._steps.turns:
             events = []
-        if not open_:
-            return False
-        if self._runs:
             try:
-                self._step(events)
+                self._steps.step(events)
             except Exception as error:  # noqa: BLE001  (logged without its words)
-                logger.error("the engine failed in a step:\n%s", trace_of(error))
                 self._break_all(error, events)
-            if events:
-                self._send(events)
-        return True
+            self._send(events)
+        if open_ and self._embeds.turns:
+            events = []
+            self._embeds.step(events)
+            self._send(events)
+        return open_
+
+    def _break_all(self, error: Exception, events: list[Event]) -> None:
+        self._watch(())
+        self._steps.break_all(error, events)
+        if self._steps.failed is not None:
+            self._embeds.break_all(self._steps.failed, events)
+
+    def _watch(self, turns: Iterable[int]) -> bool:
+        """As steps.Watch."""
+        self._abortable = frozenset(turns)
+        if not self._abortable or self._inbox.empty():
+            return True
+        self._abortable = frozenset()
+        return False
 
     def _send(self, events: list[Event]) -> None:
+        if not events:
+            return
         try:
             self._emit(events)
         except Exception as error:  # noqa: BLE001  (logged without its words)
             logger.error("the receiver of the engine's events failed:\n%s", trace_of(error))
 
     def _obey(self, events: list[Event]) -> bool:
-        """Carry out the commands that wait; without a turn to work on, wait for one. False: close."""
-        while not self._runs or not self._commands.empty():
-            match self._commands.get():
+        """Carry out the commands that wait; without anything to work on or to tell, wait for one. False: close."""
+        while not self._inbox.empty() or not (self._steps.turns or self._embeds.turns or events):
+            match self._inbox.get():
                 case Turn() as turn:
-                    self._take(turn, events)
+                    self._steps.take(turn, events)
+                case Embed(id=number) as embed:
+                    if self._steps.failed is not None:
+                        events.append(Broke(number, self._steps.failed))
+                    else:
+                        self._embeds.take(embed, events)
                 case _Cancel(turn=number):
-                    if (run := self._runs.get(number)) is not None:
-                        self._end(run, "cancelled", events)
+                    self._cancel(number, events)
+                case _Save(sequence=number, saved=saved):
+                    _resolve(saved, self._save(number))
                 case _Erase(sequence=number):
-                    self._forget(number)
+                    if self._at_rest(number):
+                        self._steps.sequences.forget(self._steps.sequences[number])
                 case _Start(emit=emit):
                     self._emit = emit
                 case _Close():
-                    for run in list(self._runs.values()):
-                        self._end(run, "cancelled", events)
+                    for number in (*self._steps.turns, *self._embeds.turns):
+                        self._cancel(number, events)
                     return False
-            if events and not self._runs:
-                break
         return True
 
-    def _take(self, turn: Turn, events: list[Event]) -> None:
-        """Give the turn its sequence, or break it."""
-        reason = self._failed or self._unfit(turn)
-        if reason is not None:
-            events.append(Broke(turn.id, reason))
-            return
+    def _cancel(self, turn: int, events: list[Event]) -> None:
+        self._steps.cancel(turn, events)
+        self._embeds.cancel(turn, events)
+
+    def _save(self, number: int) -> SavedState | None:
+        if not self._at_rest(number):
+            return None
         try:
-            self._place(turn, self._sequences[turn.sequence], events)
+            return self._steps.sequences.save(self._steps.sequences[number])
         except Exception as error:  # noqa: BLE001  (logged without its words)
-            logger.error("the engine could not begin a turn:\n%s", trace_of(error))
-            events.append(Broke(turn.id, f"the engine failed: {error}"))
-            self._forget(turn.sequence)
+            logger.error("the engine could not save a sequence:\n%s", trace_of(error))
+            return None
 
-    def _place(self, turn: Turn, sequence: _Sequence, events: list[Event]) -> None:
-        """Cut the sequence to what it shares with the prompt, and let the turn run there."""
-        sampler = self._backend.sampler(turn.sampling, turn.prompt)
-        before = sequence.held
-        reused = min(common_prefix(sequence.tokens, turn.prompt), len(turn.prompt) - 1)
-        if reused < before:
-            reused = self._backend.keep(sequence.number, reused)
-        sequence.tokens = list(turn.prompt)
-        sequence.held = reused
-        limit = self._context - len(turn.prompt)
-        if turn.max_tokens is not None:
-            limit = min(limit, turn.max_tokens)
-        run = _Run(turn, sequence, sampler, TextAssembler(turn.stop), limit, reused)
-        self._runs[turn.id] = sequence.run = run
-        events.append(Began(turn.id, before, reused))
-
-    def _unfit(self, turn: Turn) -> str | None:
-        """What is wrong with the turn. Its sequence is emptied, as Broke promises, unless another turn runs there."""
-        if not 0 <= turn.sequence < len(self._sequences):
-            return f"there is no sequence {turn.sequence}, only 0 to {len(self._sequences) - 1}"
-        if self._sequences[turn.sequence].run is not None:
-            return f"a turn already runs on sequence {turn.sequence}"
-        if not 0 < len(turn.prompt) < self._context:
-            reason: str | None = (
-                f"a prompt of {len(turn.prompt)} tokens does not fit a context of {self._context}"
-            )
-        else:
-            reason = self._backend.unfit(turn)
-        if reason is not None:
-            self._forget(turn.sequence)
-        return reason
-
-    def _forget(self, number: int) -> None:
-        sequence = self._sequences[number]
-        if sequence.run is not None:
-            logger.error("sequence %d was not erased: a turn runs on it", number)
-            return
-        self._backend.keep(number, 0)
-        sequence.tokens = []
-        sequence.held = 0
-
-    def _step(self, events: list[Event]) -> None:
-        """One decode, and a new token for every turn that has its prompt evaluated."""
-        decoding: list[int] = []
-        prompts: list[Prompt] = []
-        for number, run in self._runs.items():
-            left = len(run.sequence.tokens) - run.sequence.held
-            if left == 1:
-                decoding.append(number)
-            else:
-                prompts.append(Prompt(number, left))
-        pieces = next_pieces(decoding, prompts, self._budget)
-        if prompts:
-            self._prefilling = frozenset(prompt.turn for prompt in prompts)
-            if not self._commands.empty():  # a cancel that came before it could see whom to abort
-                self._prefilling = frozenset()
-                return
-        whole = self._backend.decode([self._span(piece) for piece in pieces])
-        self._prefilling = frozenset()
-        row = -1
-        for piece in pieces:
-            row += piece.count
-            run = self._runs[piece.turn]
-            if not whole:
-                self._resume(run, events)
-                continue
-            self._count(run, run.sequence.held + piece.count, events)
-            if piece.last:
-                self._next_token(run, row, events)
-
-    def _span(self, piece: Piece) -> Span:
-        sequence = self._runs[piece.turn].sequence
-        start = sequence.held
-        return Span(sequence.number, start, sequence.tokens[start : start + piece.count], piece.last)
-
-    def _count(self, run: _Run, held: int, events: list[Event]) -> None:
-        """The run's sequence holds `held` tokens now."""
-        before, run.sequence.held = run.sequence.held, held
-        prompt = len(run.turn.prompt)
-        if before < prompt and held > before:
-            done = min(held, prompt)
-            self.tokens_evaluated += done - before
-            events.append(Prefilled(run.turn.id, done, prompt))
-
-    def _resume(self, run: _Run, events: list[Event]) -> None:
-        """After an abort: go on from what the memory holds, with at least one token to evaluate for its logits."""
-        sequence = run.sequence
-        present = self._backend.present(sequence.number)
-        wanted = min(present, len(sequence.tokens) - 1)
-        if wanted < present:
-            wanted = self._backend.keep(sequence.number, wanted)
-        run.reused = min(run.reused, wanted)
-        self._count(run, wanted, events)
-
-    def _next_token(self, run: _Run, row: int, events: list[Event]) -> None:
-        token = self._backend.sample(run.sampler, row)
-        self.tokens_generated += 1
-        run.generated += 1
-        run.unsent += 1
-        piece = self._backend.piece(token)
-        reason: Finish | None = None
-        if piece is None:
-            reason = "stop"
-            run.unsent -= 1
-            text = run.text.finish()
-        else:
-            text = run.text.push(piece)
-            if run.text.stopped:
-                reason = "stop"
-            elif run.generated >= run.limit:
-                reason = "length"
-                text += run.text.finish()
-        if text:
-            events.append(Text(run.turn.id, text, run.unsent))
-            run.unsent = 0
-        if reason is None:
-            run.sequence.tokens.append(token)
-        else:
-            self._end(run, reason, events)
-
-    def _end(self, run: _Run, reason: Finish, events: list[Event]) -> None:
-        self._release(run)
-        sequence = run.sequence
-        del sequence.tokens[sequence.held :]
-        prompt = len(run.turn.prompt)
-        evaluated = min(sequence.held, prompt) - run.reused
-        usage = Usage(prompt, run.reused, evaluated, run.generated)
-        events.append(Ended(run.turn.id, reason, usage))
-
-    def _release(self, run: _Run) -> None:
-        """Give back what the run holds, but for the sequence's content."""
-        del self._runs[run.turn.id]
-        run.sequence.run = None
-        self._backend.free(run.sampler)
-
-    def _break_all(self, error: Exception, events: list[Event]) -> None:
-        """Every running turn ends as broken, every sequence is emptied. An engine that cannot even do that breaks all
-        later turns at once."""
-        message = f"the engine failed: {error}"
-        runs = list(self._runs.values())
-        self._runs.clear()
-        events.extend(Broke(run.turn.id, message) for run in runs)
-        try:
-            for run in runs:
-                self._backend.free(run.sampler)
-            self._backend.clear()
-        except Exception as second:  # noqa: BLE001
-            logger.error("the engine cannot go on:\n%s", trace_of(second))
-            self._failed = f"{message}; then: {second}"
-        for sequence in self._sequences:
-            sequence.run = None
-            sequence.tokens = []
-            sequence.held = 0
+    def _at_rest(self, number: int) -> bool:
+        """Whether there is such a sequence, and no turn runs on it."""
+        if not 0 <= number < len(self._steps.sequences):
+            logger.error("there is no sequence %d to save or erase", number)
+            return False
+        if self._steps.sequences[number].turn is not None:
+            logger.error("sequence %d was neither saved nor erased: a turn runs on it", number)
+            return False
+        return True
 
 
-def common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
-    """How many tokens both begin with."""
-    shorter = min(len(held), len(wanted))
-    if list(held[:shorter]) == list(wanted[:shorter]):
-        return shorter
-    return next(index for index in range(shorter) if held[index] != wanted[index])
+def _resolve(saved: "Future[SavedState | None]", state: SavedState | None) -> None:
+    if saved.set_running_or_notify_cancel():
+        saved.set_result(state)
 
 
 def _nobody(events: Sequence[Event]) -> None:

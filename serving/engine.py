@@ -6,6 +6,7 @@ This module holds no engine and imports none.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -33,6 +34,19 @@ class PromptTooLong(PromptError):
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes that an engine takes for a model. `compute`: the buffers of one decode."""
+
+    weights: int
+    kv: int
+    compute: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.kv + self.compute
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFacts:
     """What is known of a model once it is loaded."""
 
@@ -48,6 +62,33 @@ class ModelFacts:
     """Whether the model brings a chat template."""
     vocabulary: int
     """How many tokens there are, numbered from 0."""
+    layout: str = ""
+    """What a saved state is bound to beside the model's file: the engine's build, context, sequences, KV types. A
+    state that was saved under another layout must not be loaded."""
+    prompt_chunk: int = 0
+    """Prompt tokens in a step that a neighbour's next token waits for."""
+    memory: MemoryUse = MemoryUse(0, 0, 0)
+    embedding: int = 0
+    """Numbers in an embedding; 0: this engine makes none of this model."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedState:
+    """A sequence's context outside the engine."""
+
+    tokens: tuple[int, ...]
+    """What the sequence held, as token ids; not empty."""
+    data: bytes
+    """The engine's own bytes for all of it. Opaque, trusted: an engine may crash on bytes that it did not make, so
+    whoever stores them proves them by a checksum before they come back."""
+    checkpoints: tuple[tuple[int, bytes], ...] = ()
+    """Earlier points to go back to, as (tokens, the engine's bytes), ascending; only of a model whose memory cannot
+    be cut at will."""
+
+    @property
+    def size(self) -> int:
+        """Bytes, the token ids not counted."""
+        return len(self.data) + sum(len(data) for _, data in self.checkpoints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +99,7 @@ class Sampling:
     top_p: float = 0.95
     top_k: int = 40
     min_p: float = 0.05
+    typical_p: float = 1.0
     repeat_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -80,11 +122,36 @@ class Turn:
     """At most this many tokens are generated; None means up to the context's end. At least 1."""
     sampling: Sampling
     stop: tuple[str, ...] = ()
+    choices: int = 1
+    """Answers to the same prompt, which is evaluated once; at least 1. They are made one after another, the one
+    numbered 0 last, so that the sequence holds it in the end."""
+    logprobs: int | None = None
+    """None: nothing is told. Otherwise each token's log probability, and so many of the likeliest tokens'."""
+    constraint: Any = None
+    """What the answers must match; made by this engine's `constraint`. None: anything goes."""
+    special: bool = False
+    """Whether special tokens show up in the text (those that end an answer never do)."""
+    state: SavedState | None = None
+    """What the sequence is to hold before anything else is done; whatever it held is forgotten. None: as it is."""
+    scope: str | None = None
+    """Whose session this is. What a sequence holds may be copied to another of the same scope; None: to none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Texts to make embeddings of, each as token ids: not empty, no longer than facts.context."""
+
+    id: int
+    """From the same numbers as turns'."""
+    inputs: tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Token counts of one turn. prompt = reused + evaluated for a turn whose prefill was finished."""
+    """Token counts of one turn. prompt = reused + evaluated for a turn whose prefill was finished.
+
+    `generated` counts all choices. `reused` is what was not evaluated, wherever it came from.
+    """
 
     prompt: int
     reused: int
@@ -94,11 +161,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Began:
-    """The turn has its sequence. `held` is what the sequence held, of which `reused` tokens stay."""
+    """The turn has its sequence. `held` is what the sequence held (after `turn.state` was loaded), of which `reused`
+    tokens stay."""
 
     turn: int
     held: int
     reused: int
+    shared: int = 0
+    """Tokens copied from another sequence of the same scope instead; then nothing of what was held stays, and
+    `reused` equals it."""
+    restored: bool | None = None
+    """Whether `turn.state` could be loaded; None: there was none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,17 +184,54 @@ class Prefilled:
 
 
 @dataclass(frozen=True, slots=True)
+class Likely:
+    """A token, the bytes it stands for, and its log probability (natural) as the model alone sees it."""
+
+    token: int
+    piece: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One token of an answer, with the likeliest ones at its place, likeliest first."""
+
+    chosen: Likely
+    top: tuple[Likely, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """New text, whole characters only, with no part of a stop string in it. `tokens` tokens stand behind it."""
 
     turn: int
     text: str
     tokens: int
+    choice: int = 0
+    sampled: tuple[Sampled, ...] = ()
+    """The tokens behind it, if the turn asked for log probabilities."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceEnded:
+    """One of the turn's answers is whole. Comes for every choice of a turn that ends well, before its Ended."""
+
+    turn: int
+    choice: int
+    reason: Finish
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What an Embed asked for: for each input its vector, of length 1, as little-endian float32."""
+
+    turn: int
+    vectors: tuple[bytes, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The turn's last event when it went well or was cancelled."""
+    """The turn's last event when it went well or was cancelled. `reason` is that of choice 0; an Embed's is "stop"."""
 
     turn: int
     reason: Finish
@@ -136,31 +246,39 @@ class Broke:
     message: str
 
 
-Event = Began | Prefilled | Text | Ended | Broke
+Event = Began | Prefilled | Text | ChoiceEnded | Embedded | Ended | Broke
 Emit = Callable[[Sequence[Event]], None]
 """Called on the engine's thread, once a step, with the step's events in order. Must not block or raise."""
 
 
 class Engine(Protocol):
-    """Life: load, start, then begin / cancel / erase in any order from any thread, close.
+    """Life: load, start, then begin / embed / cancel / save / erase in any order from any thread, close. A closed
+    engine may be loaded and started again; it then holds nothing.
 
-    Each turn that was begun ends in exactly one Ended or Broke. Only the engine's own thread touches the model's
-    context; every method here but `load`, `prompt` and `close` returns at once.
+    What is asked is done in the order it was asked in: a save, an erase and a begin on one sequence need not wait
+    for each other. Each turn that was begun ends in exactly one Ended or Broke. Only the engine's own thread touches
+    the model's context; every method here but `load`, `prompt`, `tokenize`, `constraint` and `close` returns at once.
     """
 
     @property
     def facts(self) -> ModelFacts:
-        """Valid after `load`."""
+        """Valid after the first `load`, also while the engine is closed."""
+        ...
+
+    @property
+    def format(self) -> Any:
+        """The model's ChatFormat (chat_format.py), which tells how its answers are read; None for a model without
+        a chat template. Valid like `facts`."""
         ...
 
     @property
     def tokens_generated(self) -> int:
-        """Tokens sampled since the engine was loaded, over all turns. Never falls."""
+        """Tokens sampled since the engine was made, over all turns. Never falls."""
         ...
 
     @property
     def tokens_evaluated(self) -> int:
-        """Prompt tokens evaluated since the engine was loaded, over all turns. Never falls."""
+        """Prompt tokens evaluated since the engine was made, over all turns. Never falls."""
         ...
 
     def load(self, progress: Callable[[float], None]) -> ModelFacts:
@@ -171,18 +289,47 @@ class Engine(Protocol):
         """Start the engine's thread. After this, events come through `emit`."""
         ...
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> tuple[int, ...]:
-        """Render a conversation with the model's template and tokenize it. Raises PromptError; PromptTooLong where
-        the text is too large for the context whatever its tokens are, without tokenizing it. Thread-safe, and no
-        call waits for another; a large conversation takes seconds, so no event loop may call it with one."""
+    def prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        variables: Mapping[str, Any] | None = None,
+    ) -> tuple[int, ...]:
+        """Render a conversation with the model's template and tokenize it. `tools`: OpenAI's tool objects;
+        `variables`: more for the template. Raises PromptError; PromptTooLong where the text is too large for the
+        context whatever its tokens are, without tokenizing it. Thread-safe, and no call waits for another; a large
+        conversation takes seconds, so no event loop may call it with one."""
+        ...
+
+    def tokenize(self, text: str, special: bool = False) -> tuple[int, ...]:
+        """Token ids of a plain text, with the model's beginning-of-text token in front where it wants one. `special`:
+        names of special tokens in it are read as such. Raises PromptTooLong. Thread-safe."""
+        ...
+
+    def detokenize(self, tokens: Sequence[int]) -> str:
+        """The text of token ids, special ones included. Raises PromptError for an id that is none. Thread-safe."""
+        ...
+
+    def constraint(self, grammar: str) -> Any:
+        """Compile a grammar (llguidance's Lark or JSON form) for `Turn.constraint`. Raises PromptError with the
+        grammar library's words. Thread-safe; may take some milliseconds."""
         ...
 
     def begin(self, turn: Turn) -> None:
         """Queue a turn."""
         ...
 
+    def embed(self, embed: Embed) -> None:
+        """Queue texts for embedding: Embedded and Ended come for it, or Broke. No sequence is touched."""
+        ...
+
     def cancel(self, turn: int) -> None:
         """End a turn within one token, in prefill within one chunk. Unknown or ended turns are ignored."""
+        ...
+
+    def save(self, sequence: int) -> "Future[SavedState | None]":
+        """A copy of what the sequence holds, which stays. None: it holds nothing, or it could not be saved. No turn
+        may be running on it. The future is resolved on the engine's thread; a closed engine resolves it to None."""
         ...
 
     def erase(self, sequence: int) -> None:

@@ -7,6 +7,7 @@ Exit codes: 0 told to stop; 78 model or spec cannot be served, starting again wi
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import signal
@@ -14,8 +15,9 @@ import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +26,25 @@ import uvloop
 
 from cluster.confine import adopt_locks, cap_file
 from cluster.slices import Slice
-from serving.engine import Engine, LoadError
+from serving.engine import Engine
+from serving.gguf import GgufError, read_head
 from serving.host_app import About, HostApp, build_app
 from serving.host_memory import MemoryWatch, start_time
 from serving.journal import Journal, JournalFull
+from serving.llama_options import EngineOptions
 from serving.model import ModelSpec
 from serving.trouble import report_callback
 
 HARD_EXIT_S = 2.7
 """After SIGTERM the process ends by then, whatever the engine does."""
+PARK_S = 2.2
+"""Contexts are written for so long of it; the rest is for freeing the engine."""
 CLOSE_STREAMS_S = 1
 HOUSEKEEPING_S = 30.0
 STDERR_BYTES = 1 * 2**20
 KEEP_ALIVE_S = 75
 """Longer than a router keeps an idle connection, so that none is closed under a request."""
 LOAD_FAILED = 78
-BATCH = 256
-"""Tokens that one decode takes at most, unless the config says otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,16 +86,30 @@ def llama_engine(spec: HostSpec) -> Engine:
     """The engine of a `llama.cpp` model: as many threads as the slice has cores."""
     from serving.llama_engine import LlamaEngine
 
-    model, cores = spec.model, len(spec.slice.cores)
-    batch = int(dict(model.options).get("batch", BATCH))
+    model = spec.model
     return LlamaEngine(
         spec.model_path,
         model.context,
         model.sessions,
-        max(1, cores),
-        batch=batch,
+        max(1, len(spec.slice.cores)),
+        options=EngineOptions.from_options(dict(model.options)),
         memory_bytes=spec.slice.memory_bytes,
     )
+
+
+def fingerprint(spec: HostSpec, layout: str) -> str:
+    """64 hex digits for all that a saved context is bound to: the model's file, its adapters, and `layout`."""
+    options = EngineOptions.from_options(dict(spec.model.options))
+    files = [_digest_of(path) for path in (spec.model_path, *map(Path, options.lora))]
+    return hashlib.sha256(json.dumps([layout, *files]).encode()).hexdigest()
+
+
+def _digest_of(path: Path) -> str:
+    try:
+        return read_head(path).digest
+    except GgufError:
+        # No file of llama.cpp's, yet the engine took it.
+        return str(path)
 
 
 def run_host(
@@ -119,6 +137,7 @@ def run_host(
         return _say(1, reason)
     engine = make_engine(spec)
     watch = MemoryWatch(spec.slice.memory_bytes)
+    host = _Host(listener, spec.folder / "host.err", watch)
     about = About(
         replica=spec.replica,
         machine=spec.machine,
@@ -127,12 +146,12 @@ def run_host(
         incarnation=int(env.get("HOMEPORT_INCARNATION", "0")),
         config_digest=spec.config_digest,
         start_time=start_time(),
+        folder=spec.folder,
     )
-    app = build_app(engine, about, journal, token, watch.report)
-    host = _Host(app, engine, listener, spec.folder / "host.err", watch)
+    app = build_app(engine, about, journal, token, watch, partial(fingerprint, spec), host.load_failed)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(host.serve())
+            return runner.run(host.serve(app, engine))
     finally:
         app.close()
         journal.close()
@@ -141,35 +160,42 @@ def run_host(
 class _Host:
     """One life of the process: load, serve, stop. `serve` is called once."""
 
-    def __init__(
-        self, app: HostApp, engine: Engine, listener: socket.socket, errors: Path, watch: MemoryWatch
-    ) -> None:
-        self._app = app
-        self._engine = engine
+    def __init__(self, listener: socket.socket, errors: Path, watch: MemoryWatch) -> None:
         self._listener = listener
         self._errors = errors
         self._watch = watch
         self._code = 0
-        self._loaded = False
 
-    async def serve(self) -> int:
-        self._loop = asyncio.get_running_loop()
-        self._loop.set_exception_handler(report_callback)
+    async def serve(self, app: HostApp, engine: Engine) -> int:
+        self._app = app
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(report_callback)
         self._stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            self._loop.add_signal_handler(number, self._stop, 0)
-        server = _Server(self._app, self._stopping)
+            loop.add_signal_handler(number, self._stop, 0)
+        server = _Server(app, self._stopping)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         housekeeping = asyncio.create_task(self._keep_house())
-        threading.Thread(target=self._load, name="load", daemon=True).start()
+        app.load()
         await asyncio.wait(
             {serving, asyncio.create_task(self._stopping.wait())}, return_when="FIRST_COMPLETED"
         )
         housekeeping.cancel()
+        parking = asyncio.create_task(app.park(loop.time() + PARK_S))
         await serving
-        if self._loaded:
-            await asyncio.to_thread(self._engine.close)
+        if lost := await parking:
+            _say(0, f"stopped with the newest contexts of {lost} sessions not on disk: there was no time")
+        if app.loaded:
+            await asyncio.to_thread(engine.close)
         return self._code
+
+    def load_failed(self, reason: str, permanent: bool) -> None:
+        """Say so and begin to end: with 78 if another start would not help. Called on the loop."""
+        if self._stopping.is_set():
+            return
+        code = LOAD_FAILED if permanent else 1
+        _say(code, f"load failed: {reason}" if permanent else f"the engine broke while loading: {reason}")
+        self._stop(code)
 
     def _stop(self, code: int) -> None:
         """Begin to end. Called on the loop; again is nothing."""
@@ -181,39 +207,6 @@ class _Host:
         hard_exit.start()
         self._app.stop()
         self._stopping.set()
-
-    def _load(self) -> None:
-        """On a thread of its own."""
-        code, reason = LOAD_FAILED, ""
-        try:
-            self._engine.load(lambda share: self._call(self._app.loading, share))
-        except LoadError as error:
-            reason = " ".join(str(error).split())
-        except Exception as error:  # noqa: BLE001 whatever it is, the process says so and ends
-            code, reason = 1, f"{type(error).__name__}: {' '.join(str(error).split())}"
-        if reason:
-            self._call(self._fail, code, reason)
-        else:
-            self._call(self._ready)
-
-    def _ready(self) -> None:
-        self._loaded = True
-        self._app.ready()
-
-    def _fail(self, code: int, reason: str) -> None:
-        if not self._stopping.is_set():
-            _say(
-                code,
-                f"load failed: {reason}"
-                if code == LOAD_FAILED
-                else f"the engine broke while loading: {reason}",
-            )
-            self._app.failed(reason)
-            self._stop(code)
-
-    def _call(self, function: Callable[..., None], *args: object) -> None:
-        with suppress(RuntimeError):  # The loop is closed: the host has ended meanwhile.
-            self._loop.call_soon_threadsafe(function, *args)
 
     async def _keep_house(self) -> None:
         while True:

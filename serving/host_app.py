@@ -1,4 +1,4 @@
-"""The ASGI app around one engine: who may come in, the host's state, its pins, and chat completions.
+"""The ASGI app around one engine: who may come in, the host's state, its pins, and the ways to its endpoints.
 
 Loads no engine and starts no server (host.py does both); any Engine will do.
 """
@@ -6,9 +6,11 @@ Loads no engine and starts no server (host.py does both); any Engine will do.
 import asyncio
 import hmac
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs
 
@@ -26,19 +28,27 @@ from serving.asgi import (
     internal_problem,
     send_whole,
 )
-from serving.chat import Desk, chat
+from serving.desk import Desk
+from serving.endpoints import ENDPOINTS
 from serving.engine import Engine
+from serving.engine_life import EngineLife, NotLoaded
+from serving.host_memory import MemoryWatch
 from serving.journal import Journal
 from serving.model import ModelSpec
+from serving.parking import Parking
+from serving.parking_plan import memory_budget
 from serving.routing import check_home, read_ask
 from serving.trouble import report
-from serving.turns import Remembered, Turns
+from serving.turns import Turns
+
+PARKED = "parked"
+"""The folder of parked sessions in a replica's own."""
 
 State = Literal["loading", "ready", "draining", "failed"]
 
 MOVES: dict[State, frozenset[State]] = {
     "loading": frozenset({"ready", "failed", "draining"}),
-    "ready": frozenset({"draining"}),
+    "ready": frozenset({"failed", "draining"}),
     "draining": frozenset(),
     "failed": frozenset({"draining"}),
 }
@@ -56,10 +66,12 @@ class About:
     config_digest: str
     start_time: int
     """Of this process, in clock ticks since boot, as its record has it."""
+    folder: Path
+    """The replica's own, where its sessions are parked."""
 
 
 class HostApp:
-    """Build it, serve it at once, call `ready` when the engine is loaded and `stop` once, all on one loop."""
+    """Build it, serve it at once, call `load`, `stop` and `park` once each, all on one loop."""
 
     def __init__(
         self,
@@ -67,48 +79,115 @@ class HostApp:
         engine: Engine,
         journal: Journal,
         token: str,
-        memory: Callable[[], Mapping[str, Any]],
+        memory: MemoryWatch,
+        fingerprint: Callable[[str], str],
+        on_failed: Callable[[str, bool], None],
     ) -> None:
         self.about = about
         self.state: State = "loading"
         self.detail = ""
-        self.progress = 0.0
         self._engine = engine
         self._journal = journal
         self._token = token.encode()
         self._memory = memory
+        self._fingerprint = fingerprint
+        self._on_failed = on_failed
         self._writer = ThreadPoolExecutor(1, "journal")
         model = about.model
-        self._turns = Turns(engine, model.sessions, model.hold_s, model.queue_s)
+        self._life = EngineLife(engine, self._prepare, self._loaded, self._failed)
+        self._parking = Parking(about.folder / PARKED, model.parking)
+        self._turns = Turns(engine, model.sessions, model.hold_s, model.queue_s, self._parking)
+        self._working = 0
+        """Requests that may need the engine."""
+        self._quiet: asyncio.TimerHandle | None = None
+        self._unloading: asyncio.Task[None] | None = None
         self._desk = Desk(
-            about.machine, about.replica, model, engine, self._turns, journal, self._writer, made=Remembered()
+            about.machine, about.replica, model, engine, self._turns, journal, self._writer, awake=self.awake
         )
 
-    def loading(self, progress: float) -> None:
-        """The engine has loaded this share, 0 to 1."""
-        self.progress = progress
+    @property
+    def loaded(self) -> bool:
+        """Whether the engine is to be closed in the end."""
+        return self._life.loaded
 
-    def ready(self) -> None:
-        """The engine is loaded: start it, and serve. Must be called on the loop."""
-        if self.state == "loading":
-            self._move("ready", self._engine.facts.description)
-            self.progress = 1.0
-            self._turns.attach(asyncio.get_running_loop())
+    def load(self) -> None:
+        """Begin to load the engine; then serve. A load that fails is told to `on_failed`, now or later."""
+        self._loop = asyncio.get_running_loop()
+        self._life.begin()
 
-    def failed(self, reason: str) -> None:
-        """The engine cannot be loaded."""
-        self._move("failed", reason)
+    async def awake(self) -> None:
+        """Until the engine is loaded, which begins now if it was freed. Raises Problem if it cannot be."""
+        try:
+            await self._life.awake()
+        except NotLoaded as error:
+            if self._life.state != "failed":
+                self._check_ready()
+            message = f"{self.about.replica} could not load its model again: {error}"
+            raise Problem(503, message, "failed") from None
 
     def stop(self) -> None:
         """Refuse who comes and end who is here; their requests end at once."""
-        loaded = self.state == "ready"
+        served = self.state == "ready"
         self._move("draining", "stopping")
-        if loaded:
+        self._life.end()
+        if self._quiet is not None:
+            self._quiet.cancel()
+        if served:
             self._turns.stop()
 
+    async def park(self, until_s: float) -> int:
+        """After `stop`: write to disk what it lacks of contexts, until the loop's clock is at `until_s` at the latest.
+        How many sessions' could not be written."""
+        return await self._turns.park_all(until_s)
+
     def close(self) -> None:
-        """Wait for what is still being written."""
+        """Wait for what is still being written to the journal. What is not parked yet will not be."""
+        self._parking.close()
         self._writer.shutdown()
+
+    def _prepare(self) -> None:
+        """On the loading thread, once the engine is loaded."""
+        facts, used_bytes = self._engine.facts, self._memory.note_loaded()
+        if self.state == "loading":
+            room = memory_budget(
+                self.about.model.parking.memory_bytes,
+                self._memory.limit_bytes,
+                max(used_bytes, facts.memory.total),
+            )
+            self._parking.open(self._fingerprint(facts.layout), room)
+
+    def _loaded(self) -> None:
+        if self.state == "loading":
+            self._move("ready", self._engine.facts.description)
+        self._turns.attach(self._loop)
+        self._await_quiet()
+
+    def _failed(self, reason: str, permanent: bool) -> None:
+        self._move("failed", reason)
+        self._on_failed(reason, permanent)
+
+    @contextmanager
+    def _work(self) -> Iterator[None]:
+        """A request that may need the engine is open: it is not freed."""
+        self._working += 1
+        try:
+            yield
+        finally:
+            self._working -= 1
+            self._await_quiet()
+
+    def _await_quiet(self) -> None:
+        """Free the engine if nobody needs it from now on for as long as the config says."""
+        if self._quiet is not None:
+            self._quiet.cancel()
+            self._quiet = None
+        after_s = self.about.model.unload_s
+        if after_s is not None and self._working == 0 and self.state == "ready" and self._life.loaded:
+            self._quiet = self._loop.call_later(after_s, self._unload)
+
+    def _unload(self) -> None:
+        if self._working == 0 and self.state == "ready" and self._life.loaded:
+            self._unloading = self._loop.create_task(self._life.unload(self._turns.unload))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -124,7 +203,11 @@ class HostApp:
         problem: Problem | None = None
         try:
             self._authorize(headers)
-            await self._route(scope, headers, receive, noted_send)
+            if scope["method"] == "POST":
+                with self._work():
+                    await self._route(scope, headers, receive, noted_send)
+            else:
+                await self._route(scope, headers, receive, noted_send)
         except ClientGone:
             pass
         except Problem as refusal:
@@ -147,28 +230,27 @@ class HostApp:
     async def _route(self, scope: Scope, headers: Mapping[str, str], receive: Receive, send: Send) -> None:
         method, path = scope["method"], scope["path"]
         match method, path:
-            case "POST", "/v1/chat/completions":
+            case "POST", _ if path in ENDPOINTS:
                 check_home(headers, self.about.replica, self.about.incarnation)
                 self._check_ready()
-                await chat(self._desk, read_ask(headers, ""), receive, send)
+                await ENDPOINTS[path](self._desk, read_ask(headers, ""), receive, send)
             case "GET", "/state":
                 await send_whole(send, 200, msgspec.json.encode(self.report()))
             case "GET", "/pins":
                 await send_whole(send, 200, await asyncio.to_thread(self._all_pins))
             case "GET", _ if path.startswith("/pins/"):
                 await send_whole(send, 200, self._pin(path.removeprefix("/pins/"), scope["query_string"]))
-            case _, "/v1/chat/completions" | "/state" | "/pins":
+            case _ if path in ("/state", "/pins", *ENDPOINTS):
                 raise Problem(405, f"{method} does not work on {path}", "method_not_allowed")
             case _:
-                message = (
-                    "a host has /v1/chat/completions, /state and /pins; everything else is at the router"
-                )
+                paths = ", ".join(ENDPOINTS)
+                message = f"a host has {paths}, /state and /pins; everything else is at the router"
                 raise Problem(404, message, "not_found")
 
     def report(self) -> dict[str, Any]:
         """What GET /state answers."""
         about, turns = self.about, self._turns
-        state, loaded, now = turns.state, self.state == "ready", turns.now()
+        state, loaded, known, now = turns.state, self._life.there, self.state == "ready", turns.now()
         residents = [
             {
                 "session": place.session,
@@ -189,18 +271,26 @@ class HostApp:
             "pid": os.getpid(),
             "start_time": about.start_time,
             "state": self.state,
-            "progress": round(self.progress, 3),
+            "loaded": loaded,
+            "progress": round(self._life.progress, 3),
             "detail": self.detail,
-            "context": self._engine.facts.context if loaded else about.model.context,
+            "context": self._engine.facts.context if known else about.model.context,
             "places": len(state.places),
             "free": admission.free_places(state),
             "running": admission.running(state),
             "waiting": len(state.line),
             "residents": residents,
-            "tokens_generated": self._engine.tokens_generated if loaded else 0,
-            "tokens_evaluated": self._engine.tokens_evaluated if loaded else 0,
+            "tokens_generated": self._engine.tokens_generated if known else 0,
+            "tokens_evaluated": self._engine.tokens_evaluated if known else 0,
+            "prompt_chunk": self._engine.facts.prompt_chunk if known else 0,
             "pins": self._journal.count(),
-            "memory": dict(self._memory()),
+            "memory": {
+                **self._memory.report(),
+                "engine": asdict(self._engine.facts.memory) if known else None,
+            },
+            "parking": self._parking.report(
+                place.session for place in state.places if place.session is not None
+            ),
             "turns": turns.finished,
             "recent": [
                 {
@@ -231,7 +321,7 @@ class HostApp:
             case "ready":
                 return
             case "loading":
-                message = f"{self.about.replica} is loading its model ({self.progress:.0%}); try again"
+                message = f"{self.about.replica} is loading its model ({self._life.progress:.0%}); try again"
                 raise Problem(503, message, "loading", headers=(("retry-after", "2"),))
             case "failed":
                 raise Problem(503, f"{self.about.replica} has failed: {self.detail}", "failed")
@@ -256,12 +346,15 @@ def build_app(
     about: About,
     journal: Journal,
     token: str,
-    memory: Callable[[], Mapping[str, Any]],
+    memory: MemoryWatch,
+    fingerprint: Callable[[str], str],
+    on_failed: Callable[[str, bool], None],
 ) -> HostApp:
     """One host's app around any engine. `token` must not be empty: whoever knows it may use the host.
 
-    `memory` tells `rss_bytes`, `limit_bytes` and `enforced`.
+    `fingerprint` makes 64 hex digits of `ModelFacts.layout` for all that saved contexts are bound to; it is called on
+    another thread. `on_failed` gets the reason of a load that failed, and whether it would fail again.
     """
     if not token:
         raise ValueError("a host needs the cluster's token")
-    return HostApp(about, engine, journal, token, memory)
+    return HostApp(about, engine, journal, token, memory, fingerprint, on_failed)

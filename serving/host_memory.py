@@ -19,12 +19,24 @@ class MemoryWatch:
         self.limit_bytes = limit_bytes
         self.enforced = _ceiling_of_cgroup(limit_bytes)
         self._process = psutil.Process()
+        self._loaded_bytes = 0
         self._above = False
 
     def report(self) -> Mapping[str, Any]:
-        """`rss_bytes` now, `limit_bytes`, and whether the kernel enforces the limit."""
+        """`rss_bytes` now, `loaded_bytes` when the engine had been loaded (0: not yet), `limit_bytes`, and whether
+        the kernel enforces the limit."""
         rss_bytes = self._process.memory_info().rss
-        return {"rss_bytes": rss_bytes, "limit_bytes": self.limit_bytes, "enforced": self.enforced}
+        return {
+            "rss_bytes": rss_bytes,
+            "loaded_bytes": self._loaded_bytes,
+            "limit_bytes": self.limit_bytes,
+            "enforced": self.enforced,
+        }
+
+    def note_loaded(self) -> int:
+        """The engine is loaded: what the process takes with it. Any thread."""
+        self._loaded_bytes = self._process.memory_info().rss
+        return self._loaded_bytes
 
     def check(self) -> str | None:
         """A warning when memory has come above the limit since the last check; else None."""

@@ -36,6 +36,8 @@ class HostWatch:
         self.detail = ""
         self.deaths: tuple[float, ...] = ()
         self.permanent: str | None = None
+        self.refused: str | None = None
+        """Why it could not be started when that was tried last."""
         self.state: dict[str, Any] = {}
         self.record: Record | None = None
         self.since = time.monotonic()
@@ -59,12 +61,13 @@ class HostWatch:
     def started(self, record: Record) -> None:
         """A host runs under this record."""
         self.record, self.life, self.state = record, "alive", {}
-        self.detail, self.permanent, self.since = "", None, time.monotonic()
+        self.detail, self.permanent, self.refused, self.since = "", None, None, time.monotonic()
         self._watch(record)
 
     def failed_to_start(self, reason: str, now: float) -> None:
         """The host did not come to life; counts as a death."""
-        self.life, self.detail, self.deaths = "absent", reason, (*self.deaths[-10:], now)
+        self.life, self.detail, self.refused = "absent", reason, reason
+        self.deaths = (*self.deaths[-10:], now)
 
     async def look(self) -> None:
         """Ask the host how it is; notice that it died."""
@@ -101,18 +104,20 @@ class HostWatch:
     def report(self, now: float) -> dict[str, Any]:
         """What `status` shows: state starting | loading | ready | draining | failed | stopping, and why."""
         record, alive = self.record, self.life == "alive"
-        failed = self.life == "absent" and bool(self.deaths or self.permanent)
-        reason = given_up(self.seen(), now)
+        died = self.life == "absent" and bool(self.deaths or self.permanent)
+        reason = given_up(self.seen(), now) if died else None
+        if reason is not None and self.refused is not None:
+            reason = f"{reason}: {self.refused}"
         state = self.state.get("state", "starting") if alive else "starting"
         if self.life == "stopping":
             state = "stopping"
-        elif failed:
+        elif reason is not None:
             state = "failed"
         return {
             "state": state,
             "progress": float(self.state.get("progress", 0.0)),
-            "detail": (reason or self.detail) if failed else (self.state.get("detail") or self.detail),
-            "stderr": list(confine.tail(self.folder / "host.err", STDERR_LINES)) if failed else [],
+            "detail": reason or self.state.get("detail") or self.detail,
+            "stderr": list(self._last_lines()) if died and self.refused is None else [],
             "deaths": len(self.deaths),
             "pid": record.pid if record and alive else None,
             "incarnation": record.incarnation if record else 0,
@@ -127,10 +132,13 @@ class HostWatch:
         self._unwatch()
         self.life, self.state = "absent", {}
         self.deaths = (*self.deaths[-10:], now)
-        last = confine.tail(self.folder / "host.err", STDERR_LINES)
-        failures = [line for line in last if line.startswith(LOAD_FAILED)]
+        failures = [line for line in self._last_lines() if line.startswith(LOAD_FAILED)]
         self.permanent = failures[-1].removeprefix(LOAD_FAILED) if failures else None
-        self.detail = self.permanent or "the host died; its last lines are below"
+        self.detail = self.permanent or "the host died and is started again; its last lines are below"
+
+    def _last_lines(self) -> tuple[str, ...]:
+        """What the host that ran last said at its end."""
+        return confine.tail(self.folder / "host.err", STDERR_LINES)
 
     def _watch(self, record: Record) -> None:
         self._unwatch()

@@ -34,6 +34,8 @@ TICK_S = 5.0
 BUSY_TICK_S = 0.5
 """While a host is on its way. The death of one is told by its pidfd, between ticks too."""
 STOP_GRACE_S = 5.0
+QUIET_DEATH = {"GGML_NO_BACKTRACE": "1"}
+"""llama.cpp would let a debugger write pages of frames behind the sentence that says which assertion failed."""
 DRAINS = "finishing its turns before it restarts with the new configuration"
 
 log = logging.getLogger(__name__)
@@ -191,7 +193,7 @@ class Keeper:
                     replica=spec["replica"],
                     slice=slot.slice,
                     command=(sys.executable, "-m", "serving.host", str(folder / "spec.json")),
-                    env={**clean_environment(os.environ), **mark(self.paths, "host")},
+                    env={**clean_environment(os.environ), **QUIET_DEATH, **mark(self.paths, "host")},
                     folder=folder,
                     record=self.paths.record(slot.number),
                     locks=self.paths.locks,

@@ -4,11 +4,22 @@ The bindings come as an argument, because llama_engine.py alone imports them. No
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from serving.constraint import Followed
 from serving.engine import Sampling
 
 REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on: llama.cpp's own default
+
+
+@dataclass(frozen=True, slots=True)
+class Sampler:
+    """What chooses one answer's tokens."""
+
+    chain: Any
+    followed: Followed | None
+    """The constraint that the answer must match, as far as it has come."""
 
 
 def sampler_chain(lib: Any, sampling: Sampling, prompt: Sequence[int], vocabulary: int, context: int) -> Any:
@@ -44,6 +55,8 @@ def _samplers(
         return
     if sampling.top_k > 0:
         yield lib.llama_sampler_init_top_k(sampling.top_k)
+    if sampling.typical_p < 1:
+        yield lib.llama_sampler_init_typical(sampling.typical_p, 1)
     if sampling.top_p < 1:
         yield lib.llama_sampler_init_top_p(sampling.top_p, 1)
     if sampling.min_p > 0:

@@ -6,7 +6,7 @@ Reads no file and checks no value (see `config`), and knows nothing of running r
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, Self
 
 from cluster.fit import Replicas, Where, Wish, ZoneOf
@@ -14,7 +14,22 @@ from cluster.slices import Need, Take
 
 EngineName = Literal["llama.cpp", "vllm"]
 WhenLost = Literal["wait", "move", "fail"]
-OptionValue = int | float | str | bool
+OptionValue = int | float | str | bool | tuple[float, ...] | tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ParkingSpec:
+    """How much room the contexts of parked sessions may take in one replica."""
+
+    memory_bytes: int = 2**30
+    """At most; less where the replica's slice has less left."""
+    disk_bytes: int = 8 * 2**30
+    """0: nothing is written to disk."""
+    keep_s: float = 30 * 86400.0
+    """A context that nobody used for this long is dropped from disk."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +51,9 @@ class ModelSpec:
     hold_s: float
     queue_s: float
     when_lost: WhenLost
+    parking: ParkingSpec = ParkingSpec()
+    unload_s: float | None = None
+    """A replica that was quiet for so long frees its model, its sessions parked; None: never."""
     options: tuple[tuple[str, OptionValue], ...] = ()
     """Passed to the engine, sorted by name."""
 
@@ -57,6 +75,8 @@ class ModelSpec:
             "hold_s": self.hold_s,
             "queue_s": self.queue_s,
             "when_lost": self.when_lost,
+            "parking": self.parking.to_json(),
+            "unload_s": self.unload_s,
             "options": dict(self.options),
         }
 
@@ -76,7 +96,9 @@ class ModelSpec:
             hold_s=data["hold_s"],
             queue_s=data["queue_s"],
             when_lost=data["when_lost"],
-            options=tuple(sorted(data["options"].items())),
+            parking=ParkingSpec(**data.get("parking", {})),
+            unload_s=data.get("unload_s"),
+            options=tuple(sorted((name, _frozen(value)) for name, value in data["options"].items())),
         )
 
 
@@ -97,6 +119,11 @@ def digest(spec: ModelSpec, source_digest: str) -> str:
     ]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _frozen(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _where_to_json(where: Where) -> Any:

@@ -1,20 +1,34 @@
-"""Bodies in OpenAI's shape: answers, stream events, usage, errors. Pure: values in, bytes out.
+"""What all bodies in OpenAI's shape have in common: usage, outcome, log probabilities, errors. Pure.
 
-Knows no HTTP and no engine. A stream's events are made from parts that are ready beforehand, because one is
-made for nearly every token.
+Knows no HTTP and no endpoint.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from serving.engine import Usage
+from serving.engine import Likely, Sampled, Usage
 
 DONE = b"data: [DONE]\n\n"
+LEAST_LOGPROB = -9999.0
+"""What OpenAI's API says of a token that cannot come; JSON has no infinity."""
 
-_text = json.JSONEncoder(ensure_ascii=False).encode
-_json = json.JSONEncoder(separators=(",", ":")).encode
+text_json = json.JSONEncoder(ensure_ascii=False).encode
+"""For what is sent once a token."""
+compact_json = json.JSONEncoder(separators=(",", ":")).encode
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What stands in each part of one answer."""
+
+    id: str
+    created: int
+    """Unix time in whole seconds."""
+    model: str
+    include_usage: bool = False
+    """Of a stream: its last event tells the usage."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +47,11 @@ class Outcome:
         return {name: getattr(self, name) for name in self.__slots__}
 
 
+def sse_event(data: str) -> bytes:
+    """One server-sent event of a JSON text."""
+    return f"data: {data}\n\n".encode()
+
+
 def error_body(
     status: int, message: str, code: str, param: str | None = None, homeport: Mapping[str, Any] | None = None
 ) -> bytes:
@@ -42,12 +61,12 @@ def error_body(
     }
     if homeport is not None:
         body["homeport"] = dict(homeport)
-    return _json(body).encode()
+    return compact_json(body).encode()
 
 
-def error_event(status: int, message: str, code: str) -> bytes:
+def error_event(status: int, message: str, code: str, param: str | None = None) -> bytes:
     """The same as a stream's last event. No [DONE] comes after it."""
-    return b"data: " + error_body(status, message, code) + b"\n\n"
+    return b"data: " + error_body(status, message, code, param) + b"\n\n"
 
 
 def comment(text: str) -> bytes:
@@ -65,63 +84,30 @@ def usage_json(usage: Usage) -> dict[str, Any]:
     }
 
 
-def completion(
-    answer_id: str, created: int, model: str, text: str, finish: str, usage: Usage, outcome: Outcome
-) -> bytes:
-    """A whole answer."""
-    message = {"role": "assistant", "content": text, "refusal": None}
-    return _json(
-        {
-            "id": answer_id,
-            "object": "chat.completion",
-            "created": created,
-            "model": model,
-            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": finish}],
-            "usage": usage_json(usage),
-            "homeport": outcome.to_json(),
-        }
-    ).encode()
+def logprobs_json(sampled: Sequence[Sampled]) -> dict[str, Any]:
+    """Log probabilities of a chat's tokens."""
+    content = [
+        {**_likely(token.chosen), "top_logprobs": [_likely(other) for other in token.top]}
+        for token in sampled
+    ]
+    return {"content": content, "refusal": None}
 
 
-class ChunkWriter:
-    """The events of one streamed answer, in the order role, text …, end, DONE."""
-
-    __slots__ = ("_include_usage", "_open", "_text_close", "_text_open")
-
-    def __init__(self, answer_id: str, created: int, model: str, include_usage: bool) -> None:
-        head = {"id": answer_id, "object": "chat.completion.chunk", "created": created, "model": model}
-        self._include_usage = include_usage
-        self._open = "data: " + _json(head)[:-1]
-        self._text_open = self._open + ',"choices":[{"index":0,"delta":{"content":'
-        close = '},"logprobs":null,"finish_reason":null}]'
-        self._text_close = close + (',"usage":null}\n\n' if include_usage else "}\n\n")
-
-    def role(self) -> bytes:
-        """The first event: whose words follow."""
-        return self._event([_choice({"role": "assistant", "content": "", "refusal": None}, None)])
-
-    def text(self, text: str) -> bytes:
-        """New text."""
-        return (self._text_open + _text(text) + self._text_close).encode()
-
-    def end(self, finish: str, usage: Usage, outcome: Outcome) -> bytes:
-        """The finish reason and, if it was asked for, the usage event; `homeport` is in the last of them."""
-        homeport = {"homeport": outcome.to_json()}
-        choices = [_choice({}, finish)]
-        if not self._include_usage:
-            return self._event(choices, homeport) + DONE
-        return self._event(choices) + self._event([], {"usage": usage_json(usage), **homeport}) + DONE
-
-    def _event(self, choices: list[dict[str, Any]], more: Mapping[str, Any] | None = None) -> bytes:
-        rest: dict[str, Any] = {"choices": choices}
-        if self._include_usage:
-            rest["usage"] = None
-        rest.update(more or {})
-        return f"{self._open},{_json(rest)[1:]}\n\n".encode()
+def token_text(likely: Likely) -> str:
+    """What a token stands for; a part of a character shows as U+FFFD."""
+    return likely.piece.decode(errors="replace")
 
 
-def _choice(delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
-    return {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
+def finite(logprob: float) -> float:
+    return max(logprob, LEAST_LOGPROB)
+
+
+def _likely(likely: Likely) -> dict[str, Any]:
+    return {
+        "token": token_text(likely),
+        "logprob": finite(likely.logprob),
+        "bytes": list(likely.piece),
+    }
 
 
 def _error_type(status: int) -> str:

@@ -10,8 +10,8 @@ from typing import Literal
 
 DEATHS_MAX = 5
 DEATHS_WINDOW_S = 600.0
-BACKOFF_S = (0.0, 1.0, 2.0, 5.0, 10.0)
-"""How long after its n-th death within the window a host is started again."""
+BACKOFF_S = (0.0, 2.0, 5.0, 10.0)
+"""How long after its first, second … death within the window a host is started again."""
 
 Life = Literal["absent", "alive", "unknown", "stopping"]
 
@@ -76,7 +76,7 @@ def restart_at(deaths: tuple[float, ...], now: float) -> float | None:
     recent = [death for death in deaths if death > now - DEATHS_WINDOW_S]
     if len(recent) >= DEATHS_MAX:
         return None
-    return max(deaths) + BACKOFF_S[len(recent)] if recent else now
+    return max(deaths) + BACKOFF_S[len(recent) - 1] if recent else now
 
 
 def given_up(host: Seen, now: float) -> str | None:

@@ -4,7 +4,7 @@ Authenticates nobody, and looks at no body and no journal.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, cast
 
 from serving.asgi import Problem
@@ -22,6 +22,10 @@ class Ask:
     claim_free: bool
     """The router took a place here for free, and wants a 421 if it is not."""
     request_id: str
+    scope: str | None = None
+    """Whose session this is: what is evaluated may be shared with others of the same scope; None: with none."""
+    queue_left_s: float | None = None
+    """How long it may still wait in line; None: as long as the replica lets it."""
 
 
 def read_ask(headers: Mapping[str, str], request_id: str) -> Ask:
@@ -38,13 +42,26 @@ def read_ask(headers: Mapping[str, str], request_id: str) -> Ask:
     pin = headers.get("x-homeport-pin", "new" if session is not None else "none")
     if pin not in ("new", "kept", "none"):
         raise _bad("x-homeport-pin must be new, kept or none")
+    scope = headers.get("x-homeport-scope")
+    if scope is not None and not is_session(scope):
+        raise _bad("x-homeport-scope must be 64 lower-case hex digits")
+    left = headers.get("x-homeport-queue-left-ms")
+    if left is not None and not (left.isascii() and left.isdigit() and len(left) < 10):
+        raise _bad("x-homeport-queue-left-ms must be a whole number")
     return Ask(
         session=session if pin != "none" else None,
         generation=int(generation),
         pin=cast(Literal["new", "kept", "none"], pin),
         claim_free=headers.get("x-homeport-claim") == "free",
         request_id=headers.get("x-request-id", request_id)[:200],
+        scope=scope,
+        queue_left_s=int(left) / 1000 if left is not None else None,
     )
+
+
+def as_transient(ask: Ask) -> Ask:
+    """The same request without a session, whatever its headers say."""
+    return replace(ask, session=None, pin="none", claim_free=False)
 
 
 def check_home(headers: Mapping[str, str], replica: str, incarnation: int) -> None:

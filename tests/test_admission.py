@@ -1,10 +1,6 @@
-"""Who may use a replica: scenarios, then a state machine that looks for a lost place or a turn without an
-end."""
+"""Who may use a replica: scenarios. What holds for all of them is in test_admission_properties.py."""
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from serving.admission import (
     MOVES,
@@ -23,6 +19,7 @@ from serving.admission import (
     Refuse,
     Serve,
     Tick,
+    Unloading,
     free_places,
     fresh,
     place_of,
@@ -177,10 +174,40 @@ def test_a_turn_waits_at_most_the_queue() -> None:
     assert desk.feed(Ended(1, kept=True)) == ()
 
 
+def test_a_turn_that_waited_elsewhere_waits_only_what_is_left() -> None:
+    desk = Desk()
+    desk.feed(Arrived(1, "ann"))
+    desk.feed(Arrived(2, "ben", queue_s=5.0))
+    desk.feed(Arrived(3, "cem", queue_s=2 * QUEUE_S))
+    assert wake_at(desk.state) == 5.0
+    desk.now = 5.0
+    assert desk.feed(Tick()) == (Refuse(2, "queue_timeout"),)
+    assert wake_at(desk.state) == QUEUE_S
+    assert desk.feed(Arrived(4, "dora", queue_s=0.0)) == (Refuse(4, "queue_timeout"),)
+
+
+def test_nothing_left_to_wait_is_enough_for_a_free_place() -> None:
+    assert Desk().feed(Arrived(1, "ann", queue_s=0.0)) == (Serve(1, 0, resident=False),)
+
+
+def test_unloading_parks_one_who_is_quiet_after_another_and_nobody_who_runs() -> None:
+    desk = Desk(places=3)
+    desk.resident("ann", 1)
+    desk.resident("ben", 2)
+    desk.feed(Arrived(3, "cem"))
+    assert desk.feed(Unloading()) == (Park(0, "ann"),)
+    assert desk.feed(Unloading()) == (Park(1, "ben"),)
+    assert desk.feed(Unloading()) == ()
+    assert desk.feed(Arrived(4, "ann")) == ()
+    desk.feed(Parked(1))
+    assert place_of(desk.state, "ben") is None
+    assert desk.feed(Parked(0)) == (Serve(4, 0, resident=False),)
+
+
 def test_a_broken_turn_frees_its_place() -> None:
     desk = Desk()
     desk.feed(Arrived(1, "ann"))
-    desk.feed(Ended(1, kept=False))
+    assert desk.feed(Ended(1, kept=False)) == (Erase(0),)
     assert place_of(desk.state, "ann") is None
     assert desk.feed(Arrived(2, "ben")) == (Serve(2, 0, resident=False),)
 
@@ -220,123 +247,3 @@ def test_a_place_makes_only_legal_moves() -> None:
             else:
                 with pytest.raises(ValueError, match="cannot become"):
                     place.moved(target, None, None, 1.0)
-
-
-SESSIONS = st.sampled_from(["ann", "ben", "cem", "dora", None])
-
-
-class AdmissionMachine(RuleBasedStateMachine):
-    """A host that carries actions out late and in any order, with clients that come and leave as they
-    like."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = 0.0
-        self.state = fresh(2, HOLD_S, QUEUE_S)
-        self.next_turn = 1
-        self.open: dict[int, str | None] = {}
-        self.runs: dict[int, int] = {}
-        self.parking: set[int] = set()
-        self.ended: set[int] = set()
-        self.served_order: dict[str, int] = {}
-        self.gives = 0
-
-    def feed(self, event: Event) -> None:
-        self.state, actions = step(self.state, event, self.now)
-        for action in actions:
-            self.carry_out(action)
-
-    def carry_out(self, action: Action) -> None:
-        match action:
-            case Serve(turn, place, _):
-                session = self.open[turn]
-                assert turn not in self.ended
-                assert turn not in self.runs
-                assert place not in self.runs.values(), "two turns on one sequence"
-                if session is not None:
-                    assert all(self.open[other] != session for other in self.runs), "two turns of a session"
-                    assert self.served_order.get(session, 0) < turn, "turns of a session out of order"
-                    self.served_order[session] = turn
-                self.runs[turn] = place
-            case Park(place, _):
-                assert place not in self.runs.values()
-                assert place not in self.parking
-                self.parking.add(place)
-            case Refuse(turn, _):
-                assert turn not in self.runs
-                assert turn not in self.ended
-                self.ended.add(turn)
-            case Erase(_) | Cancel(_):
-                pass
-
-    @rule(session=SESSIONS)
-    def arrive(self, session: str | None) -> None:
-        turn, self.next_turn = self.next_turn, self.next_turn + 1
-        self.open[turn] = session
-        self.feed(Arrived(turn, session))
-
-    @precondition(lambda self: self.open)
-    @rule(data=st.data())
-    def leave(self, data: st.DataObject) -> None:
-        turn = data.draw(st.sampled_from(sorted(self.open)))
-        waits = any(w.turn == turn for w in self.state.line)
-        self.feed(Left(turn))
-        if waits:
-            self.ended.add(turn)
-
-    @precondition(lambda self: self.runs)
-    @rule(data=st.data(), kept=st.booleans())
-    def end(self, data: st.DataObject, kept: bool) -> None:
-        turn = data.draw(st.sampled_from(sorted(self.runs)))
-        del self.runs[turn]
-        self.ended.add(turn)
-        self.gives += 1
-        self.feed(Ended(turn, kept))
-
-    @precondition(lambda self: self.parking)
-    @rule(data=st.data())
-    def parked(self, data: st.DataObject) -> None:
-        place = data.draw(st.sampled_from(sorted(self.parking)))
-        self.parking.remove(place)
-        self.feed(Parked(place))
-
-    @rule(seconds=st.sampled_from([0.5, 3.0, HOLD_S, 25.0, QUEUE_S]))
-    def pass_time(self, seconds: float) -> None:
-        """Move the clock, waking whenever admission asked to be woken."""
-        until = self.now + seconds
-        while (due := wake_at(self.state)) is not None and due <= until:
-            self.now = max(self.now, due)
-            self.feed(Tick())
-        self.now = until
-
-    @rule()
-    def tick_unasked(self) -> None:
-        self.feed(Tick())
-
-    @invariant()
-    def nothing_is_wrong(self) -> None:
-        assert problems(self.state, self.now) == ()
-        assert len(self.runs) == running(self.state) <= len(self.state.places)
-        assert self.state.given == self.gives
-
-    def teardown(self) -> None:
-        """Once clients stop coming, every turn ends and every place is given back."""
-        for _ in range(200):
-            if set(self.open) == self.ended:
-                break
-            for place in sorted(self.parking):
-                self.parking.remove(place)
-                self.feed(Parked(place))
-            for turn in sorted(self.runs):
-                del self.runs[turn]
-                self.ended.add(turn)
-                self.gives += 1
-                self.feed(Ended(turn, kept=True))
-            self.pass_time(1.0)
-        assert set(self.open) == self.ended, "a turn without an end"
-        assert self.state.taken == self.state.given == self.gives
-        assert running(self.state) == 0
-
-
-TestAdmissionMachine = AdmissionMachine.TestCase
-TestAdmissionMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

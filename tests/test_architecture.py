@@ -32,6 +32,7 @@ PURE_MAY_IMPORT = {
         "bisect",
         "codecs",
         "collections",
+        "concurrent",
         "copy",
         "dataclasses",
         "enum",
@@ -55,7 +56,12 @@ PURE_MAY_IMPORT = {
     *("unicodedata", "urllib"),
 }
 PURE_MAY_NOT_CALL = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}
-ONE_FILE = {"ray": "cluster.ray_cluster", "llama_cpp": "serving.llama_engine", "vllm": None}
+ONE_FILE = {
+    "ray": "cluster.ray_cluster",
+    "llama_cpp": "serving.llama_engine",
+    "llguidance": "serving.constraint",
+    "vllm": None,
+}
 SET_UP = (
     "cluster",
     "cluster.bootstrap",

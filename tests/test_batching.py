@@ -3,7 +3,17 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.batching import Budget, Piece, Prompt, next_pieces, shares
+from serving.batching import (
+    Budget,
+    Piece,
+    Prompt,
+    after,
+    chunk_sizes,
+    largest_chunk,
+    next_pieces,
+    next_round,
+    shares,
+)
 
 BUDGET = Budget(batch=64, chunk=16)
 
@@ -45,6 +55,50 @@ def test_more_decoding_turns_than_the_batch_takes_leave_the_last_ones_out() -> N
 
 def test_shares_leave_nothing_over_while_someone_wants_more() -> None:
     assert shares([1, 50, 2, 50], 20) == [1, 9, 2, 8]
+
+
+def test_a_round_is_one_decode_of_everybody() -> None:
+    assert next_round([2], [Prompt(1, 100)], BUDGET) == ((Piece(2, 1, True), Piece(1, 16, False)),)
+    assert next_round([], [], BUDGET) == ()
+
+
+def test_an_exact_round_is_a_decode_for_each_and_one_prompt_gets_a_batch() -> None:
+    exact = Budget(64, 16, exact=True)
+    assert next_round([2, 3], [Prompt(1, 100), Prompt(4, 7)], exact) == (
+        (Piece(2, 1, True),),
+        (Piece(3, 1, True),),
+        (Piece(1, 64, False),),
+    )
+    assert next_round([], [Prompt(4, 7)], exact) == ((Piece(4, 7, True),),)
+    assert next_round([], [], exact) == ()
+
+
+def test_prompts_that_got_on_stand_behind_one_that_did_not() -> None:
+    prompts = [Prompt(1, 100), Prompt(2, 100), Prompt(3, 100)]
+    tight = Budget(64, 2)
+    assert after(prompts, next_round([7], prompts, tight)) == (1, 2)
+    assert after(prompts, next_round([7], prompts, BUDGET)) == ()
+    assert after([], next_round([7], [], tight)) == ()
+
+
+def test_chunks_to_measure_double_up_to_the_most() -> None:
+    assert chunk_sizes(100) == (8, 16, 32, 64, 100)
+    assert chunk_sizes(64) == (8, 16, 32, 64)
+    assert chunk_sizes(3) == (3,)
+
+
+def test_a_chunk_costs_a_neighbour_two_single_steps_at_most() -> None:
+    assert largest_chunk(1.0, [(8, 1.5), (16, 2.0), (32, 4.0)]) == 24
+    assert largest_chunk(1.0, [(8, 1.5), (16, 3.0), (32, 4.0)]) == 16
+
+
+def test_the_largest_chunk_that_was_measured_is_taken_if_it_is_bearable() -> None:
+    assert largest_chunk(1.0, [(8, 1.5), (16, 2.0)]) == 16
+
+
+def test_a_chunk_is_never_empty() -> None:
+    assert largest_chunk(1.0, [(8, 100.0)]) == 1
+    assert largest_chunk(1.0, []) == 1
 
 
 @given(st.lists(st.integers(1, 500), max_size=12), st.integers(0, 300))

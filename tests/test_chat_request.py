@@ -7,18 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.chat_request import (
-    HARMLESS,
-    SUPPORTED,
-    UNSUPPORTED,
-    BadRequest,
-    ChatRequest,
-    default_sampling,
-    read_chat_request,
-)
+from serving.chat_request import HARMLESS, SUPPORTED, UNSUPPORTED, ChatRequest, read_chat_request
+from serving.chat_tools import JsonOutput, ToolUse
 from serving.engine import Sampling
+from serving.request_fields import BadRequest, default_sampling
 
 HELLO = [{"role": "user", "content": "hello"}]
+LOOK: dict[str, Any] = {
+    "type": "function",
+    "function": {"name": "look", "parameters": {"type": "object", "properties": {"at": {"type": "string"}}}},
+}
+GO = {"type": "function", "function": {"name": "go"}}
 
 
 def read(**fields: Any) -> ChatRequest:
@@ -51,13 +50,14 @@ def test_all_of_sampling_is_read() -> None:
         top_p=0.5,
         top_k=3,
         min_p=0.1,
+        typical_p=0.9,
         repeat_penalty=1.1,
         presence_penalty=-1,
         frequency_penalty=2,
         logit_bias={"12": -100, "7": 1.5},
         seed=42,
     ).sampling
-    assert sampling == Sampling(0.0, 0.5, 3, 0.1, 1.1, -1.0, 2.0, ((12, -100.0), (7, 1.5)), 42)
+    assert sampling == Sampling(0.0, 0.5, 3, 0.1, 0.9, 1.1, -1.0, 2.0, ((12, -100.0), (7, 1.5)), 42)
 
 
 def test_null_counts_as_absent() -> None:
@@ -107,12 +107,12 @@ def test_text_parts_are_joined_and_a_developer_is_the_system() -> None:
             "name": "ann",
             "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}],
         },
-        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": []},
+        {"role": "assistant", "content": None, "reasoning_content": "hm", "tool_calls": [], "refusal": None},
     ]
     assert read(messages=messages).messages == (
         {"role": "system", "content": "be brief"},
         {"role": "user", "content": "a\nb", "name": "ann"},
-        {"role": "assistant", "content": ""},
+        {"role": "assistant", "content": "", "reasoning_content": "hm"},
     )
 
 
@@ -140,7 +140,13 @@ def test_what_asks_for_nothing_special_is_served() -> None:
         ({"messages": ["hello"]}, "messages[0]", "invalid_type"),
         ({"messages": [{"content": "x"}]}, "messages[0].role", "invalid_value"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role", "invalid_value"),
-        ({"messages": [*HELLO, {"role": "tool", "content": "x"}]}, "messages[1].role", "invalid_value"),
+        ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role", "invalid_value"),
+        ({"messages": [{"role": "tool"}]}, "messages[0].content", "invalid_type"),
+        (
+            {"messages": [{"role": "tool", "content": "x", "tool_call_id": 3}]},
+            "messages[0].tool_call_id",
+            "invalid_type",
+        ),
         ({"messages": [{"role": "user"}]}, "messages[0].content", "invalid_type"),
         ({"messages": [{"role": "user", "content": 3}]}, "messages[0].content", "invalid_type"),
         ({"messages": [{"role": "user", "content": ["x"]}]}, "messages[0].content[0]", "invalid_type"),
@@ -152,7 +158,35 @@ def test_what_asks_for_nothing_special_is_served() -> None:
         ({"messages": [{"role": "user", "content": "x", "name": 3}]}, "messages[0].name", "invalid_type"),
         (
             {"messages": [{"role": "assistant", "content": "x", "tool_calls": [{}]}]},
-            "messages[0].tool_calls",
+            "messages[0].tool_calls[0]",
+            "invalid_type",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": ""}}]}]},
+            "messages[0].tool_calls[0].function.name",
+            "invalid_type",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}
+                ]
+            },
+            "messages[0].tool_calls[0].function.arguments",
+            "invalid_value",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "3"}}]}
+                ]
+            },
+            "messages[0].tool_calls[0].function.arguments",
+            "invalid_type",
+        ),
+        (
+            {"messages": [{"role": "assistant", "content": "x", "function_call": {"name": "f"}}]},
+            "messages[0].function_call",
             "unsupported_parameter",
         ),
         ({"stream": "yes"}, "stream", "invalid_type"),
@@ -185,14 +219,66 @@ def test_what_asks_for_nothing_special_is_served() -> None:
         ({"logit_bias": {"hello": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"-5": 1}}, "logit_bias", "invalid_value"),
         ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value"),
-        ({"n": 2}, "n", "unsupported_parameter"),
-        ({"n": True}, "n", "unsupported_parameter"),
-        ({"logprobs": True}, "logprobs", "unsupported_parameter"),
-        ({"tool_choice": {"type": "function"}}, "tool_choice", "unsupported_parameter"),
-        ({"tools": [{"type": "function"}]}, "tools", "unsupported_parameter"),
+        ({"typical_p": 2}, "typical_p", "invalid_value"),
+        ({"n": 0}, "n", "invalid_value"),
+        ({"n": 129}, "n", "invalid_value"),
+        ({"n": True}, "n", "invalid_type"),
+        ({"logprobs": 3}, "logprobs", "invalid_type"),
+        ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
+        ({"tools": {}}, "tools", "invalid_type"),
+        ({"tools": [GO] * 129}, "tools", "invalid_value"),
+        ({"tools": [GO, GO]}, "tools", "invalid_value"),
+        ({"tools": ["go"]}, "tools[0]", "invalid_type"),
+        ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
+        ({"tools": [GO, {"type": "custom", "custom": {}}]}, "tools[1].type", "unsupported_parameter"),
+        ({"tools": [{"function": {"name": "a b"}}]}, "tools[0].function.name", "invalid_value"),
+        (
+            {"tools": [{"function": {"name": "a", "parameters": []}}]},
+            "tools[0].function.parameters",
+            "invalid_type",
+        ),
+        (
+            {"tools": [{"function": {"name": "a", "description": 3}}]},
+            "tools[0].function.description",
+            "invalid_type",
+        ),
+        ({"tool_choice": "required"}, "tool_choice", "invalid_value"),
+        ({"tool_choice": {"type": "function", "function": {"name": "go"}}}, "tool_choice", "invalid_value"),
+        ({"tools": [GO], "tool_choice": "sometimes"}, "tool_choice", "invalid_type"),
+        ({"tools": [GO], "tool_choice": {"type": "function"}}, "tool_choice", "invalid_type"),
+        ({"tools": [GO], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "unsupported_parameter"),
+        ({"tools": [GO], "parallel_tool_calls": "no"}, "parallel_tool_calls", "invalid_type"),
+        (
+            {"tools": [GO], "response_format": {"type": "json_object"}},
+            "response_format",
+            "unsupported_parameter",
+        ),
+        (
+            {"tools": [GO], "tool_choice": "required", "response_format": {"type": "json_object"}},
+            "response_format",
+            "unsupported_parameter",
+        ),
         ({"functions": [{}]}, "functions", "unsupported_parameter"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "unsupported_parameter"),
+        ({"response_format": {"type": "yaml"}}, "response_format", "invalid_value"),
+        ({"response_format": {}}, "response_format", "invalid_value"),
         ({"response_format": "json"}, "response_format", "invalid_type"),
+        (
+            {"response_format": {"type": "json_schema"}},
+            "response_format.json_schema",
+            "missing_required_parameter",
+        ),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+            "invalid_type",
+        ),
+        ({"reasoning_effort": 3}, "reasoning_effort", "invalid_type"),
+        ({"chat_template_kwargs": []}, "chat_template_kwargs", "invalid_type"),
+        ({"chat_template_kwargs": {"messages": "x"}}, "chat_template_kwargs", "invalid_value"),
+        ({"chat_template_kwargs": {"a b": "x"}}, "chat_template_kwargs", "invalid_value"),
+        ({"chat_template_kwargs": {"x": []}}, "chat_template_kwargs.x", "invalid_type"),
+        ({"chat_template_kwargs": {f"x{i}": 1 for i in range(33)}}, "chat_template_kwargs", "invalid_value"),
         ({"modalities": ["text", "audio"]}, "modalities", "unsupported_parameter"),
         ({"audio": {"voice": "x"}}, "audio", "unsupported_parameter"),
         ({"temprature": 1}, "temprature", "unknown_parameter"),
@@ -202,6 +288,90 @@ def test_bad_input_names_the_field(fields: dict[str, Any], param: str, code: str
     bad = refused(**fields)
     assert (bad.param, bad.code) == (param, code)
     assert bad.message
+
+
+def test_n_and_log_probabilities_are_read() -> None:
+    assert read(n=3).choices == 3
+    assert read(logprobs=True).logprobs == 0
+    assert read(logprobs=True, top_logprobs=5).logprobs == 5
+    assert read(logprobs=False, top_logprobs=0).logprobs is None
+
+
+def test_tools_are_passed_on_as_templates_know_them() -> None:
+    strict = {"type": "function", "function": {**LOOK["function"], "strict": True, "description": "looks"}}
+    use = read(tools=[strict, {"function": {"name": "go"}}]).tool_use
+    assert use == ToolUse(
+        (
+            {"type": "function", "function": {**LOOK["function"], "description": "looks"}},
+            {
+                "type": "function",
+                "function": {"name": "go", "parameters": {"type": "object", "properties": {}}},
+            },
+        ),
+        "auto",
+    )
+
+
+@pytest.mark.parametrize(
+    ("choice", "called"),
+    [
+        ("none", ()),
+        ("auto", ("look", "go")),
+        ("required", ("look", "go")),
+        ({"type": "function", "function": {"name": "go"}}, ("go",)),
+    ],
+)
+def test_tool_choice_says_what_may_be_called(choice: object, called: tuple[str, ...]) -> None:
+    use = read(tools=[LOOK, GO], tool_choice=choice).tool_use
+    assert tuple(tool["function"]["name"] for tool in use.callable) == called
+    assert len(use.tools) == 2
+    assert (use.choice == "required") == (choice not in ("none", "auto"))
+
+
+def test_one_call_at_a_time_where_it_is_asked_for_or_named() -> None:
+    assert read(tools=[GO]).tool_use.parallel
+    assert not read(tools=[GO], parallel_tool_calls=False).tool_use.parallel
+    named = {"type": "function", "function": {"name": "go"}}
+    assert not read(tools=[GO], tool_choice=named).tool_use.parallel
+
+
+def test_calls_in_the_history_have_their_arguments_decoded() -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": '{"at": "ü"}'}}
+    empty = {"type": "function", "function": {"name": "go", "arguments": ""}}
+    messages = [
+        {"role": "assistant", "content": None, "tool_calls": [call, empty]},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "blue"}], "x": 1},
+    ]
+    assert read(messages=messages).messages == (
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [
+                {"id": "c1", "type": "function", "function": {"name": "look", "arguments": {"at": "ü"}}},
+                {"type": "function", "function": {"name": "go", "arguments": {}}},
+            ],
+        },
+        {"role": "tool", "content": "blue", "tool_call_id": "c1"},
+    )
+
+
+def test_response_formats_are_read() -> None:
+    assert read(response_format={"type": "text"}).json_output is None
+    assert read(response_format={"type": "json_object"}).json_output == JsonOutput()
+    schema = {"type": "array"}
+    told = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
+    assert read(response_format=told).json_output == JsonOutput(schema)
+    assert read(response_format=told, tools=[GO], tool_choice="none").json_output == JsonOutput(schema)
+
+
+def test_what_the_template_is_told_beside_the_messages() -> None:
+    assert read(
+        reasoning_effort="low", chat_template_kwargs={"enable_thinking": False, "n": 3}
+    ).variables == {
+        "reasoning_effort": "low",
+        "enable_thinking": False,
+        "n": 3,
+    }
 
 
 @pytest.mark.parametrize("kind", ["image_url", "input_audio", "file"])

@@ -1,6 +1,7 @@
 """homeport.yaml: what it may say, and how each mistake is told with file, line, key and remedy."""
 
 import hashlib
+import json
 import os
 import struct
 from pathlib import Path
@@ -12,7 +13,15 @@ from cluster.machine import GIB, Hardware, Reserve
 from cluster.slices import Need
 from serving import config_schema, gguf, source
 from serving.config import Config, ConfigError, MachineConfig, NetworkConfig, RouterConfig, load
-from serving.source import BUNDLED_SHA256, SourceError, bundled_model, model_path, source_digest
+from serving.model import ParkingSpec, digest
+from serving.source import (
+    BUNDLED_SHA256,
+    SourceError,
+    bundled_model,
+    content_digest,
+    model_path,
+    source_digest,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 DESIGN_KEYS = {
@@ -24,7 +33,12 @@ DESIGN_KEYS = {
     ("models",): "name engine source machines replicas needs take context sessions hold queue unload parking "
     "when_lost options",
     ("models", "needs"): "cores memory gpus",
-    ("models", "options"): "batch temperature top_p top_k min_p repeat_penalty",
+    ("models", "parking"): "memory disk keep",
+    (
+        "models",
+        "options",
+    ): "batch prompt_chunk flash_attention kv_type mlock gpu_layers tensor_split lora chat_template "
+    "exact share_prefix temperature top_p top_k min_p typical_p repeat_penalty",
 }
 
 
@@ -99,6 +113,7 @@ def test_a_model_needs_only_a_name_and_a_source(folder: Path) -> None:
     assert (spec.machines, spec.replicas, spec.take, spec.sessions) == ("all", 1, "needs", 1)
     assert (spec.need, spec.context, spec.hold_s, spec.queue_s) == (Need(1, GIB, 0), 8192, 10.0, 60.0)
     assert spec.when_lost == "wait"
+    assert (spec.parking, spec.unload_s) == (ParkingSpec(GIB, 8 * GIB, 30 * 86400.0), None)
     assert spec.options == ()
 
 
@@ -120,12 +135,13 @@ models:
     replicas: 3
     needs: {cores: 2, memory: 512MiB, gpus: 1}
     context: 4096
-    sessions: 1
+    sessions: 8
     hold: 500ms
     queue: 2m
-    unload: never
+    unload: 30m
+    parking: {memory: 256MiB, disk: 0B, keep: 7d}
     when_lost: wait
-    options: {top_k: 20, temperature: 1, batch: 256}
+    options: {top_k: 20, temperature: 1, batch: 256, typical_p: 0.9, mlock: true, tensor_split: [1]}
 """,
         )
     )
@@ -136,8 +152,17 @@ models:
     (spec,) = config.models
     assert (spec.machines, spec.replicas, spec.need) == (ZoneOf("home"), 3, Need(2, GIB // 2, 1))
     assert (spec.hold_s, spec.queue_s) == (0.5, 120.0)
-    assert spec.options == (("batch", 256), ("temperature", 1.0), ("top_k", 20))
-    assert Config.from_json(config.to_json()) == config
+    assert (spec.sessions, spec.unload_s) == (8, 1800.0)
+    assert spec.parking == ParkingSpec(GIB // 4, 0, 7 * 86400.0)
+    assert spec.options == (
+        ("batch", 256),
+        ("mlock", True),
+        ("temperature", 1.0),
+        ("tensor_split", (1.0,)),
+        ("top_k", 20),
+        ("typical_p", 0.9),
+    )
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize(
@@ -168,7 +193,7 @@ def test_a_machine_has_the_reserve_of_the_file_or_the_usual_one(folder: Path) ->
         ),
         (
             "options: {mirostat: 1}",
-            "4: models[0].options.mirostat: unknown key. Known here: batch, temperature,",
+            "4: models[0].options.mirostat: unknown key. Known here: batch, prompt_chunk,",
         ),
         ("context: much", "4: models[0].context: much is not a whole number. Write it as digits"),
         (
@@ -202,6 +227,43 @@ def test_a_machine_has_the_reserve_of_the_file_or_the_usual_one(folder: Path) ->
         ("options: {top_p: 0}", "4: models[0].options.top_p: 0 is too small. Use more than 0"),
         ("options: {min_p: 2}", "4: models[0].options.min_p: 2 is too large. Use 1"),
         ("options: {temperature: .nan}", "4: models[0].options.temperature: nan is not a number."),
+        ("options: {typical_p: 0}", "4: models[0].options.typical_p: 0 is too small. Use more than 0"),
+        (
+            "options: {kv_type: f32}",
+            "4: models[0].options.kv_type: f32 is not possible here. Use 'f16', 'q8_0' or",
+        ),
+        ("options: {exact: 1}", "4: models[0].options.exact: 1 is not true or false. Write true or false"),
+        (
+            "options: {share_prefix: on}",
+            "4: models[0].options.share_prefix: true is not possible here. Use key or off",
+        ),
+        (
+            "options: {tensor_split: 2}",
+            "4: models[0].options.tensor_split: 2 is not a list of shares. Write a number",
+        ),
+        (
+            "options: {tensor_split: [1, -1]}",
+            "4: models[0].options.tensor_split: [1, -1] is not a list of shares.",
+        ),
+        (
+            "options: {tensor_split: [0, 0]}",
+            "4: models[0].options.tensor_split: no GPU would get a part. Make one",
+        ),
+        ("options: {lora: []}", "4: models[0].options.lora: [] is not a path. Write the path of a file"),
+        ("options: {lora: [a, a]}", "4: models[0].options.lora: a file is named twice. Name each file once."),
+        (
+            "options: {chat_template: 3}",
+            "4: models[0].options.chat_template: 3 is not a path. Write the path",
+        ),
+        ("sessions: 0", "4: models[0].sessions: 0 is too small. Use 1 or more."),
+        ("sessions: true", "4: models[0].sessions: true is not a whole number."),
+        ("sessions: 300", "4: models[0].sessions: 300 is too large. Use 256 or less."),
+        ("unload: 0s", "4: models[0].unload: 0s would never let it load. Write for example 30m, or never."),
+        ("unload: soon", "4: models[0].unload: soon is not a duration."),
+        ("parking: {memory: 1}", "4: models[0].parking.memory: 1 is not a size. Write a number and a unit"),
+        ("parking: {keep: 0s}", "4: models[0].parking.keep: 0s is too small. Use more than 0"),
+        ("parking: off", "4: models[0].parking: false has no keys in it. Write `key: value` pairs below it."),
+        ("parking: {dsk: 1GiB}", "4: models[0].parking.dsk: unknown key. Did you mean disk?"),
     ],
 )
 def test_a_wrong_key_or_value_is_told_with_its_line(folder: Path, extra: str, complaint: str) -> None:
@@ -216,18 +278,11 @@ def test_a_wrong_key_or_value_is_told_with_its_line(folder: Path, extra: str, co
             "engine: vllm",
             "4: models[0].engine: vllm does not work yet in this version. Remove it, or use llama.cpp.",
         ),
-        ("sessions: 4", "4: models[0].sessions: 4 does not work yet in this version. Remove it, or use 1."),
-        ("sessions: true", "4: models[0].sessions: true does not work yet"),
-        (
-            "unload: 30m",
-            "4: models[0].unload: 30m does not work yet in this version. Remove it, or use never.",
-        ),
         (
             "when_lost: move",
             "4: models[0].when_lost: move does not work yet in this version. Remove it, or use wait.",
         ),
         ("when_lost: fail", "4: models[0].when_lost: fail does not work yet"),
-        ("parking: {memory: 1GiB}", "4: models[0].parking: does not work yet in this version. Remove it."),
     ],
 )
 def test_what_does_nothing_yet_is_refused_rather_than_ignored(
@@ -299,6 +354,128 @@ def test_hold_must_be_less_than_queue(folder: Path) -> None:
     assert problems(folder, model("queue: 10s")) == [
         "4: models[0].queue: 10s is not more than hold (10s). Make queue longer, or set a shorter hold."
     ]
+
+
+@pytest.mark.parametrize(
+    ("extra", "complaint"),
+    [
+        (
+            "sessions: 256\ncontext: 16777216",
+            "4: models[0].sessions: 256 sessions of 16777216 tokens are more than an engine can number. Use",
+        ),
+        (
+            "sessions: 8\noptions: {batch: 4}",
+            "5: models[0].options.batch: 4 is less than sessions (8), each of which needs a token in every step. Use 8",
+        ),
+        (
+            "options:\n  batch: 64\n  prompt_chunk: 65",
+            "6: models[0].options.prompt_chunk: 65 is more than batch (64), the tokens of a whole step. Use 64 or less",
+        ),
+        (
+            "options: {kv_type: q4_0, flash_attention: false}",
+            "4: models[0].options.kv_type: q4_0 works with flash attention only, and flash_attention is false. Use f16",
+        ),
+        (
+            "sessions: 2\noptions: {exact: true, share_prefix: key}",
+            "5: models[0].options.share_prefix: key is not possible with exact: true,",
+        ),
+        (
+            "options: {gpu_layers: 20}",
+            "4: models[0].options.gpu_layers: 20 layers have no GPU: needs.gpus is 0. Set needs.gpus, or remove it.",
+        ),
+        (
+            "needs: {gpus: 2}\noptions: {tensor_split: [1, 2, 3]}",
+            "5: models[0].options.tensor_split: 3 shares for 2 GPUs (needs.gpus). Write one share for each GPU.",
+        ),
+    ],
+)
+def test_values_that_do_not_go_together_are_told(folder: Path, extra: str, complaint: str) -> None:
+    (line,) = problems(folder, model(extra))
+    assert line.startswith(complaint)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "sessions: 1\noptions: {exact: true}",
+        "sessions: 16\noptions: {exact: true, share_prefix: off}",
+        "options: {kv_type: q4_0}",
+        "options: {gpu_layers: 0}",
+        "needs: {gpus: 2}\noptions: {gpu_layers: 20, tensor_split: [3, 1]}",
+        "sessions: 64\noptions: {batch: 64, prompt_chunk: 64}",
+    ],
+)
+def test_values_that_go_together_are_taken(folder: Path, extra: str) -> None:
+    load(write(folder, model(extra)))
+
+
+def test_prefixes_are_not_shared_where_yaml_reads_off_as_false(folder: Path) -> None:
+    spec = load(write(folder, model("options: {share_prefix: off}"))).models[0]
+    assert spec.options == (("share_prefix", "off"),)
+
+
+def test_files_of_options_are_looked_for_beside_the_config(folder: Path) -> None:
+    (folder / "chat.jinja").write_text("{{ messages }}")
+    (folder / "style.gguf").write_bytes(cut_to_size(gguf_bytes()))
+    spec = load(write(folder, model("options: {lora: style.gguf, chat_template: chat.jinja}"))).models[0]
+    assert dict(spec.options) == {
+        "lora": (str(folder / "style.gguf"),),
+        "chat_template": str(folder / "chat.jinja"),
+    }
+
+
+@pytest.mark.parametrize(
+    ("option", "content", "complaint"),
+    [
+        ("lora: [tiny.gguf, away.gguf]", None, "lora: {away}.gguf does not exist. Correct the path."),
+        ("lora: away.gguf", b"PK\x03\x04, a zip file of some length", "lora: {away}.gguf is not a GGUF file"),
+        ("chat_template: away.jinja", None, "chat_template: {away}.jinja does not exist. Correct the path."),
+        (
+            "chat_template: away.jinja",
+            b"\xff",
+            "chat_template: {away}.jinja is not UTF-8 text. Give the path of",
+        ),
+        (
+            "chat_template: away.jinja",
+            b" \n",
+            "chat_template: {away}.jinja is empty. Give the path of a Jinja",
+        ),
+        (
+            "chat_template: away.jinja",
+            b"x" * (2**20 + 1),
+            "chat_template: {away}.jinja is larger than 1 MiB.",
+        ),
+        (
+            "chat_template: .",
+            None,
+            "chat_template: {folder}: Is a directory. Give the path of a Jinja template.",
+        ),
+    ],
+)
+def test_a_file_of_an_option_that_cannot_be_used_is_told(
+    folder: Path, option: str, content: bytes | None, complaint: str
+) -> None:
+    if content is not None:
+        (folder / ("away.gguf" if "gguf" in option else "away.jinja")).write_bytes(content)
+    (line,) = problems(folder, model(f"options:\n  {option}"))
+    assert line.startswith(f"5: models[0].options.{complaint.format(away=folder / 'away', folder=folder)}")
+
+
+@pytest.mark.parametrize("changed", ["tiny.gguf", "style.gguf", "chat.jinja"])
+def test_new_content_in_any_file_of_a_model_restarts_it(folder: Path, changed: str) -> None:
+    (folder / "chat.jinja").write_text("{{ messages }}")
+    (folder / "style.gguf").write_bytes(cut_to_size(gguf_bytes()))
+    spec = load(write(folder, model("options: {lora: [style.gguf], chat_template: chat.jinja}"))).models[0]
+    before = content_digest(spec)
+    assert content_digest(spec) == before
+    with (folder / changed).open("ab") as file:
+        file.write(b"!")
+    assert digest(spec, content_digest(spec)) != digest(spec, before)
+
+
+def test_a_model_of_one_file_is_known_by_that_file(folder: Path) -> None:
+    spec = load(write(folder, model())).models[0]
+    assert content_digest(spec) == source_digest(spec.source)
 
 
 def test_a_name_is_given_once(folder: Path) -> None:

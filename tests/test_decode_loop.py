@@ -1,114 +1,18 @@
-"""serving/decode_loop.py with backends that fail as real ones do."""
+"""serving/decode_loop.py with backends that fail as real ones do: its life, and what it survives."""
 
 import queue
-from collections import defaultdict
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import pytest
 
 from serving.backend import Span
 from serving.batching import Budget
-from serving.decode_loop import DecodeLoop, common_prefix
-from serving.engine import Began, Broke, Ended, Event, LoadError, Prefilled, Sampling, Text, Turn, Usage
-
-PATIENCE_S = 10.0
-END = 0
-
-
-class CountingBackend:
-    """Every answer is the number of tokens that the sequence holds, again and again, until `end_at` are held. Checks
-    what llama.cpp would abort on: positions without a gap, no more tokens than the batch, samplers freed once."""
-
-    def __init__(self, batch: int = 8, end_at: int = 1000) -> None:
-        self.held: defaultdict[int, list[int]] = defaultdict(list)
-        self.samplers: set[int] = set()
-        self._made = 0
-        self._batch = batch
-        self._end_at = end_at
-        self._rows: list[int] = []
-
-    def open(self, progress: Callable[[float], None]) -> None:
-        progress(1.0)
-
-    def shut(self) -> None:
-        assert not self.samplers
-
-    def unfit(self, turn: Turn) -> str | None:
-        return None
-
-    def sampler(self, sampling: Sampling, prompt: Sequence[int]) -> int:
-        self._made += 1
-        self.samplers.add(self._made)
-        return self._made
-
-    def free(self, sampler: int) -> None:
-        self.samplers.remove(sampler)
-
-    def keep(self, sequence: int, count: int) -> int:
-        del self.held[sequence][count:]
-        return count
-
-    def present(self, sequence: int) -> int:
-        return len(self.held[sequence])
-
-    def decode(self, spans: Sequence[Span]) -> bool:
-        assert 0 < sum(len(span.tokens) for span in spans) <= self._batch
-        self._rows = []
-        for span in spans:
-            held = self.held[span.sequence]
-            assert span.start == len(held)
-            held.extend(span.tokens)
-            self._rows += [-1] * (len(span.tokens) - 1) + [len(held) if span.last else -1]
-        return True
-
-    def sample(self, sampler: int, row: int) -> int:
-        assert sampler in self.samplers
-        held = self._rows[row]
-        assert held > 0
-        return END if held >= self._end_at else held
-
-    def piece(self, token: int) -> bytes | None:
-        return None if token == END else b"%d " % token
-
-    def clear(self) -> None:
-        self.held.clear()
-
-    def abort(self) -> None:
-        pass
-
-    def rearm(self) -> None:
-        pass
-
-
-class UncuttableBackend(CountingBackend):
-    """Its memory can only be emptied, as a recurrent model's."""
-
-    def keep(self, sequence: int, count: int) -> int:
-        return super().keep(sequence, 0)
-
-
-class AbortingBackend(CountingBackend):
-    """Every other one of the first ten decodes is aborted after `kept` spans were evaluated."""
-
-    def __init__(self, kept: int) -> None:
-        super().__init__()
-        self._kept = kept
-        self._count = 0
-
-    def decode(self, spans: Sequence[Span]) -> bool:
-        self._count += 1
-        if self._count % 2 and self._count < 10:
-            if kept := spans[: self._kept]:
-                super().decode(kept)
-            return False
-        return super().decode(spans)
-
-
-class UncuttableAbortingBackend(AbortingBackend):
-    """As a recurrent model whose decodes are aborted: what is lost is evaluated anew."""
-
-    def keep(self, sequence: int, count: int) -> int:
-        return super().keep(sequence, count if count == self.present(sequence) else 0)
+from serving.decode_loop import DecodeLoop
+from serving.engine import Began, Broke, Embed, Ended, Event, LoadError, Sampling, Turn, Usage
+from tests.backends import CountingBackend
+from tests.loop_driver import PATIENCE_S, HeldBackend, Run, ended, following, loops, text, turn
 
 
 class FailingBackend(CountingBackend):
@@ -136,116 +40,136 @@ class UnloadableBackend(CountingBackend):
         raise LoadError("not today")
 
 
-class Running:
-    """A loop on a backend, and its events in order."""
-
-    def __init__(self, backend: CountingBackend, sequences: int = 2, context: int = 64) -> None:
-        self.backend = backend
-        self.loop = DecodeLoop(backend, context, sequences, Budget(8, 3))
-        self.loop.load(lambda _: None)
-        self._heard: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self.loop.start(self._hear)
-
-    def _hear(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._heard.put(event)
-
-    def answers(self, *turns: Turn) -> dict[int, list[Event]]:
-        """Begin the turns together; their events until all have ended."""
-        said: dict[int, list[Event]] = {turn.id: [] for turn in turns}
-        for turn in turns:
-            self.loop.begin(turn)
-        while not all(events and isinstance(events[-1], Ended | Broke) for events in said.values()):
-            event = self._heard.get(timeout=PATIENCE_S)
-            said[event.turn].append(event)
-        return said
-
-
 @pytest.fixture
-def run() -> Iterator[Callable[..., Running]]:
-    loops: list[Running] = []
-
-    def start(backend: CountingBackend, **more: int) -> Running:
-        loops.append(Running(backend, **more))
-        return loops[-1]
-
-    yield start
-    for running in loops:
-        running.loop.close()
+def run() -> Iterator[Run]:
+    with loops() as start:
+        yield start
 
 
-def turn(number: int, prompt: int, max_tokens: int | None = 4, sequence: int = 0) -> Turn:
-    return Turn(number, sequence, tuple(range(1, prompt + 1)), max_tokens, Sampling())
-
-
-def text(events: Sequence[Event]) -> str:
-    return "".join(event.text for event in events if isinstance(event, Text))
-
-
-def test_a_prompt_enters_in_chunks_and_text_follows(run: Callable[..., Running]) -> None:
-    events = run(CountingBackend()).answers(turn(1, 20))[1]
-    assert events == [
-        Began(1, held=0, reused=0),
-        *(Prefilled(1, done, 20) for done in (8, 16, 20)),
-        *(Text(1, f"{number} ", 1) for number in (20, 21, 22, 23)),
-        Ended(1, "length", Usage(prompt=20, reused=0, evaluated=20, generated=4)),
-    ]
-
-
-def test_the_end_token_is_generated_but_is_no_text(run: Callable[..., Running]) -> None:
-    events = run(CountingBackend(end_at=22)).answers(turn(1, 20, None))[1]
-    assert text(events) == "20 21 "
-    assert events[-1] == Ended(1, "stop", Usage(prompt=20, reused=0, evaluated=20, generated=3))
-
-
-@pytest.mark.parametrize(
-    "backend", [UncuttableBackend(), AbortingBackend(0), AbortingBackend(1), UncuttableAbortingBackend(1)]
-)
-def test_memory_that_cannot_be_cut_and_aborts_change_no_text(
-    run: Callable[..., Running], backend: CountingBackend
-) -> None:
+def test_a_cancelled_prompt_ends_in_the_middle_of_its_chunk(run: Run) -> None:
+    backend = HeldBackend()
     running = run(backend)
-    plain = run(CountingBackend())
-    for number in (1, 3):
-        both = (turn(number, 20 - number, 6), turn(number + 1, 9, 6, sequence=1))
-        said, wanted = running.answers(*both), plain.answers(*both)
-        for one in both:
-            assert text(said[one.id]) == text(wanted[one.id])
-            end = said[one.id][-1]
-            assert isinstance(end, Ended)
-            assert end.usage.prompt == end.usage.reused + end.usage.evaluated
-    assert running.loop.tokens_generated == plain.loop.tokens_generated
+    running.loop.begin(turn(1, 20))
+    assert backend.inside.wait(PATIENCE_S)
+    running.loop.cancel(1)
+    backend.go_on.set()
+    events = running.events(1)[1]
+    assert events == [Began(1, 0, 0), Ended(1, "cancelled", Usage(20, 0, 0, 0))]
 
 
-def test_memory_that_cannot_be_cut_is_evaluated_anew(run: Callable[..., Running]) -> None:
-    running = run(UncuttableBackend())
-    running.answers(turn(1, 20))
-    events = running.answers(turn(2, 10))[2]
-    assert events[0] == Began(2, held=23, reused=0)
-    assert events[-1] == Ended(2, "length", Usage(prompt=10, reused=0, evaluated=10, generated=4))
+def test_a_prompt_that_is_cancelled_leaves_what_was_evaluated_of_it(run: Run) -> None:
+    backend = HeldBackend()
+    backend.go_on.set()
+    running = run(backend)
+    running.answer(turn(1, 4, 1))
+    backend.inside.clear()
+    backend.go_on.clear()
+    running.loop.begin(turn(2, 20))
+    assert backend.inside.wait(PATIENCE_S)
+    running.loop.cancel(2)
+    backend.go_on.set()
+    assert ended(running.events(2)[2]).usage == Usage(prompt=20, reused=4, evaluated=0, generated=0)
+    assert running.saved().tokens == (1, 2, 3, 4)
+
+
+def test_a_second_turn_on_a_busy_sequence_breaks_and_the_first_goes_on(run: Run) -> None:
+    backend = HeldBackend()
+    running = run(backend)
+    running.loop.begin(turn(1, 5))
+    assert backend.inside.wait(PATIENCE_S)
+    running.loop.begin(turn(2, 5))
+    backend.go_on.set()
+    said = running.events(1, 2)
+    assert said[2] == [Broke(2, "a turn already runs on sequence 0")]
+    assert text(said[1]) == "5 6 7 8 "
+
+
+# Failures
 
 
 def test_a_failed_decode_breaks_every_running_turn_and_empties_the_engine(
-    run: Callable[..., Running],
+    run: Run,
 ) -> None:
     running = run(FailingBackend(fails_at=4))
     said = running.answers(turn(1, 5, None), turn(2, 5, None, sequence=1))
     assert [type(events[-1]) for events in said.values()] == [Broke, Broke]
     assert (running.loop.held(0), running.loop.held(1)) == (0, 0)
     assert not running.backend.samplers
-    assert text(running.answers(turn(3, 5))[3]) == "5 6 7 8 "
+    assert text(running.answer(turn(3, 5))) == "5 6 7 8 "
 
 
-def test_an_engine_that_cannot_go_on_says_so_to_every_later_turn(run: Callable[..., Running]) -> None:
+def test_an_engine_that_cannot_go_on_says_so_to_every_later_turn_until_it_is_loaded_again(
+    run: Run,
+) -> None:
     running = run(FailingBackend(fails_at=1, for_ever=True))
-    running.answers(turn(1, 5))
-    (event,) = running.answers(turn(2, 5))[2]
-    assert event == Broke(2, "the engine failed: llama_decode returned -3; then: the device is gone")
+    running.answer(turn(1, 5))
+    said = running.answers(turn(2, 5))
+    running.loop.embed(Embed(3, ((1,),)))
+    said |= running.events(3)
+    for number in (2, 3):
+        assert said[number] == [
+            Broke(number, "the engine failed and cannot go on until it is started anew; its log says where")
+        ]
+    running.loop.close()
+    running.load()
+    assert text(running.answer(turn(4, 5))) == "5 6 7 8 "
 
 
-@pytest.mark.parametrize("broken", ["decode", "sampler"])
-def test_what_an_error_says_is_not_logged(
-    run: Callable[..., Running],
+@pytest.mark.parametrize("broken", ["sample", "piece", "sampler", "keep", "unfit"])
+def test_what_fails_at_one_turn_breaks_it_alone(
+    run: Run, broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The neighbour is in the middle of its answer when the other fails."""
+    backend = HeldBackend()
+    running = run(backend)
+    backend.go_on.set()
+    running.answer(turn(1, 20, sequence=1))
+    real = getattr(backend, broken)
+    heard = threading.Event()
+
+    def fails(*args: Any) -> Any:
+        if concerns_second(args):
+            heard.set()
+            raise ValueError("my " + "secret")
+        return real(*args)
+
+    def concerns_second(args: tuple[Any, ...]) -> bool:
+        match broken:
+            case "sample":
+                return bool(args[0].turn.id == 3)
+            case "piece":
+                return bool(args[0] == 15)
+            case "keep":
+                return args == (1, 14)
+            case _:
+                return bool(args[0].id == 3)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, broken, fails)
+        said = running.answers(turn(2, 30, 8), following(3, range(1, 15), 1, sequence=1))
+    assert heard.is_set()
+    assert text(said[2]) == "30 31 32 33 34 35 36 37 "
+    assert isinstance(said[3][-1], Broke)
+    assert "secret" not in said[3][-1].message
+    assert running.loop.held(1) == 0
+    assert text(running.answer(turn(4, 20, sequence=1))) == "20 21 22 23 "
+
+
+def test_a_sampler_that_cannot_be_freed_loses_no_turn(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = run(CountingBackend())
+    with monkeypatch.context() as patch:
+        patch.setattr(running.backend, "free", lambda _: 1 / 0)
+        assert text(running.answer(turn(1, 5, choices=2))) == "5 6 7 8 "
+    assert caplog.text.count("a sampler could not be freed") == 2
+    running.backend.samplers.clear()
+    assert text(running.answer(turn(2, 5))) == "5 6 7 8 "
+
+
+@pytest.mark.parametrize("broken", ["decode", "sampler", "sample", "save", "embed", "shut"])
+def test_what_an_error_says_is_neither_logged_nor_sent(
+    run: Run,
     broken: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
@@ -254,15 +178,21 @@ def test_what_an_error_says_is_not_logged(
         raise ValueError("my " + "secret")
 
     running = run(CountingBackend())
+    running.answer(turn(1, 5, 1))
     with monkeypatch.context() as patch:
         patch.setattr(running.backend, broken, fails)
-        running.answers(turn(1, 5, 1))
+        running.loop.save(0).result(PATIENCE_S)
+        said = running.answers(turn(2, 5, 1))
+        running.loop.embed(Embed(3, ((1,),)))
+        said |= running.events(3)
+        running.loop.close()
     assert "ValueError" in caplog.text
     assert "test_decode_loop.py" in caplog.text
     assert "my secret" not in caplog.text
+    assert "my secret" not in str(said)
 
 
-def test_a_receiver_that_fails_does_not_stop_the_engine(run: Callable[..., Running]) -> None:
+def test_a_receiver_that_fails_does_not_stop_the_engine(run: Run) -> None:
     running = run(CountingBackend())
     heard: queue.SimpleQueue[Sequence[Event]] = queue.SimpleQueue()
 
@@ -277,10 +207,31 @@ def test_a_receiver_that_fails_does_not_stop_the_engine(run: Callable[..., Runni
     assert running.loop.tokens_generated == 4
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (turn(1, 5, sequence=2), "there is no sequence 2, only 0 to 1"),
+        (turn(1, 64), "a prompt of 64 tokens does not fit a context of 64"),
+        (turn(1, 0), "a prompt of 0 tokens does not fit a context of 64"),
+        (turn(1, 5, 0), "a turn makes at least one answer of at least one token"),
+        (turn(1, 5, choices=0), "a turn makes at least one answer of at least one token"),
+        (Turn(1, 0, (-1,), 4, Sampling()), "the prompt has token ids that this model does not know"),
+    ],
+)
+def test_a_turn_against_the_contract_breaks(run: Run, wrong: Turn, words: str) -> None:
+    running = run(CountingBackend())
+    assert running.answer(wrong) == [Broke(1, words)]
+    assert text(running.answer(turn(2, 5))) == "5 6 7 8 "
+
+
+# Life
+
+
 def test_what_cannot_be_loaded_raises_and_can_be_closed() -> None:
     loop = DecodeLoop(UnloadableBackend(), 64, 1, Budget(8, 3))
     with pytest.raises(LoadError, match="not today"):
         loop.load(lambda _: None)
+    assert loop.save(0).result(0) is None
     loop.close()
 
 
@@ -288,9 +239,47 @@ def test_a_loop_that_was_never_loaded_can_be_closed() -> None:
     DecodeLoop(CountingBackend(), 64, 1, Budget(8, 3)).close()
 
 
-@pytest.mark.parametrize(
-    ("held", "wanted", "common"),
-    [([], [1], 0), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 2], 2), ([1, 9, 3], [1, 2, 3], 1), ([9], [1], 0)],
-)
-def test_the_common_prefix(held: list[int], wanted: list[int], common: int) -> None:
-    assert common_prefix(held, tuple(wanted)) == common
+def test_a_closed_loop_refuses_turns_and_can_be_loaded_again(run: Run) -> None:
+    running = run(CountingBackend())
+    running.answer(turn(1, 20))
+    running.loop.close()
+    running.loop.close()
+    assert running.loop.held(0) == 0
+    assert running.loop.save(0).result(0) is None
+    running.loop.erase(0)
+    running.loop.cancel(1)
+    running.loop.embed(Embed(3, ((1,),)))
+    running.loop.begin(turn(2, 20))
+    said = running.events(2, 3)
+    for number in (2, 3):
+        assert said[number] == [Broke(number, "the engine is not loaded")]
+    running.load()
+    assert running.backend.opened == 2
+    assert running.began(turn(4, 20)) == Began(4, held=0, reused=0)
+    assert (running.loop.tokens_generated, running.loop.tokens_evaluated) == (8, 40)
+
+
+def test_a_loaded_loop_is_not_loaded_twice(run: Run) -> None:
+    running = run(CountingBackend())
+    with pytest.raises(RuntimeError, match="loaded already"):
+        running.loop.load(lambda _: None)
+    assert text(running.answer(turn(1, 5))) == "5 6 7 8 "
+
+
+def test_closing_ends_what_runs_and_what_waits_as_cancelled(run: Run) -> None:
+    backend = HeldBackend()
+    running = run(backend)
+    running.loop.begin(turn(1, 20))
+    assert backend.inside.wait(PATIENCE_S)
+    running.loop.embed(Embed(2, ((1, 2),)))
+    closing = threading.Thread(target=running.loop.close)
+    closing.start()
+    assert backend.aborted.wait(PATIENCE_S)
+    running.loop.begin(turn(3, 20, sequence=1))
+    running.loop.embed(Embed(4, ((1, 2),)))
+    saved = running.loop.save(0)
+    backend.go_on.set()
+    closing.join(PATIENCE_S)
+    said = running.events(1, 2, 3, 4)
+    assert [ended(events).reason for events in said.values()] == ["cancelled"] * 4
+    assert saved.result(0) is None

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from serving.model import ParkingSpec
 from tests.fakes import Behaviour
 from tests.host_process import HostProcess, Stream, model_spec, session, text_of
 
@@ -183,8 +184,8 @@ def test_a_changed_history_says_where_it_was_cut(host: HostProcess) -> None:
     assert homeport["context"] == "resident"
 
 
-def test_a_resident_that_gave_way_comes_back_evicted(make_host: MakeHost) -> None:
-    host = make_host(hold_s=0.1)
+def test_a_resident_that_gave_way_comes_back_evicted_where_nothing_is_parked(make_host: MakeHost) -> None:
+    host = make_host(hold_s=0.1, parking=ParkingSpec(0, 0))
     host.start()
     host.chat("hello", who="ann")
     assert host.chat("hello", who="ben").status == 200
@@ -531,7 +532,7 @@ def test_an_internal_error_in_mid_stream_ends_it_with_an_error_event(make_host: 
         ({"model": "other", "messages": [{"role": "user", "content": "x"}]}, 404, "model_not_found", "model"),
         ({"messages": []}, 400, "empty_array", "messages"),
         (
-            {"messages": [{"role": "user", "content": "x"}], "tools": [{}]},
+            {"messages": [{"role": "user", "content": "x"}], "tools": [{"function": {"name": "look"}}]},
             400,
             "unsupported_parameter",
             "tools",
@@ -563,7 +564,7 @@ def test_bad_input_takes_no_place(
 def test_a_prompt_that_is_too_large_for_any_tokens_is_refused_uncounted(unused: HostProcess) -> None:
     answer = unused.chat("x" * 100_000, who="ann")
     assert (answer.status, answer.body["error"]["code"]) == (400, "context_length_exceeded")
-    assert "at least 25002 tokens" in answer.body["error"]["message"]
+    assert "at least 25004 tokens" in answer.body["error"]["message"]
     assert "4000" in answer.body["error"]["message"]
 
 

@@ -1,10 +1,12 @@
 """Which session a request names."""
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.identity import NOBODY, BadName, digest, identify, public_id
+from router.identity import NOBODY, BadName, digest, identify, key_scope, public_id
 
 
 def test_a_request_without_a_name_has_no_session() -> None:
@@ -80,3 +82,9 @@ def test_a_public_id_is_steady_and_tells_nothing_of_the_name(key: bytes, name: s
     assert len(public) == 27
     assert public[3:] not in session
     assert public != public_id(key + b"!", session)
+
+
+def test_a_keys_scope_is_a_digest_of_its_name_and_no_sessions() -> None:
+    assert key_scope("local") == key_scope()
+    assert len({key_scope("local"), key_scope("ann"), digest("local", "", "x")}) == 3
+    assert re.fullmatch("[0-9a-f]{64}", key_scope())

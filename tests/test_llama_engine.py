@@ -14,6 +14,7 @@ from serving import llama_engine
 from serving.engine import (
     Began,
     Broke,
+    ChoiceEnded,
     Ended,
     Event,
     LoadError,
@@ -27,65 +28,11 @@ from serving.engine import (
     Usage,
 )
 from serving.llama_engine import LlamaEngine
+from serving.llama_options import EngineOptions
 from serving.source import bundled_model
+from tests.llama_driver import GREEDY, PATIENCE_S, Driver
 
 CONTEXT = 512
-GREEDY = Sampling(temperature=0)
-PATIENCE_S = 60.0
-Messages = list[dict[str, str]]
-
-
-class Driver:
-    """A loaded engine, and what it said of each turn. Gives turns their ids."""
-
-    def __init__(self, engine: LlamaEngine) -> None:
-        self.engine = engine
-        self.progress: list[float] = []
-        self.facts = engine.load(self.progress.append)
-        self._said: dict[int, queue.SimpleQueue[Event]] = {}
-        engine.start(self._hear)
-
-    def _hear(self, events: Sequence[Event]) -> None:
-        for event in events:
-            self._said[event.turn].put(event)
-
-    def begin(
-        self,
-        prompt: Sequence[int],
-        max_tokens: int | None = 16,
-        *,
-        sampling: Sampling = GREEDY,
-        stop: tuple[str, ...] = (),
-        sequence: int = 0,
-    ) -> int:
-        turn = len(self._said)
-        self._said[turn] = queue.SimpleQueue()
-        self.engine.begin(Turn(turn, sequence, tuple(prompt), max_tokens, sampling, stop))
-        return turn
-
-    def until(self, turn: int, wanted: Callable[[Event], bool]) -> list[Event]:
-        """The turn's next events, up to the first wanted one."""
-        events: list[Event] = []
-        while not events or not wanted(events[-1]):
-            events.append(self._said[turn].get(timeout=PATIENCE_S))
-        return events
-
-    def answer(self, turn: int) -> tuple[str, Ended]:
-        """All of the turn's text, and its end."""
-        events = self.until(turn, lambda event: isinstance(event, Ended | Broke))
-        end = events[-1]
-        assert isinstance(end, Ended), end
-        return "".join(event.text for event in events if isinstance(event, Text)), end
-
-    def ask(self, prompt: Sequence[int], max_tokens: int | None = 16, **more: object) -> tuple[str, Ended]:
-        return self.answer(self.begin(prompt, max_tokens, **more))  # type: ignore[arg-type]
-
-    def chat(self, *words: str) -> tuple[int, ...]:
-        """The prompt of a conversation: user and assistant in turn, after a short system message."""
-        messages: Messages = [{"role": "system", "content": "You are a helpful AI assistant."}]
-        for index, text in enumerate(words):
-            messages.append({"role": "assistant" if index % 2 else "user", "content": text})
-        return self.engine.prompt(messages)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +42,7 @@ def model() -> Path:
 
 @pytest.fixture(scope="module")
 def loaded(model: Path) -> Iterator[Driver]:
-    engine = LlamaEngine(model, CONTEXT, sequences=1, threads=1, batch=128)
+    engine = LlamaEngine(model, CONTEXT, sequences=1, threads=1, options=EngineOptions(batch=128))
     driver = Driver(engine)
     yield driver
     engine.close()
@@ -111,7 +58,8 @@ def driver(loaded: Driver) -> Driver:
 @pytest.fixture(scope="module")
 def pair(model: Path) -> Iterator[Driver]:
     """Two sequences, whose greedy text depends on the neighbour as little as can be had."""
-    engine = LlamaEngine(model, CONTEXT, sequences=2, threads=1, batch=128, flash_attention=False)
+    options = EngineOptions(batch=128, flash_attention=False, prompt_chunk=32)
+    engine = LlamaEngine(model, CONTEXT, sequences=2, threads=1, options=options)
     yield Driver(engine)
     engine.close()
 
@@ -209,7 +157,7 @@ def test_closing_while_it_loads_gives_up(model: Path) -> None:
         if not closers:
             closers.append(threading.Thread(target=engine.close))
             closers[0].start()
-            while not engine._llama._abort.value:
+            while not engine._llama._abort:
                 time.sleep(0.001)
 
     with pytest.raises(LoadError, match="given up"):
@@ -269,7 +217,7 @@ def test_a_prompt_of_the_longest_tokens_is_counted_and_not_refused(driver: Drive
     """No token stands for more bytes than the engine takes its longest one for."""
     pieces = [driver.engine._llama.piece(token) or b"" for token in range(driver.facts.vocabulary)]
     longest = max(pieces, key=len)
-    assert driver.engine._llama._longest_piece >= len(longest)
+    assert driver.engine._llama._vocabulary().longest >= len(longest)
     text = longest.decode() * (CONTEXT - 64)
     assert len(driver.chat(text)) <= CONTEXT
 
@@ -331,7 +279,7 @@ def test_events_come_in_order_and_add_up(driver: Driver, long_prompt: tuple[int,
     generated, evaluated = driver.engine.tokens_generated, driver.engine.tokens_evaluated
     events = driver.until(driver.begin(prompt, 6), lambda event: isinstance(event, Ended))
     kinds = [type(event) for event in events]
-    assert kinds == [Began, *[Prefilled] * 3, *[Text] * kinds.count(Text), Ended]
+    assert kinds == [Began, *[Prefilled] * 3, *[Text] * kinds.count(Text), ChoiceEnded, Ended]
     assert [event.done for event in events if isinstance(event, Prefilled)] == [128, 256, 300]
     assert sum(event.tokens for event in events if isinstance(event, Text)) == 6
     assert driver.engine.tokens_generated - generated == 6
@@ -361,7 +309,7 @@ def test_a_stop_string_that_is_only_begun_comes_out(driver: Driver) -> None:
 
 def test_a_character_of_many_tokens_is_never_split(driver: Driver) -> None:
     """A house takes several tokens; they are forced one after the other by what is biased away."""
-    house = driver.engine._llama._tokenize("🏠🏠")
+    house = driver.engine.tokenize("🏠🏠")
     assert len(house) >= 4
     forced = Sampling(temperature=0, logit_bias=tuple((token, 100.0) for token in house))
     turn = driver.begin(paris(driver), 12, sampling=forced)
@@ -373,14 +321,14 @@ def test_a_character_of_many_tokens_is_never_split(driver: Driver) -> None:
 
 
 def test_a_token_can_be_forbidden(driver: Driver) -> None:
-    the = driver.engine._llama._tokenize("The")[0]
+    the = driver.engine.tokenize("The")[0]
     text, _ = driver.ask(paris(driver), 3, sampling=Sampling(temperature=0, logit_bias=((the, -100.0),)))
     assert text
     assert not text.startswith("The")
 
 
 def test_a_frequency_penalty_breaks_a_loop(driver: Driver) -> None:
-    prompt = driver.engine._llama._tokenize("sea, sea, sea, sea, sea, sea, sea, sea,")
+    prompt = driver.engine.tokenize("sea, sea, sea, sea, sea, sea, sea, sea,")
     plain, _ = driver.ask(prompt, 16)
     penalised, _ = driver.ask(prompt, 16, sampling=Sampling(temperature=0, frequency_penalty=2.0))
     assert plain.count("sea") == 8
@@ -388,7 +336,7 @@ def test_a_frequency_penalty_breaks_a_loop(driver: Driver) -> None:
 
 
 def test_a_repeat_penalty_looks_back_into_the_prompt(driver: Driver) -> None:
-    prompt = driver.engine._llama._tokenize("sea, sea, sea, sea, sea, sea, sea, sea,")
+    prompt = driver.engine.tokenize("sea, sea, sea, sea, sea, sea, sea, sea,")
     text, _ = driver.ask(prompt, 1, sampling=Sampling(temperature=0, repeat_penalty=3.0))
     assert "sea" not in text
 
@@ -471,13 +419,13 @@ def test_a_cancelled_prompt_leaves_a_sequence_that_is_right(
 ) -> None:
     """The prompt is one chunk here: that nothing of it is evaluated shows that the decode was ended early."""
     prompt = long_prompt[:300]
-    engine = LlamaEngine(model, CONTEXT, sequences=1, threads=1, batch=CONTEXT)
+    engine = LlamaEngine(model, CONTEXT, sequences=1, threads=1, options=EngineOptions(batch=CONTEXT))
     driver = Driver(engine)
     try:
         driver.ask(prompt[:40], 1)
         turn = driver.begin(prompt, 4)
         driver.until(turn, lambda event: isinstance(event, Began))
-        while turn not in engine._loop._prefilling:
+        while turn not in engine._loop._abortable:
             time.sleep(0.001)
         engine.cancel(turn)
         end = end_of(driver.until(turn, lambda event: isinstance(event, Ended)))
@@ -558,7 +506,7 @@ def test_a_failure_breaks_the_turns_and_the_engine_goes_on(
         patch.setattr(driver.engine._llama, "sample", fails)
         event = driver.until(driver.begin(paris(driver)), lambda event: isinstance(event, Broke))[-1]
     assert isinstance(event, Broke)
-    assert "no KV slot" in event.message
+    assert "failed" in event.message
     text, end = driver.ask(paris(driver), 64)
     assert text == "The capital of France is Paris."
     assert end.usage.reused == 0
@@ -570,7 +518,7 @@ def test_a_failure_breaks_the_turns_and_the_engine_goes_on(
 def test_two_sequences_at_once_say_what_each_says_alone(pair: Driver) -> None:
     """What they say is clear-cut: rounding, which differs with the chunks of a prompt, does not change it."""
     counting = ", ".join(str(number) for number in range(1, 60))
-    prompts = [paris(pair), pair.engine._llama._tokenize(counting)]
+    prompts = [paris(pair), pair.engine.tokenize(counting)]
     alone = [pair.ask(prompt, 24, sequence=index)[0] for index, prompt in enumerate(prompts)]
     for index in (0, 1):
         pair.engine.erase(index)

@@ -1,5 +1,6 @@
 """ModelSpec: JSON there and back, and a digest over exactly what needs a restart."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from cluster.fit import Where, Wish, ZoneOf
 from cluster.machine import GIB
 from cluster.slices import Need
-from serving.model import ModelSpec, digest
+from serving.model import ModelSpec, ParkingSpec, digest
 
 SPEC = ModelSpec(
     name="assistant",
@@ -30,7 +31,13 @@ SPEC = ModelSpec(
 @pytest.mark.parametrize("where", ["all", ("den", "attic"), ZoneOf("home")])
 def test_a_spec_survives_json(where: Where) -> None:
     spec = replace(SPEC, machines=where, replicas="fill")
-    assert ModelSpec.from_json(spec.to_json()) == spec
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_lists_among_the_options_survive_json() -> None:
+    options = (("lora", ("/a.gguf", "/b.gguf")), ("mlock", True), ("tensor_split", (3.0, 1.0)))
+    spec = replace(SPEC, options=options, parking=ParkingSpec(1, 0, 2.0), unload_s=60.0)
+    assert ModelSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 def test_a_spec_asks_for_machines() -> None:
@@ -63,6 +70,8 @@ def test_what_needs_a_restart_changes_the_digest(change: dict[str, Any]) -> None
         {"hold_s": 1.0},
         {"queue_s": 5.0},
         {"when_lost": "move"},
+        {"parking": ParkingSpec(disk_bytes=0)},
+        {"unload_s": 60.0},
         {"options": (("top_k", 40), ("temperature", 0.5))},
     ],
 )

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from serving.reconcile import DEATHS_MAX, Drain, Seen, Start, Stop, given_up, plan
+from serving.reconcile import DEATHS_MAX, Drain, Seen, Start, Stop, given_up, plan, restart_at
 
 NOW = 1000.0
 
@@ -33,9 +33,18 @@ def test_a_busy_host_under_an_old_digest_finishes_its_turns() -> None:
 
 
 def test_the_first_death_is_answered_at_once_and_the_next_with_growing_pauses() -> None:
-    assert plan({0: "a"}, {0: Seen("absent", deaths=(NOW - 1.0,))}, NOW) == [Start(0)]
-    assert plan({0: "a"}, {0: Seen("absent", deaths=(NOW - 9.0, NOW - 1.0))}, NOW) == []
-    assert plan({0: "a"}, {0: Seen("absent", deaths=(NOW - 9.0, NOW - 3.0))}, NOW) == [Start(0)]
+    deaths: tuple[float, ...] = ()
+    for pause_s in (0.0, 2.0, 5.0, 10.0):
+        deaths = (*deaths, (deaths or (NOW,))[-1] + 20.0)
+        assert restart_at(deaths, deaths[-1]) == deaths[-1] + pause_s
+        host = Seen("absent", deaths=deaths)
+        assert plan({0: "a"}, {0: host}, deaths[-1] + pause_s) == [Start(0)]
+        assert plan({0: "a"}, {0: host}, deaths[-1] + pause_s - 0.1) == [] or pause_s == 0.0
+
+
+def test_deaths_of_long_ago_do_not_count() -> None:
+    deaths = (*(NOW - 601.0 - n for n in range(DEATHS_MAX)), NOW)
+    assert restart_at(deaths, NOW) == NOW
 
 
 def test_five_deaths_in_ten_minutes_are_enough() -> None:

@@ -11,7 +11,7 @@ import aiohttp
 import pytest
 
 from router import relay
-from router.identity import digest, public_id
+from router.identity import digest, key_scope, public_id
 from tests.standins import (
     DONE,
     MODEL,
@@ -101,6 +101,7 @@ async def test_the_host_gets_the_clients_bytes_and_what_the_router_believes(tmp_
             "cookie": "a=b",
             "x-homeport-session-key": "ee" * 32,
             "x-homeport-claim": "free",
+            "x-homeport-scope": "ff" * 32,
             "te": "trailers",
             "traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01",
             "x-request-id": "my request",
@@ -117,11 +118,48 @@ async def test_the_host_gets_the_clients_bytes_and_what_the_router_believes(tmp_
         assert seen["x-homeport-incarnation"] == "5"
         assert seen["x-homeport-generation"] == "1"
         assert seen["x-homeport-pin"] == "new"
+        assert seen["x-homeport-scope"] == key_scope("local")
         assert 0 < int(seen["x-homeport-queue-left-ms"]) <= 60_000
         assert seen["x-request-id"] == "my request"
         assert seen["traceparent"] == headers["traceparent"]
         assert not {"cookie", "te", "x-session-id"} & set(seen)
         assert "a-client-key" not in str(seen)
+
+
+async def test_completions_go_home_like_chats(tmp_path: Path) -> None:
+    hosts = [AnswersHost(f"m{number}/0") for number in range(3)]
+    async with routed(tmp_path, *hosts) as router:
+        first = await router.chat(session="tea")
+        again = await router.post("/v1/completions", session="tea", prompt="Once", stream=True)
+        assert standing(again) == (*standing(first)[:2], "kept")
+        assert again.body.endswith(DONE)
+        (host,) = [host for host in hosts if host.paths]
+        assert host.paths == ["/v1/chat/completions", "/v1/completions"]
+        assert json.loads(host.bodies[1])["prompt"] == "Once"
+
+
+async def test_embeddings_leave_nothing_behind_whatever_session_they_name(tmp_path: Path) -> None:
+    host = AnswersHost("den/0")
+    async with routed(tmp_path, host) as router:
+        answer = await router.post("/v1/embeddings", session="tea", input="Once")
+        assert (answer.status, answer.headers["x-homeport-pin"]) == (200, "none")
+        assert answer.headers["x-homeport-source"] == "none"
+        assert "x-homeport-session" not in answer.headers
+        assert host.paths == ["/v1/embeddings"]
+        assert not {"x-homeport-session-key", "x-homeport-generation"} & set(host.seen[0])
+        assert host.seen[0]["x-homeport-scope"] == key_scope()
+        assert host.pins == {}
+        assert router.controller.claims == []
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/embeddings"])
+async def test_other_endpoints_need_a_model_and_no_messages(tmp_path: Path, path: str) -> None:
+    async with routed(tmp_path, FailsHost("den/0", code="missing_required_parameter")) as router:
+        answer = await router.post(path)
+        assert (answer.status, answer.code) == (400, "missing_required_parameter")
+        assert answer.json()["error"]["message"] == "missing_required_parameter it is", "the host's own words"
+        answer = await router.post(path, model=3)
+        assert (answer.status, answer.code, answer.json()["error"]["param"]) == (400, "invalid_type", "model")
 
 
 async def test_a_turn_without_a_session_has_no_pin(tmp_path: Path) -> None:

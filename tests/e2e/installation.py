@@ -26,12 +26,12 @@ network: {{control: {control}, ports: {first}-{last}}}
 models:
   - name: smollm2
     source: bundled
-    replicas: fill
-    needs: {{cores: 1, memory: 1GiB}}
+    replicas: {replicas}
+    needs: {{cores: {cores}, memory: {memory}}}
     context: 2048
     hold: {hold}
     queue: {queue}
-"""
+{more}"""
 
 
 @dataclass
@@ -42,12 +42,24 @@ class Homeport:
     hold: str = "1s"
     queue: str = "20s"
     extra: dict[str, str] = field(default_factory=dict)
+    count: str = "fill"
+    """Replicas of the model."""
+    cores: int = 1
+    memory: str = "1GiB"
+    more: tuple[str, ...] = ()
+    """More keys of the model, each as YAML's `key: value`."""
 
     def __post_init__(self) -> None:
         self.ports = dict(zip(("router", "control", "first", "last"), _free_ports(), strict=True))
         self.config = self.folder / "homeport.yaml"
-        self.config.write_text(CONFIG.format(hold=self.hold, queue=self.queue, **self.ports))
+        self.configure()
         self.paths = Paths(self.folder / "home", self.folder / "locks")
+
+    def configure(self, *more: str) -> None:
+        """Write the config, with these keys of the model beside `more`."""
+        keys = "".join(f"    {key}\n" for key in (*self.more, *more))
+        shape = {"replicas": self.count, "cores": self.cores, "memory": self.memory, "more": keys}
+        self.config.write_text(CONFIG.format(hold=self.hold, queue=self.queue, **shape, **self.ports))
 
     @property
     def env(self) -> dict[str, str]:

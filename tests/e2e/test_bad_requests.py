@@ -52,10 +52,20 @@ def chat(**more: Any) -> bytes:
         (chat(max_tokens=0), 400, None, "max_tokens", "max_tokens"),
         (chat(stream="yes"), 400, None, "stream", "stream"),
         (chat(stop=5), 400, None, "stop", "stop"),
-        (chat(n=2), 400, None, "n", "n"),
+        (chat(n=0), 400, None, "n", "n"),
         (chat(tools=[{"type": "function", "function": {"name": "f"}}]), 400, None, "tools", "tools"),
-        (chat(logprobs=True), 400, None, "logprobs", "logprobs"),
-        (chat(response_format={"type": "json_object"}), 400, None, "response_format", "response_format"),
+        (chat(logprobs=3), 400, None, "logprobs", "logprobs"),
+        (chat(top_logprobs=3), 400, None, "top_logprobs", "logprobs"),
+        (chat(response_format={"type": "yaml"}), 400, None, "response_format", "json_schema"),
+        (
+            chat(
+                response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "x"}}}
+            ),
+            400,
+            None,
+            "response_format",
+            "response_format",
+        ),
         (chat(temperatur=1), 400, None, "temperatur", "temperatur"),
         (
             chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]),

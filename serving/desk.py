@@ -1,0 +1,68 @@
+"""What every request of a replica needs, and how a body becomes a request.
+
+Decides nothing about sessions, and makes no prompt.
+"""
+
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import msgspec
+
+from serving.asgi import Problem
+from serving.engine import Engine
+from serving.journal import Journal
+from serving.model import ModelSpec
+from serving.request_fields import BadRequest
+from serving.turns import Turns
+
+
+class _Named(Protocol):
+    @property
+    def model(self) -> str | None: ...
+
+
+Named = TypeVar("Named", bound=_Named)
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """One replica's."""
+
+    machine: str
+    replica: str
+    model: ModelSpec
+    engine: Engine
+    turns: Turns
+    journal: Journal
+    writer: Executor
+    """The journal's one writing thread."""
+    awake: Callable[[], Awaitable[None]]
+    """Returns once the engine is loaded, which it begins to do if it was unloaded. Raises Problem if it cannot be."""
+
+    def place_headers(self) -> tuple[tuple[str, str], ...]:
+        return (("x-homeport-machine", self.machine), ("x-homeport-replica", self.replica))
+
+    def read(self, body: bytes, reader: Callable[[object], Named], wanted: str) -> Named:
+        """What a body asks for. `reader` may raise BadRequest; `wanted` says in a few words what a body holds.
+        Raises Problem. Any thread."""
+        decoded = decode(body, wanted)
+        try:
+            request = reader(decoded)
+        except BadRequest as bad:
+            raise Problem(400, bad.message, bad.code, bad.param) from None
+        if request.model not in (None, self.model.name):
+            message = f"this replica serves the model '{self.model.name}'; ask the router for others"
+            raise Problem(404, message, "model_not_found", "model")
+        return request
+
+
+def decode(body: bytes, wanted: str) -> object:
+    """The body's JSON. Raises Problem."""
+    if not body.strip():
+        raise Problem(400, f"the body is empty; send a JSON object with {wanted}", "empty_body")
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Problem(400, f"the body cannot be read as JSON: {error}", "invalid_json") from None

@@ -1,0 +1,125 @@
+"""One open request's standing in a replica: what happens to it, and how its context was come by.
+
+Decides nothing and asks no engine; turns.py makes leases and feeds them.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Literal
+
+from serving import engine
+from serving.admission import RefusalCode
+from serving.engine import Began
+from serving.parking_plan import Missing
+from serving.remembered import Remembered
+
+Context = Literal["resident", "resumed", "evaluated"]
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """The lease is taken. `resident`: the sequence holds this session's context."""
+
+    place: int
+    resident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """There will be no lease, or the host stops and the one there was is lost."""
+
+    code: RefusalCode
+
+
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """The client left."""
+
+
+Happening = Granted | Refused | Gone | engine.Event
+
+
+class Lease:
+    """One open request's standing, from its arrival to its end. Made by `Turns.ask`; read with `next`."""
+
+    def __init__(self, turn: int, session: str | None, request_id: str, now: float, made: Remembered) -> None:
+        self.turn = turn
+        self.session = session
+        self.request_id = request_id
+        self.arrived_s = now
+        self.waited_s: float | None = None
+        """Time in the line; None while in it."""
+        self.granted: Granted | None = None
+        self.warm = False
+        """Whether, when it was granted, this engine had ever had context of its session."""
+        self.missing: Missing | None = None
+        """Why there was no parked state to load, where one was looked for."""
+        self.restoring = False
+        """Whether the engine was given a parked state, and has not said yet what came of it."""
+        self.begun = False
+        self.gone = False
+        self.lost = asyncio.Event()
+        """Set once nothing more is to be done for it: the client left, or the host stops."""
+        self.seen = 0
+        """Tokens behind the text that came so far."""
+        self.made_at_leaving: int | None = None
+        """The engine's count of tokens, and `seen`, when the client left."""
+        self.seen_at_leaving = 0
+        self._made = made
+        self._inbox: list[Happening] = []
+        self._waiter: asyncio.Future[None] | None = None
+
+    def push(self, happening: Happening) -> None:
+        self._inbox.append(happening)
+        self._wake()
+
+    async def next(self, until: float | None = None) -> list[Happening]:
+        """What happened since the last call, in order; waits for something. Empty when `until`, on the loop's
+        clock, comes first."""
+        if not self._inbox:
+            loop = asyncio.get_running_loop()
+            self._waiter = loop.create_future()
+            alarm = loop.call_at(until, self._wake) if until is not None else None
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if alarm is not None:
+                    alarm.cancel()
+        happened, self._inbox = self._inbox, []
+        return happened
+
+    def context(self, began: Began | None) -> Context:
+        """Where the context came from that the turn did not have to evaluate."""
+        if began is None or began.reused == 0 or began.shared > 0:
+            return "evaluated"
+        if began.restored:
+            return "resumed"
+        return "resident" if self._resident else "evaluated"
+
+    def cause(self, began: Began | None, prompt_tokens: int) -> str | None:
+        """Why context was evaluated anew; None when all that was held was used again.
+
+        `edited@N`: the prompt is not what was held; from token N on it was evaluated.
+        """
+        if self.session is None:
+            return "new"
+        if began is not None and began.held > 0 and (began.restored or self._resident):
+            # An engine evaluates at least the prompt's last token, held or not.
+            whole = began.reused == began.held or began.reused == began.held - 1 == prompt_tokens - 1
+            return None if whole and began.shared == 0 else f"edited@{began.reused}"
+        if began is not None and began.restored is False:
+            return "restore_failed"
+        if self.missing not in (None, "never_parked"):
+            return self.missing
+        if self.warm:
+            return "evicted"
+        return "new" if self.session in self._made else "engine_changed"
+
+    @property
+    def _resident(self) -> bool:
+        return self.granted is not None and self.granted.resident
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

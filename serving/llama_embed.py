@@ -1,0 +1,115 @@
+"""Embeddings: a context of their own beside the one that answers, and pooling by the model's word.
+
+The bindings come as an argument, because llama_engine.py alone imports them. Pooling is done here and not in
+llama.cpp, where a whole text would have to be one batch.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serving.backend import Span
+from serving.llama_context import Batch, floats
+
+Pooling = Literal["mean", "cls", "last"]
+POOLING: dict[str, Pooling | None] = {
+    "": "mean",
+    "0": "mean",
+    "1": "mean",
+    "2": "cls",
+    "3": "last",
+    "4": None,
+}
+"""By the model's metadata, enum llama_pooling_type. None: it ranks, and embeds nothing."""
+
+USUAL_TOKENS = 2048
+"""A context for texts of so many tokens is kept; for a longer one another is made, and freed after it."""
+
+OUTPUT_BYTES = 32 * 2**20
+"""Room for the logits that llama.cpp works out beside every embedding, whether they are wanted or not."""
+
+
+class Embedder:
+    """One thread only. Its contexts are made when they are needed; `free` before the model."""
+
+    def __init__(
+        self,
+        lib: Any,
+        make: Callable[[int, int], Any],
+        pooling: Pooling,
+        context: int,
+        batch: int,
+        vocabulary: int,
+        width: int,
+    ) -> None:
+        """`make(tokens, rows)` gives a context with embeddings for texts of so many tokens, at most `rows` of them a
+        decode, each with an output where pooling wants all. `width`: numbers of an embedding."""
+        self._lib = lib
+        self._make = make
+        self._pooling = pooling
+        self._usual = min(context, USUAL_TOKENS)
+        self._width = width
+        self.rows = rows_of(batch, vocabulary)
+        self._batch = Batch(lib, self.rows)
+        self._kept: Any = None
+
+    def free(self) -> None:
+        if self._kept is not None:
+            self._lib.llama_free(self._kept)
+            self._kept = None
+
+    def embed(self, inputs: Sequence[Sequence[int]]) -> tuple[bytes, ...]:
+        """A vector of length 1 for each, as little-endian float32. Raises RuntimeError, InterruptedError."""
+        longest = max(map(len, inputs), default=0)
+        if longest <= self._usual:
+            if self._kept is None:
+                self._kept = self._make(self._usual, self.rows)
+            return tuple(self._vector(self._kept, tokens) for tokens in inputs)
+        context = self._make(longest, self.rows)
+        try:
+            return tuple(self._vector(context, tokens) for tokens in inputs)
+        finally:
+            self._lib.llama_free(context)
+
+    def _vector(self, context: Any, tokens: Sequence[int]) -> bytes:
+        self._lib.llama_memory_clear(self._lib.llama_get_memory(context), False)
+        whole = np.zeros(self._width)
+        for start in range(0, len(tokens), self.rows):
+            chunk = tokens[start : start + self.rows]
+            span = Span(0, start, chunk, start + len(chunk) == len(tokens))
+            result = self._lib.llama_decode(context, self._batch.fill([span], every=True))
+            if result == 2:
+                raise InterruptedError
+            if result != 0:
+                raise RuntimeError(f"llama_decode returned {result}")
+            whole = self._pool(whole, self._outputs(context, len(chunk)), start)
+        length = float(np.linalg.norm(whole))
+        return (whole / length if length else whole).astype("<f4").tobytes()
+
+    def _pool(self, before: NDArray[Any], rows: NDArray[np.float32], start: int) -> NDArray[Any]:
+        """The sum does for the mean, as only the direction stays."""
+        match self._pooling:
+            case "mean":
+                return np.asarray(before + rows.sum(axis=0, dtype=np.float64))
+            case "cls":
+                return np.asarray(rows[0], dtype=np.float64) if start == 0 else before
+            case "last":
+                return np.asarray(rows[-1], dtype=np.float64)
+
+    def _outputs(self, context: Any, count: int) -> NDArray[np.float32]:
+        pointer = self._lib.llama_get_embeddings(context)
+        if not pointer:
+            raise RuntimeError("llama.cpp gave no embeddings")
+        return floats(pointer, count * self._width).reshape(count, self._width)
+
+
+def rows_of(batch: int, vocabulary: int) -> int:
+    """Tokens of a text that one decode takes."""
+    return max(1, min(batch, OUTPUT_BYTES // (4 * vocabulary)))
+
+
+def output_bytes(rows: int, vocabulary: int, width: int) -> int:
+    """What llama.cpp keeps the outputs of `rows` tokens in. Not told when a context is made, as it grows then."""
+    return 4 * rows * (vocabulary + width)

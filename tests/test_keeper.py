@@ -1,0 +1,164 @@
+"""A keeper with real hosts in real slices: what it does when the engine of one ends its process."""
+
+import http.client
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster import confine
+from cluster.confine import Launch, Record
+from cluster.inventory import measure
+from cluster.join import enter
+from cluster.machine import Hardware, Reserve
+from cluster.paths import Paths, secret
+from router.lifecycle import end_everything
+from serving import reconcile
+from serving.keeper import Keeper
+from tests.e2e.installation import _free_ports
+from tests.fakes import Behaviour
+from tests.host_process import model_spec, text_of
+
+PATIENCE_S = 60.0
+ASSERTION = "made-up.cpp:7: GGML_ASSERT(n_tokens_all <= cparams.n_batch) failed"
+ABORTS = Behaviour(aborts_after=5, endless=True)
+TALKS = Behaviour(endless=True, step_s=0.01)
+
+
+class Machine:
+    """This machine with its keeper; which FakeEngine a slot's host has is decided when it starts."""
+
+    def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths = Paths(root / "home", root / "locks")
+        self.paths.make()
+        self.behaviours = [ABORTS, TALKS]
+        monkeypatch.setenv("HOMEPORT_HOME", str(self.paths.home))
+        monkeypatch.setenv("HOMEPORT_LOCKS", str(self.paths.locks))
+        self.launch = confine.launch
+        monkeypatch.setattr(confine, "launch", self.launch_fake)
+        self.token = secret(self.paths.cluster_token)
+        hardware: Hardware = measure({})
+        _, _, first, last = _free_ports()
+        enter(self.paths, "den", "default", hardware, Reserve(0, 0), (first, last))
+        self.keeper = Keeper()
+
+    def launch_fake(self, order: Launch) -> Record:
+        told = order.folder / "behaviour.json"
+        told.write_text(json.dumps(asdict(self.behaviours[int(order.folder.name)])))
+        python, _, _, spec = order.command
+        return self.launch(replace(order, command=(python, "-m", "tests.fakes", spec, str(told))))
+
+    def serve(self, replicas: int) -> None:
+        model = replace(model_spec(), replicas=replicas)
+        wish = {"model": model.to_json(), "digest": "d" * 64, "count": replicas}
+        self.keeper.apply(1, [wish])
+
+    def replica(self, slot: int) -> dict[str, Any]:
+        found: dict[str, Any] = next(r for r in self.keeper.report()["replicas"] if r["slot"] == slot)
+        return found
+
+    def until(self, slot: int, holds: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The replica once it is as wanted: looked at whenever the keeper has news."""
+        deadline = time.monotonic() + PATIENCE_S
+        while not holds(replica := self.replica(slot)):
+            assert time.monotonic() < deadline, replica
+            self.keeper.report(self.keeper.report()["version"], 1.0)
+        return replica
+
+    def lives(self, slot: int, life: int) -> dict[str, Any]:
+        """The replica once its host serves, started for the `life`th time."""
+        return self.until(slot, lambda r: r["state"] == "ready" and r["incarnation"] == life)
+
+    def ask(self, slot: int, tokens: int) -> str:
+        """The text that comes, until its end or that of the host."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.replica(slot)["port"], timeout=PATIENCE_S)
+        question = {"role": "user", "content": "Hello"}
+        body = {"model": "smollm2", "stream": True, "max_tokens": tokens, "messages": [question]}
+        headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
+        text = ""
+        try:
+            connection.request("POST", "/v1/chat/completions", json.dumps(body), headers)
+            for line in connection.getresponse():
+                if line.startswith(b"data: {"):
+                    text += text_of(json.loads(line[6:]))
+        except (http.client.HTTPException, OSError):
+            pass
+        finally:
+            connection.close()
+        return text
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine]:
+    if len(measure({}).cores) < 2:
+        pytest.skip("two hosts need two cores")
+    made = Machine(tmp_path, monkeypatch)
+    try:
+        yield made
+    finally:
+        made.keeper.apply(2, [])
+        end_everything(made.paths)
+
+
+def test_a_failed_assertion_of_llama_cpp_ends_one_host_only_and_is_told(machine: Machine) -> None:
+    machine.serve(2)
+    before = [machine.lives(slot, 1) for slot in (0, 1)]
+    heard: list[str] = []
+    neighbour = threading.Thread(target=lambda: heard.append(machine.ask(1, 300)))
+    neighbour.start()
+    machine.behaviours[0] = TALKS
+    assert len(machine.ask(0, 100)) < 100, "the host died within its answer"
+    after = machine.lives(0, 2)
+    assert after["deaths"] == 1
+    assert ASSERTION in (machine.paths.replica(0) / "host.err.1").read_text()
+    assert len(machine.ask(0, 100)) == 100
+    neighbour.join(PATIENCE_S)
+    assert len(heard[0]) == 300
+    assert machine.replica(1)["pid"] == before[1]["pid"]
+
+
+def test_a_host_that_dies_five_times_in_ten_minutes_is_given_up_with_its_last_lines(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "BACKOFF_S", (0.0, 0.0, 0.0, 0.0))
+    machine.serve(1)
+    for death in range(1, 6):
+        machine.lives(0, death)
+        machine.ask(0, 100)
+    failed = machine.until(0, lambda replica: replica["state"] == "failed")
+    assert failed["detail"] == "it died 5 times in 10 minutes"
+    assert failed["stderr"][-1] == ASSERTION
+    assert (failed["deaths"], failed["incarnation"], failed["pid"]) == (5, 5, None)
+
+
+def test_between_two_lives_a_host_is_starting_and_its_last_lines_are_shown(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "BACKOFF_S", (600.0,) * 4)
+    machine.serve(1)
+    machine.lives(0, 1)
+    machine.ask(0, 100)
+    waits = machine.until(0, lambda replica: replica.get("deaths") == 1)
+    assert waits["state"] == "starting"
+    assert "is started again" in waits["detail"]
+    assert waits["stderr"][-1] == ASSERTION
+
+
+def test_a_host_that_cannot_be_started_is_given_up_with_the_reason(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "BACKOFF_S", (0.0, 0.0, 0.0, 0.0))
+
+    def refuse(order: Launch) -> Record:
+        raise confine.LaunchFailed("no space left on the disk")
+
+    monkeypatch.setattr(confine, "launch", refuse)
+    machine.serve(1)
+    failed = machine.until(0, lambda replica: replica["state"] == "failed")
+    assert failed["detail"] == "it died 5 times in 10 minutes: no space left on the disk"
+    assert failed["stderr"] == []
