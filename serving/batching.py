@@ -7,8 +7,8 @@ elsewhere (admission); here every turn given is one that runs.
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-SLOWEST = 3.0
-"""How much longer than a step of one token alone a step may take that also evaluates a chunk of a prompt."""
+SINGLE_STEPS = 2.0
+"""So many steps without it a chunk of a prompt may delay the tokens that are made beside it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +23,18 @@ class Prompt:
 class Budget:
     """`batch`: tokens that one decode takes at most. `chunk`: prompt tokens in a decode that a neighbour's next
     token waits for; without such a neighbour prompts may fill the batch. `exact`: nobody's tokens share a decode
-    with another's, and prompts are cut at every `batch` tokens whoever else is there."""
+    with another's, and prompts are cut at every `batch` tokens whoever else is there. `beside_more`: the chunk
+    beside 2, 3, … neighbours, whose step takes longer anyway; beyond its end the last one counts."""
 
     batch: int
     chunk: int
     exact: bool = False
+    beside_more: tuple[int, ...] = ()
+
+    def beside(self, decoding: int) -> int:
+        """The chunk in a step of so many decoding turns, at least 1."""
+        chunks = (self.chunk, *self.beside_more)
+        return chunks[min(decoding, len(chunks)) - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +79,7 @@ def next_pieces(decoding: Sequence[int], prompts: Sequence[Prompt], budget: Budg
     pieces = [Piece(turn, 1, True) for turn in decoding[: budget.batch]]
     room = budget.batch - len(pieces)
     if pieces:
-        room = min(room, budget.chunk)
+        room = min(room, budget.beside(len(pieces)))
     if prompts:
         for prompt, count in zip(prompts, shares([prompt.left for prompt in prompts], room), strict=True):
             if count:
@@ -112,24 +119,38 @@ def shares(wants: Sequence[int], room: int) -> list[int]:
 
 def chunk_sizes(most: int) -> tuple[int, ...]:
     """Sizes of chunks to measure, ascending up to `most` (at least 1), each about twice the one before."""
-    sizes = [8]
+    sizes = [2]
     while sizes[-1] < most:
         sizes.append(2 * sizes[-1])
     return tuple(sorted({min(size, most) for size in sizes}))
 
 
-def bearable(took_s: float, alone_s: float) -> bool:
-    """Whether a step that took so long keeps a neighbour waiting for no more than two single steps."""
-    return took_s <= SLOWEST * alone_s
+def bearable(took_s: float, alone_s: float, step_s: float) -> bool:
+    """Whether a chunk keeps its neighbours waiting for no more than two of their steps without it. `took_s`: a step
+    with the chunk beside one token; `alone_s`: that token's alone; `step_s`: the neighbours' step."""
+    return took_s - alone_s <= SINGLE_STEPS * step_s
 
 
-def largest_chunk(alone_s: float, measured: Sequence[tuple[int, float]]) -> int:
-    """The largest chunk that is bearable; at least 1. `alone_s`: a step of one token; `measured`: steps with a chunk
-    beside it, as (chunk, seconds) with chunks ascending. Between two chunks a step's time is taken to be straight."""
-    limit = SLOWEST * alone_s
+def largest_chunk(alone_s: float, step_s: float, measured: Sequence[tuple[int, float]]) -> int:
+    """The largest chunk that is bearable; at least 1. `measured`: steps with a chunk beside one token, as (chunk,
+    seconds) with chunks ascending; the rest as in `bearable`. Between two chunks a step's time is taken to be
+    straight."""
+    limit = alone_s + SINGLE_STEPS * step_s
     below, below_s = 0, alone_s
     for size, took_s in measured:
-        if not bearable(took_s, alone_s):
+        if not bearable(took_s, alone_s, step_s):
             return max(1, below + int((size - below) * (limit - below_s) / (took_s - below_s)))
         below, below_s = size, took_s
     return max(1, below)
+
+
+def largest_chunks(
+    alone_s: float, all_s: float, sequences: int, measured: Sequence[tuple[int, float]]
+) -> tuple[int, ...]:
+    """`largest_chunk` beside 1, 2, … up to sequences - 1 neighbours; never falling. `all_s`: a step of one token of
+    each of the `sequences`, at least 2; a step of fewer is taken to lie between, straight."""
+    more_s = max(0.0, all_s - alone_s) / (sequences - 1)
+    return tuple(
+        largest_chunk(alone_s, alone_s + more_s * (decoding - 1), measured)
+        for decoding in range(1, sequences)
+    )

@@ -17,7 +17,7 @@ from serving.batching import Budget
 from serving.embed_line import EmbedLine, usage
 from serving.engine import Broke, Embed, Emit, Ended, Event, LoadError, SavedState, Turn, Usage
 from serving.inbox import Inbox
-from serving.prompt_chunk import measured_chunk
+from serving.prompt_chunk import measured_chunks
 from serving.sequences import Sequences
 from serving.steps import Steps
 from serving.trouble import trace_of
@@ -82,7 +82,9 @@ class DecodeLoop:
         self._count = sequences
         self._budget = replace(budget, exact=exact)
         self._share = share and not exact
-        self._prompt_chunk = prompt_chunk
+        self._chunks: tuple[int, ...] | None = None
+        if prompt_chunk is not None:
+            self._chunks = (max(1, min(prompt_chunk, budget.batch)),)
         self._clock = clock
         self._inbox: Inbox[_Command] = Inbox()
         self._abortable: frozenset[int] = frozenset()
@@ -95,7 +97,7 @@ class DecodeLoop:
 
     @property
     def chunk(self) -> int:
-        """Prompt tokens in a step that a neighbour's next token waits for. Valid after `load`."""
+        """Prompt tokens in a step that one neighbour's next token waits for. Valid after `load`."""
         return self._budget.chunk
 
     @property
@@ -179,19 +181,21 @@ class DecodeLoop:
         if self._closing:  # its abort may have been taken back just now
             raise LoadError("loading was given up: the engine was closed")
         self._backend.open(progress)
-        self._budget = replace(self._budget, chunk=self._choose_chunk())
+        chunk, *beside_more = self._choose_chunks()
+        self._budget = replace(self._budget, chunk=chunk, beside_more=tuple(beside_more))
         self._renew()
 
-    def _choose_chunk(self) -> int:
+    def _choose_chunks(self) -> tuple[int, ...]:
+        """Those beside 1, 2, … decoding turns; measured once, where they are not given."""
         batch = self._budget.batch
-        if self._prompt_chunk is None:
+        if self._chunks is None:
             if self._budget.exact or self._count == 1 or batch == 1:
-                self._prompt_chunk = batch  # no neighbour is in the same decode
+                self._chunks = (batch,)  # no neighbour is in the same decode
             else:
                 most = min(batch - 1, self._context)
-                self._prompt_chunk = measured_chunk(self._backend, most, self._clock)
+                self._chunks = measured_chunks(self._backend, self._count, most, self._clock)
                 self._backend.clear()
-        return max(1, min(self._prompt_chunk, batch))
+        return self._chunks
 
     def _shut(self) -> None:
         """Nothing more comes in; what came in too late is answered; everything is freed."""

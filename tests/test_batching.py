@@ -10,6 +10,7 @@ from serving.batching import (
     after,
     chunk_sizes,
     largest_chunk,
+    largest_chunks,
     next_pieces,
     next_round,
     shares,
@@ -82,23 +83,38 @@ def test_prompts_that_got_on_stand_behind_one_that_did_not() -> None:
 
 
 def test_chunks_to_measure_double_up_to_the_most() -> None:
-    assert chunk_sizes(100) == (8, 16, 32, 64, 100)
-    assert chunk_sizes(64) == (8, 16, 32, 64)
-    assert chunk_sizes(3) == (3,)
+    assert chunk_sizes(100) == (2, 4, 8, 16, 32, 64, 100)
+    assert chunk_sizes(64) == (2, 4, 8, 16, 32, 64)
+    assert chunk_sizes(3) == (2, 3)
+    assert chunk_sizes(1) == (1,)
 
 
 def test_a_chunk_costs_a_neighbour_two_single_steps_at_most() -> None:
-    assert largest_chunk(1.0, [(8, 1.5), (16, 2.0), (32, 4.0)]) == 24
-    assert largest_chunk(1.0, [(8, 1.5), (16, 3.0), (32, 4.0)]) == 16
+    assert largest_chunk(1.0, 1.0, [(8, 1.5), (16, 2.0), (32, 4.0)]) == 24
+    assert largest_chunk(1.0, 1.0, [(8, 1.5), (16, 3.0), (32, 4.0)]) == 16
 
 
 def test_the_largest_chunk_that_was_measured_is_taken_if_it_is_bearable() -> None:
-    assert largest_chunk(1.0, [(8, 1.5), (16, 2.0)]) == 16
+    assert largest_chunk(1.0, 1.0, [(8, 1.5), (16, 2.0)]) == 16
+
+
+def test_neighbours_whose_step_takes_longer_bear_a_larger_chunk() -> None:
+    measured = [(4, 3.0), (8, 5.0), (16, 9.0), (32, 17.0)]
+    assert largest_chunks(1.0, 3.0, 5, measured) == (4, 6, 8, 10)
+    assert largest_chunks(1.0, 0.9, 3, measured) == (4, 4)
+
+
+def test_the_chunk_follows_the_number_of_decoding_turns() -> None:
+    budget = Budget(64, 4, beside_more=(6, 8))
+    for decoding, chunk in ((1, 4), (2, 6), (3, 8), (5, 8)):
+        assert budget.beside(decoding) == chunk
+        pieces = next_pieces(range(decoding), [Prompt(9, 50)], budget)
+        assert pieces[-1] == Piece(9, chunk, False)
 
 
 def test_a_chunk_is_never_empty() -> None:
-    assert largest_chunk(1.0, [(8, 100.0)]) == 1
-    assert largest_chunk(1.0, []) == 1
+    assert largest_chunk(1.0, 1.0, [(8, 100.0)]) == 1
+    assert largest_chunk(1.0, 1.0, []) == 1
 
 
 @given(st.lists(st.integers(1, 500), max_size=12), st.integers(0, 300))

@@ -188,7 +188,7 @@ def test_the_chunk_is_measured_once_where_none_is_given() -> None:
         assert not backend.held
         loop.close()
     sizes = [sum(len(span.tokens) for span in spans) for spans in backend.decodes]
-    assert sizes == [1, 1, 1, 9, 17, 33, 33, 33]
+    assert sizes == [1, 1, 1, 2, 2, 2, 3, 5, 9, 17, 33, 33, 33]
     assert not backend.samplers
 
 
