@@ -13,9 +13,9 @@ from benchmarks.cores import Cores, share_out
 from benchmarks.report import Figure
 
 QUESTIONS: dict[str, Callable[[Cores, bool], list[Figure]]] = {
-    "decode": lambda cores, quick: engine_decode.decode(cores, 2 if quick else 7, 24 if quick else 200),
-    "chats": lambda cores, quick: engine_chats.measure(cores, 1 if quick else 5, 8 if quick else 64),
-    "prefill": lambda cores, quick: engine_decode.prefill(cores, 1 if quick else 5),
+    "decode": lambda cores, quick: engine_decode.decode(cores, 2 if quick else 3, 24 if quick else 128),
+    "chats": lambda cores, quick: engine_chats.measure(cores, 1 if quick else 3, 8 if quick else 64),
+    "prefill": lambda cores, quick: engine_decode.prefill(cores, 1 if quick else 3),
     "parked": lambda cores, quick: engine_parked.measure(cores, 1 if quick else 3),
     "gaps": lambda cores, quick: engine_gaps.measure(cores, 1 if quick else 3, 100 if quick else 600),
     "memory": lambda cores, quick: engine_memory.measure(cores, 150 if quick else 1000),

@@ -111,6 +111,14 @@ class Unloading:
 
 
 @dataclass(frozen=True, slots=True)
+class Adjusted:
+    """The config has other limits now. Who waits already waits for as long as before."""
+
+    hold_s: float
+    queue_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time has passed; due at `wake_at`."""
 
@@ -120,7 +128,7 @@ class Closed:
     """The host stops: nobody is served any more."""
 
 
-Event = Arrived | Left | Ended | Parked | Unloading | Tick | Closed
+Event = Arrived | Left | Ended | Parked | Unloading | Adjusted | Tick | Closed
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +209,8 @@ def step(state: Admission, event: Event, now: float) -> tuple[Admission, tuple[A
         case Unloading():
             quiet = [p for p in state.places if p.state == "quiet"]
             state = _park(state, sorted(quiet, key=lambda p: p.since_s)[:1], now, actions)
+        case Adjusted(hold_s, queue_s):
+            state = replace(state, hold_s=hold_s, queue_s=queue_s)
         case Tick():
             pass
         case Closed():

@@ -208,6 +208,10 @@ class _Answer:
                 self.put(self.form.ended(happening))
             case Embedded():
                 self.form.embedded(happening)
+            case Broke(_, message, asked=True):
+                raise Problem(
+                    400, f"{message}; ask for less with 'response_format' or 'tools'", "invalid_value"
+                )
             case Broke(_, message):
                 raise Problem(500, f"the engine failed this turn: {message}", "engine_failed")
             case Refused(code):
@@ -277,13 +281,13 @@ class _Answer:
         if code == "host_stopping":
             message = f"{self.desk.replica} is stopping; its sessions wait for it, try again"
             return Problem(503, message, code, headers=(("retry-after", "5"),))
-        model, now = self.desk.model, self.desk.turns.now()
-        quiet = [p.since_s + model.hold_s - now for p in self.desk.turns.state.places if p.state == "quiet"]
-        wait_s = max(1, math.ceil(min(quiet, default=model.hold_s)))
+        state, now = self.desk.turns.state, self.desk.turns.now()
+        quiet = [place.since_s + state.hold_s - now for place in state.places if place.state == "quiet"]
+        wait_s = max(1, math.ceil(min(quiet, default=state.hold_s)))
         message = (
             f"{self.desk.replica} on machine {self.desk.machine} is busy with another session; waited "
             f"{self.waited_s or 0.0:.0f} s for it. Try again in about {wait_s} s, "
-            f"or serve more replicas of '{model.name}'"
+            f"or serve more replicas of '{self.desk.model.name}'"
         )
         return Problem(429, message, code, headers=(("retry-after", str(wait_s)),))
 

@@ -3,7 +3,7 @@
 Shapes only: no library is imported here, and nothing is decided.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,8 +97,10 @@ class Backend(Protocol):
         """`sample`, with log probabilities of the logits as the model gave them."""
         ...
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> tuple[bytes, ...]:
-        """Vectors as `Embedded` has them. Raises RuntimeError on failure, InterruptedError when aborted."""
+    def embed(self, tokens: Sequence[int], room: Callable[[], int]) -> Generator[bytes | None]:
+        """Make one text's vector, as `Embedded` has it, in parts of at most `room()` tokens: None after each part, the
+        vector after the last. One text at a time; `close` gives it up. Raises RuntimeError on failure,
+        InterruptedError when aborted."""
         ...
 
     def piece(self, token: int, special: bool = False) -> bytes | None:

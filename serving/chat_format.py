@@ -171,19 +171,39 @@ class ChatFormat:
             if choice not in schemas:
                 raise PromptError(f"tool_choice names '{choice}', which is none of the tools", "tool_choice")
             schemas = {choice: schemas[choice]}
-        if self._harmony:
-            rules = tool_grammar.harmony_call_rules(schemas, self._specials)
-        elif self._tool_format is not None:
-            rules = tool_grammar.call_rules(self._tool_format, schemas, parallel, self._specials)
-        else:
-            raise PromptError("this model's chat template knows no tools", "tools")
-        return self._grammar(rules, prompt_end)
+        return self._grammar(self._call_rules(schemas, parallel), prompt_end)
 
     def json_grammar(self, schema: Mapping[str, Any] | None, prompt_end: str = "") -> str:
         """A grammar of answers that are JSON by this schema (None: any object), but for reasoning before it."""
+        return self._grammar(self._json_rules(schema), prompt_end)
+
+    def call_or_json_grammar(
+        self, tools: Tools, parallel: bool, schema: Mapping[str, Any] | None, prompt_end: str = ""
+    ) -> str:
+        """A grammar of answers that are either; the model chooses. Raises PromptError for a model whose calls begin
+        as other JSON does: the grammar's lexer looks no further."""
+        section = self._tool_format.sections[0] if self._tool_format else None
+        if section is not None and not section.open + section.inner + section.call_open:
+            raise PromptError(
+                "this model's calls are plain JSON, so they do not work together with 'response_format'; leave one of "
+                "them out, or set 'tool_choice' to none",
+                "tools",
+            )
+        calls = self._call_rules(parameter_schemas(tools), parallel).removeprefix("answer")
+        as_json = self._json_rules(schema).removeprefix("answer")
+        return self._grammar(f"answer: calls | as_json\ncalls{calls}as_json{as_json}", prompt_end)
+
+    def _call_rules(self, schemas: Mapping[str, Mapping[str, Any]], parallel: bool) -> str:
         if self._harmony:
-            return self._grammar(tool_grammar.harmony_json_rules(schema, self._specials), prompt_end)
-        return self._grammar(f"answer: {tool_grammar.json_rule(schema)}\n", prompt_end)
+            return tool_grammar.harmony_call_rules(schemas, self._specials)
+        if self._tool_format is None:
+            raise PromptError("this model's chat template knows no tools", "tools")
+        return tool_grammar.call_rules(self._tool_format, schemas, parallel, self._specials)
+
+    def _json_rules(self, schema: Mapping[str, Any] | None) -> str:
+        if self._harmony:
+            return tool_grammar.harmony_json_rules(schema, self._specials)
+        return f"answer: {tool_grammar.json_rule(schema)}\n"
 
     def _grammar(self, answer: str, prompt_end: str) -> str:
         opened = self._opened(prompt_end)

@@ -149,16 +149,10 @@ def read_chat_request(body: object, defaults: Sampling) -> ChatRequest:
 
 
 def _check_forms(request: ChatRequest) -> None:
-    if request.json_output is not None and request.tool_use.callable:
-        if request.tool_use.choice == "required":
-            message = (
-                "an answer cannot be a tool's call and JSON of a 'response_format' at once; send one of them"
-            )
-        else:
-            message = (
-                "'response_format' does not work together with tools that may be called; "
-                "leave it out, or set 'tool_choice' to none"
-            )
+    if request.json_output is not None and request.tool_use.choice == "required":
+        message = (
+            "an answer cannot be a tool's call and JSON of a 'response_format' at once; send one of them"
+        )
         raise BadRequest(message, "response_format", "unsupported_parameter")
 
 

@@ -4,6 +4,7 @@ Knows no engine: it gets a way to make the tokenizer, and logits as an array. Wh
 matter.
 """
 
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,12 @@ from numpy.typing import NDArray
 
 from serving.engine import PromptError
 from serving.llama_vocab import Vocabulary
+
+WORDS = 400
+"""The most characters of the library's own words about a constraint."""
+
+_WHERE = re.compile(r"^(at \d+\(\d+\): )")
+_LISTING = re.compile(r"\n\s*(\d+ \||<non-verbose/>).*", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,8 +55,11 @@ class Grammars:
                 self._tokenizer = self._make_tokenizer()
         limits = LLParserLimits(verbose_errors=False)
         start = LLMatcher(self._tokenizer, grammar, log_level=0, limits=limits)
+        if not start.is_error():
+            # What it takes to begin is done once, here, and not by each answer beside its neighbours.
+            Followed(start, self._size, self._end).look()
         if start.is_error():
-            raise PromptError(f"this constraint cannot be used: {start.get_error()}")
+            raise PromptError(f"this constraint cannot be used: {_words(start)}")
         return Constraint(grammar, start, self)
 
     def follow(self, constraint: Constraint) -> "Followed":
@@ -74,20 +84,32 @@ class Followed:
 
     def mask(self, logits: NDArray[np.float32]) -> int | None:
         """Rule out what does not match, in place. Returns the token that ends the answer where nothing else can come:
-        the grammar is complete. Raises RuntimeError when the library gives up on it."""
-        if not self._matcher.is_stopped():
-            self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
+        the grammar is complete. Raises PromptError when the library gives up on it."""
+        self.look()
         if self._matcher.is_stopped():
             if self._matcher.is_error():
-                raise RuntimeError(f"the constraint failed: {self._matcher.get_error()}")
+                raise PromptError(f"this constraint is too hard to follow: {_words(self._matcher)}")
             return self._end
         allowed = np.unpackbits(self._bits.view(np.uint8), count=self._size, bitorder="little")
         np.copyto(logits, -np.inf, where=allowed == 0)
         return None
 
+    def look(self) -> None:
+        """Find out what may come next."""
+        if not self._matcher.is_stopped():
+            self._matcher.unsafe_compute_mask_ptr(self._address, self._bits.nbytes)
+
     def accept(self, token: int) -> None:
         """`token` was chosen among what `mask` left."""
         self._matcher.consume_token(token)
+
+
+def _words(matcher: Any) -> str:
+    """What is wrong, in the library's words, without the grammar that it repeats: clients have not written that."""
+    if str(matcher.get_error()).startswith("NoExtensionBias"):
+        return "no text can match it"
+    words = _LISTING.sub("", _WHERE.sub("", str(matcher.get_error())))
+    return words if len(words) <= WORDS else words[:WORDS] + "…"
 
 
 def tokenizer_of(vocab: Vocabulary) -> Any:

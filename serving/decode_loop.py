@@ -90,7 +90,7 @@ class DecodeLoop:
         self._abortable: frozenset[int] = frozenset()
         self._steps = Steps(backend, context, self._watch)
         self._renew()
-        self._embeds = EmbedLine(backend, context, self._watch)
+        self._embeds = EmbedLine(backend, context, self._watch, self._room)
         self._emit: Emit = _nobody
         self._closing = False
         self._thread: threading.Thread | None = None
@@ -249,6 +249,10 @@ class DecodeLoop:
         if self._steps.failed is not None:
             self._embeds.break_all(self._steps.failed, events)
 
+    def _room(self) -> int:
+        """Tokens of a text to be embedded between two steps."""
+        return self._budget.chunk if self._steps.turns else self._budget.batch
+
     def _watch(self, turns: Iterable[int]) -> bool:
         """As steps.Watch."""
         self._abortable = frozenset(turns)
@@ -268,27 +272,33 @@ class DecodeLoop:
     def _obey(self, events: list[Event]) -> bool:
         """Carry out the commands that wait; without anything to work on or to tell, wait for one. False: close."""
         while not self._inbox.empty() or not (self._steps.turns or self._embeds.turns or events):
-            match self._inbox.get():
-                case Turn() as turn:
-                    self._steps.take(turn, events)
-                case Embed(id=number) as embed:
-                    if self._steps.failed is not None:
-                        events.append(Broke(number, self._steps.failed))
-                    else:
-                        self._embeds.take(embed, events)
-                case _Cancel(turn=number):
+            if not self._carry_out(self._inbox.get(), events):
+                return False
+        return True
+
+    def _carry_out(self, command: _Command, events: list[Event]) -> bool:
+        """Apart from the waiting, during which nothing may keep a state that was saved. False: close."""
+        match command:
+            case Turn() as turn:
+                self._steps.take(turn, events)
+            case Embed(id=number) as embed:
+                if self._steps.failed is not None:
+                    events.append(Broke(number, self._steps.failed))
+                else:
+                    self._embeds.take(embed, events)
+            case _Cancel(turn=number):
+                self._cancel(number, events)
+            case _Save(sequence=number, saved=saved):
+                _resolve(saved, self._save(number))
+            case _Erase(sequence=number):
+                if self._at_rest(number):
+                    self._steps.sequences.forget(self._steps.sequences[number])
+            case _Start(emit=emit):
+                self._emit = emit
+            case _Close():
+                for number in (*self._steps.turns, *self._embeds.turns):
                     self._cancel(number, events)
-                case _Save(sequence=number, saved=saved):
-                    _resolve(saved, self._save(number))
-                case _Erase(sequence=number):
-                    if self._at_rest(number):
-                        self._steps.sequences.forget(self._steps.sequences[number])
-                case _Start(emit=emit):
-                    self._emit = emit
-                case _Close():
-                    for number in (*self._steps.turns, *self._embeds.turns):
-                        self._cancel(number, events)
-                    return False
+                return False
         return True
 
     def _cancel(self, turn: int, events: list[Event]) -> None:

@@ -1,9 +1,10 @@
-"""Texts that wait for their embeddings: one after the other, in turn for all who asked.
+"""Texts that wait for their embeddings: one after the other, in turn for all who asked, and each part by part.
 
 For the loop's thread only. What an embedding is, is the backend's matter.
 """
 
 import logging
+from collections.abc import Callable, Generator
 from dataclasses import dataclass, field
 
 from serving.backend import Backend
@@ -20,6 +21,14 @@ class _Work:
 
     embed: Embed
     vectors: list[bytes] = field(default_factory=list)
+    making: Generator[bytes | None] | None = None
+    """What is being made of the next text."""
+
+    def give_up(self) -> None:
+        """What was begun of the next text; it can be begun again."""
+        making, self.making = self.making, None
+        if making is not None:
+            making.close()
 
     def end(self, cancelled: bool = False) -> Ended:
         return Ended(
@@ -30,10 +39,12 @@ class _Work:
 class EmbedLine:
     """Each Embed taken ends in one Ended or Broke among the events."""
 
-    def __init__(self, backend: Backend, context: int, watch: Watch) -> None:
+    def __init__(self, backend: Backend, context: int, watch: Watch, room: Callable[[], int]) -> None:
+        """`room`: how many tokens may be evaluated at a time now."""
         self._backend = backend
         self._context = context
         self._watch = watch
+        self._room = room
         self._works: dict[int, _Work] = {}
         self.tokens_evaluated = 0
 
@@ -56,10 +67,11 @@ class EmbedLine:
     def cancel(self, turn: int, events: list[Event]) -> None:
         """Unknown ones are ignored."""
         if (work := self._works.pop(turn, None)) is not None:
+            work.give_up()
             events.append(work.end(cancelled=True))
 
     def step(self, events: list[Event]) -> None:
-        """Make one embedding. One waits."""
+        """Make a part of an embedding. One waits."""
         number, work = next(iter(self._works.items()))
         inputs = work.embed.inputs
         if len(work.vectors) < len(inputs):
@@ -67,8 +79,11 @@ class EmbedLine:
                 return
             tokens = inputs[len(work.vectors)]
             try:
-                work.vectors.extend(self._backend.embed((tokens,)))
+                if work.making is None:
+                    work.making = self._backend.embed(tokens, self._room)
+                vector = next(work.making)
             except InterruptedError:
+                work.give_up()
                 return  # cancelled, which is still to be read; or aborted for another's sake, and to be made again
             except Exception as error:  # noqa: BLE001  (logged without its words)
                 logger.error("the engine could not make an embedding:\n%s", trace_of(error))
@@ -77,6 +92,10 @@ class EmbedLine:
                 return
             finally:
                 self._watch(())
+            if vector is None:
+                return
+            work.give_up()
+            work.vectors.append(vector)
             self.tokens_evaluated += len(tokens)
         del self._works[number]
         if len(work.vectors) < len(inputs):
@@ -86,7 +105,9 @@ class EmbedLine:
             events.append(work.end())
 
     def break_all(self, reason: str, events: list[Event]) -> None:
-        events.extend(Broke(number, reason) for number in self._works)
+        for number, work in self._works.items():
+            work.give_up()
+            events.append(Broke(number, reason))
         self._works.clear()
 
 

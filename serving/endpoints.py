@@ -72,7 +72,7 @@ async def tokenize(desk: Desk, _ask: Ask, receive: Receive, send: Send) -> None:
     await desk.awake()
     tokens = await _where(body, lambda: count_tokens(desk, request))
     context = desk.engine.facts.context
-    await _send_json(send, {"count": len(tokens), "max_model_len": context, "tokens": tokens})
+    await _send_json(desk, send, {"count": len(tokens), "max_model_len": context, "tokens": tokens})
 
 
 async def detokenize(desk: Desk, _ask: Ask, receive: Receive, send: Send) -> None:
@@ -80,7 +80,7 @@ async def detokenize(desk: Desk, _ask: Ask, receive: Receive, send: Send) -> Non
     body = await read_body(receive)
     request = await _read(desk, body, read_detokenize_request, "tokens")
     await desk.awake()
-    await _send_json(send, {"prompt": await _where(body, lambda: text_of_tokens(desk, request.tokens))})
+    await _send_json(desk, send, {"prompt": await _where(body, lambda: text_of_tokens(desk, request.tokens))})
 
 
 ENDPOINTS = {
@@ -107,5 +107,5 @@ def _is_constrained(request: ChatRequest) -> bool:
     return request.json_output is not None or request.tool_use.choice == "required"
 
 
-async def _send_json(send: Send, value: Any) -> None:
-    await send_whole(send, 200, msgspec.json.encode(value))
+async def _send_json(desk: Desk, send: Send, value: Any) -> None:
+    await send_whole(send, 200, msgspec.json.encode(value), desk.place_headers())

@@ -244,6 +244,8 @@ class Broke:
 
     turn: int
     message: str
+    asked: bool = False
+    """What the turn asks for cannot be done; otherwise the engine is at fault."""
 
 
 Event = Began | Prefilled | Text | ChoiceEnded | Embedded | Ended | Broke

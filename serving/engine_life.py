@@ -5,9 +5,9 @@ Decides nothing about turns, and ends no process: whoever made it is told of a l
 
 import asyncio
 import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Literal
+from typing import Any, Literal
 
 from serving.engine import Engine, LoadError
 
@@ -86,9 +86,13 @@ class EngineLife:
             assert self._changed is not None
             await self._changed.wait()
 
-    async def unload(self, park: Callable[[], Awaitable[None]]) -> None:
-        """Free the engine, `park` done before. Whoever wants it meanwhile waits, and then has it loaded again."""
+    def unload(self, park: Callable[[], Awaitable[None]]) -> Coroutine[Any, Any, None]:
+        """Free the engine, `park` done before, in what is returned. Whoever wants the engine from this call on waits,
+        and then has it loaded again."""
         self._move("unloading")
+        return self._free(park)
+
+    async def _free(self, park: Callable[[], Awaitable[None]]) -> None:
         try:
             await park()
             await asyncio.to_thread(self._engine.close)

@@ -26,9 +26,10 @@ from serving.asgi import (
     Send,
     header_map,
     internal_problem,
+    read_body,
     send_whole,
 )
-from serving.desk import Desk
+from serving.desk import Desk, decode
 from serving.endpoints import ENDPOINTS
 from serving.engine import Engine
 from serving.engine_life import EngineLife, NotLoaded
@@ -37,7 +38,9 @@ from serving.journal import Journal
 from serving.model import ModelSpec
 from serving.parking import Parking
 from serving.parking_plan import memory_budget
+from serving.request_fields import BadRequest
 from serving.routing import check_home, read_ask
+from serving.settings import Settings, read_settings, settings_of
 from serving.trouble import report
 from serving.turns import Turns
 
@@ -94,6 +97,9 @@ class HostApp:
         self._on_failed = on_failed
         self._writer = ThreadPoolExecutor(1, "journal")
         model = about.model
+        self._settings = settings_of(model)
+        self._used_bytes = 0
+        """What the engine took when it was loaded first."""
         self._life = EngineLife(engine, self._prepare, self._loaded, self._failed)
         self._parking = Parking(about.folder / PARKED, model.parking)
         self._turns = Turns(engine, model.sessions, model.hold_s, model.queue_s, self._parking)
@@ -149,12 +155,20 @@ class HostApp:
         """On the loading thread, once the engine is loaded."""
         facts, used_bytes = self._engine.facts, self._memory.note_loaded()
         if self.state == "loading":
-            room = memory_budget(
-                self.about.model.parking.memory_bytes,
-                self._memory.limit_bytes,
-                max(used_bytes, facts.memory.total),
-            )
-            self._parking.open(self._fingerprint(facts.layout), room)
+            self._used_bytes = max(used_bytes, facts.memory.total)
+            self._parking.open(self._fingerprint(facts.layout), self._room(self._settings))
+
+    def _room(self, settings: Settings) -> int:
+        """Bytes that parked contexts may take in memory."""
+        return memory_budget(settings.parking.memory_bytes, self._memory.limit_bytes, self._used_bytes)
+
+    def adjust(self, settings: Settings) -> None:
+        """The config has other values now. Raises Problem unless the host is ready. To be called in `_work`, whose end
+        begins to count the quiet time anew."""
+        self._check_ready()
+        self._settings = settings
+        self._parking.adjust(settings.parking, self._room(settings))
+        self._turns.adjust(settings.hold_s, settings.queue_s)
 
     def _loaded(self) -> None:
         if self.state == "loading":
@@ -181,12 +195,14 @@ class HostApp:
         if self._quiet is not None:
             self._quiet.cancel()
             self._quiet = None
-        after_s = self.about.model.unload_s
+        after_s = self._settings.unload_s
         if after_s is not None and self._working == 0 and self.state == "ready" and self._life.loaded:
             self._quiet = self._loop.call_later(after_s, self._unload)
 
     def _unload(self) -> None:
-        if self._working == 0 and self.state == "ready" and self._life.loaded:
+        if admission.running(self._turns.state):  # Its client left, and the engine has not come to its end.
+            self._await_quiet()
+        elif self._working == 0 and self.state == "ready" and self._life.loaded:
             self._unloading = self._loop.create_task(self._life.unload(self._turns.unload))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -234,17 +250,20 @@ class HostApp:
                 check_home(headers, self.about.replica, self.about.incarnation)
                 self._check_ready()
                 await ENDPOINTS[path](self._desk, read_ask(headers, ""), receive, send)
+            case "POST", "/settings":
+                self.adjust(await _read_settings(receive))
+                await send_whole(send, 200, msgspec.json.encode(self._settings.to_json()))
             case "GET", "/state":
                 await send_whole(send, 200, msgspec.json.encode(self.report()))
             case "GET", "/pins":
                 await send_whole(send, 200, await asyncio.to_thread(self._all_pins))
             case "GET", _ if path.startswith("/pins/"):
                 await send_whole(send, 200, self._pin(path.removeprefix("/pins/"), scope["query_string"]))
-            case _ if path in ("/state", "/pins", *ENDPOINTS):
+            case _ if path in ("/state", "/pins", "/settings", *ENDPOINTS):
                 raise Problem(405, f"{method} does not work on {path}", "method_not_allowed")
             case _:
                 paths = ", ".join(ENDPOINTS)
-                message = f"a host has {paths}, /state and /pins; everything else is at the router"
+                message = f"a host has {paths}, /state, /settings and /pins; everything else is at the router"
                 raise Problem(404, message, "not_found")
 
     def report(self) -> dict[str, Any]:
@@ -275,6 +294,7 @@ class HostApp:
             "progress": round(self._life.progress, 3),
             "detail": self.detail,
             "context": self._engine.facts.context if known else about.model.context,
+            "settings": self._settings.to_json(),
             "places": len(state.places),
             "free": admission.free_places(state),
             "running": admission.running(state),
@@ -339,6 +359,13 @@ class HostApp:
         if state not in MOVES[self.state]:
             raise ValueError(f"a host that is {self.state} cannot become {state}")
         self.state, self.detail = state, detail
+
+
+async def _read_settings(receive: Receive) -> Settings:
+    try:
+        return read_settings(decode(await read_body(receive), "the settings"))
+    except BadRequest as bad:
+        raise Problem(400, bad.message, bad.code, bad.param) from None
 
 
 def build_app(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 from cluster import confine
 from cluster.confine import Record
 from serving.reconcile import Life, Seen, given_up
+from serving.settings import Settings
 
 ANSWER_S = 3.0
 """A host answers its state within this, or is counted as silent for that look."""
@@ -19,6 +21,8 @@ SILENT_S = 60.0
 LOAD_FAILED = "homeport: load failed: "
 """How the last line of a host begins that cannot ever load its model."""
 STDERR_LINES = 12
+
+log = logging.getLogger(__name__)
 
 
 class HostWatch:
@@ -77,12 +81,24 @@ class HostWatch:
             self._died(time.time())
             return
         try:
-            self.state = await asyncio.wait_for(self._ask(self.record.port), ANSWER_S)
+            self.state = await asyncio.wait_for(self._ask(self.record.port, "GET", "/state"), ANSWER_S)
             self.since = time.monotonic()
         except (OSError, TimeoutError, ValueError, IndexError):
             if time.monotonic() - self.since > SILENT_S:
                 self.detail = f"it has not answered for {SILENT_S:.0f} s"
                 await self.stop(grace_s=1.0)
+
+    async def adjust(self, settings: Settings) -> None:
+        """Have a host that serves take these settings, where it said that it has others. It is tried again at the next
+        look if it does not take them."""
+        wanted, has = settings.to_json(), self.state.get("settings")
+        if not self.ready or self.record is None or has is None or has == wanted:
+            return
+        try:
+            ask = self._ask(self.record.port, "POST", "/settings", json.dumps(wanted).encode())
+            self.state["settings"] = await asyncio.wait_for(ask, ANSWER_S)
+        except (OSError, TimeoutError, ValueError, IndexError):
+            log.warning("the host on port %d did not take its new settings", self.record.port)
 
     async def stop(self, grace_s: float) -> None:
         """End the host's group; its journal stays."""
@@ -161,20 +177,20 @@ class HostWatch:
             os.close(self._pidfd)
             self._pidfd = None
 
-    async def _ask(self, port: int) -> dict[str, Any]:
-        """GET /state by hand: an HTTP client library would cost the keeper more memory than all the rest of it."""
+    async def _ask(self, port: int, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
+        """One request by hand: an HTTP client library would cost the keeper more memory than all the rest of it."""
         reader, writer = await asyncio.open_connection(self.address, port)
         try:
-            head = f"GET /state HTTP/1.1\r\nhost: {self.address}:{port}\r\nauthorization: Bearer {self.token}\r\n"
-            writer.write(f"{head}connection: close\r\n\r\n".encode())
+            head = f"{method} {path} HTTP/1.1\r\nhost: {self.address}:{port}\r\nauthorization: Bearer {self.token}\r\n"
+            writer.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
             await writer.drain()
             answer = await reader.read(-1)
         finally:
             writer.close()
-        top, _, body = answer.partition(b"\r\n\r\n")
+        top, _, answered = answer.partition(b"\r\n\r\n")
         if b" 200 " not in top.split(b"\r\n")[0]:
             raise ValueError(f"the host answered {top[:40]!r}")
-        state = json.loads(body)
-        if not isinstance(state, dict):
-            raise ValueError("the host's state is no object")
-        return state
+        told = json.loads(answered)
+        if not isinstance(told, dict):
+            raise ValueError("the host's answer is no object")
+        return told

@@ -27,6 +27,7 @@ from serving.host_watch import HostWatch
 from serving.journal import pins_since
 from serving.model import ModelSpec
 from serving.reconcile import Drain, Start, Stop, plan
+from serving.settings import settings_of
 from serving.slots import Slot, Wish, assign
 from serving.source import SourceError, model_path
 
@@ -156,6 +157,13 @@ class Keeper:
                 self.watches[number] = self._adopt(number)
         await asyncio.gather(*(watch.look() for watch in self.watches.values()))
         slots = self.slots  # replaced whole by `apply`, on another thread
+        await asyncio.gather(
+            *(
+                self.watches[n].adjust(settings_of(slot.model))
+                for n, slot in slots.items()
+                if n in self.watches
+            )
+        )
         wanted = {number: slot.digest for number, slot in slots.items()}
         seen = {number: watch.seen() for number, watch in self.watches.items()}
         actions = plan(wanted, seen, time.time())

@@ -5,7 +5,7 @@ the loop's matter (decode_loop.py), the chat template is chat_format.py's.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -357,10 +357,10 @@ class LlamaBackend:
     def copy(self, source: int, destination: int, count: int) -> bool:
         return self._context.copy(source, destination, count)
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> tuple[bytes, ...]:
+    def embed(self, tokens: Sequence[int], room: Callable[[], int]) -> Generator[bytes | None]:
         if self._embedder is None:
             raise RuntimeError("this model makes no embeddings")
-        return self._embedder.embed(inputs)
+        return self._embedder.embed(tokens, room)
 
     def clear(self) -> None:
         self._context.clear()

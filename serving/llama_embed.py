@@ -4,7 +4,7 @@ The bindings come as an argument, because llama_engine.py alone imports them. Po
 llama.cpp, where a whole text would have to be one batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -60,33 +60,37 @@ class Embedder:
             self._lib.llama_free(self._kept)
             self._kept = None
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> tuple[bytes, ...]:
-        """A vector of length 1 for each, as little-endian float32. Raises RuntimeError, InterruptedError."""
-        longest = max(map(len, inputs), default=0)
-        if longest <= self._usual:
+    def embed(self, tokens: Sequence[int], room: Callable[[], int]) -> Generator[bytes | None]:
+        """As `Backend.embed`: a vector of length 1, as little-endian float32."""
+        if len(tokens) > self._usual:
+            context = self._make(len(tokens), self.rows)
+            try:
+                yield from self._parts(context, tokens, room)
+            finally:
+                self._lib.llama_free(context)
+        else:
             if self._kept is None:
                 self._kept = self._make(self._usual, self.rows)
-            return tuple(self._vector(self._kept, tokens) for tokens in inputs)
-        context = self._make(longest, self.rows)
-        try:
-            return tuple(self._vector(context, tokens) for tokens in inputs)
-        finally:
-            self._lib.llama_free(context)
+            yield from self._parts(self._kept, tokens, room)
 
-    def _vector(self, context: Any, tokens: Sequence[int]) -> bytes:
+    def _parts(self, context: Any, tokens: Sequence[int], room: Callable[[], int]) -> Generator[bytes | None]:
         self._lib.llama_memory_clear(self._lib.llama_get_memory(context), False)
         whole = np.zeros(self._width)
-        for start in range(0, len(tokens), self.rows):
-            chunk = tokens[start : start + self.rows]
-            span = Span(0, start, chunk, start + len(chunk) == len(tokens))
+        done = 0
+        while done < len(tokens):
+            if done:
+                yield None
+            chunk = tokens[done : done + max(1, min(self.rows, room()))]
+            span = Span(0, done, chunk, done + len(chunk) == len(tokens))
             result = self._lib.llama_decode(context, self._batch.fill([span], every=True))
             if result == 2:
                 raise InterruptedError
             if result != 0:
                 raise RuntimeError(f"llama_decode returned {result}")
-            whole = self._pool(whole, self._outputs(context, len(chunk)), start)
+            whole = self._pool(whole, self._outputs(context, len(chunk)), done)
+            done += len(chunk)
         length = float(np.linalg.norm(whole))
-        return (whole / length if length else whole).astype("<f4").tobytes()
+        yield (whole / length if length else whole).astype("<f4").tobytes()
 
     def _pool(self, before: NDArray[Any], rows: NDArray[np.float32], start: int) -> NDArray[Any]:
         """The sum does for the mean, as only the direction stays."""

@@ -10,6 +10,8 @@ from typing import Any
 from serving.constraint import Followed
 from serving.engine import Sampling
 
+COLDEST = 1e-6
+"""At a lower temperature logits become infinite, and nonsense is drawn; the likeliest token is what it asks for."""
 REPEAT_WINDOW = 64  # tokens that repeat_penalty looks back on: llama.cpp's own default
 
 
@@ -50,7 +52,7 @@ def _samplers(
     if sampling.logit_bias:
         biases = (lib.llama_logit_bias * len(sampling.logit_bias))(*sampling.logit_bias)
         yield lib.llama_sampler_init_logit_bias(vocabulary, len(biases), biases)
-    if sampling.temperature <= 0:
+    if sampling.temperature < COLDEST:
         yield lib.llama_sampler_init_greedy()
         return
     if sampling.top_k > 0:

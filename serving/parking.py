@@ -51,6 +51,8 @@ class Parking:
         self._thread = ThreadPoolExecutor(1, "parking")
         self.memory_budget = 0
         self.disk_budget = 0
+        self._opened = False
+        """Whether the folder was ever used."""
         self.saves = 0
         self.resumes = 0
         self.failures = 0
@@ -79,6 +81,19 @@ class Parking:
         `fingerprint`: 64 hex digits for all that a state is bound to. `memory_bytes`: the budget in memory.
         """
         self._fingerprint, self.memory_budget = fingerprint, memory_bytes
+        self._open_disk()
+
+    def adjust(self, spec: ParkingSpec, memory_bytes: int) -> None:
+        """The config has other budgets now. What is beyond them gives way at once."""
+        self._spec, self.memory_budget = spec, memory_bytes
+        if self._opened:
+            self.disk_budget = spec.disk_bytes
+            self._make_room(0)
+        else:
+            self._open_disk()
+        self._trim()
+
+    def _open_disk(self) -> None:
         if self._spec.disk_bytes <= 0:
             return
         try:
@@ -86,7 +101,7 @@ class Parking:
         except OSError as error:
             self._warn(f"no context is parked on disk: {self._folder} cannot be used ({error.strerror})")
             return
-        self.disk_budget = self._spec.disk_bytes
+        self._opened, self.disk_budget = True, self._spec.disk_bytes
         self._disk = {one.session: one for one in sorted(kept, key=lambda one: one.used_s)}
         self._make_room(0)
 
@@ -300,6 +315,7 @@ class Parking:
             return
         self._disk.pop(session, None)
         self._disk[session] = Kept(session, size, self._clock())
+        self._make_room(0)  # The budget may have shrunk meanwhile.
 
     def _not_written(self, session: str, state: SavedState, reason: str) -> None:
         self.failures += 1
@@ -329,7 +345,7 @@ class Parking:
     def _drop_file(self, session: str) -> None:
         """In order with writing: on its thread."""
         self._disk.pop(session, None)
-        if self.disk_budget > 0:
+        if self._opened:
             self._thread.submit(_remove, self._folder, session)
 
     def _disk_bytes(self) -> int:

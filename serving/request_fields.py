@@ -13,6 +13,8 @@ MAX_STOPS = 16
 MAX_LOGIT_BIASES = 1024
 MAX_CHOICES = 128
 MAX_TOP_LOGPROBS = 20
+LONGEST_SHOWN = 64
+"""Characters of what a client sent that an error repeats."""
 
 
 class BadRequest(Exception):
@@ -37,7 +39,8 @@ def read_fields(
         if name in harmless or name in supported:
             continue
         if name not in unsupported:
-            raise BadRequest(f"unknown parameter '{name}'; remove it", name, "unknown_parameter")
+            short = _short(name)
+            raise BadRequest(f"unknown parameter '{short}'; remove it", short, "unknown_parameter")
         if value not in (False, 0, "", [], {}):
             raise does_not_work(name)
     return fields
@@ -125,7 +128,7 @@ def read_include_usage(fields: Mapping[str, Any], stream: bool) -> bool:
         raise BadRequest("'stream_options' goes with stream = true only", "stream_options")
     for name in options:
         if name not in ("include_usage", "include_obfuscation"):
-            where = f"stream_options.{name}"
+            where = f"stream_options.{_short(name)}"
             raise BadRequest(f"unknown parameter '{where}'; remove it", where, "unknown_parameter")
     include = options.get("include_usage")
     if not isinstance(include, bool | None):
@@ -181,4 +184,4 @@ def does_not_work(name: str) -> BadRequest:
 
 def _short(value: object) -> str:
     text = str(value)
-    return text if len(text) <= 24 else text[:24] + "…"
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "…"

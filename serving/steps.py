@@ -11,7 +11,7 @@ from typing import Any
 
 from serving.backend import Backend, Span
 from serving.batching import Budget, Decode, Piece, Prompt, after, next_round
-from serving.engine import Began, Broke, ChoiceEnded, Ended, Event, Finish, Prefilled, Text, Turn
+from serving.engine import Began, Broke, ChoiceEnded, Ended, Event, Finish, Prefilled, PromptError, Text, Turn
 from serving.runs import Answer, Run, for_choice, limit
 from serving.sequences import Sequences
 from serving.trouble import trace_of
@@ -233,12 +233,14 @@ class Steps:
 
     def _break(self, run: Run, error: Exception, events: list[Event]) -> None:
         """This turn ends as broken and its sequence is emptied; the others go on."""
-        logger.error("the engine failed at one turn:\n%s", trace_of(error))
         self._free_of(run)
         del self._runs[run.turn.id]
-        events.append(
-            Broke(run.turn.id, "the engine failed in the middle of this answer; its log says where")
-        )
+        if isinstance(error, PromptError):
+            events.append(Broke(run.turn.id, str(error), asked=True))
+        else:
+            logger.error("the engine failed at one turn:\n%s", trace_of(error))
+            message = "the engine failed in the middle of this answer; its log says where"
+            events.append(Broke(run.turn.id, message))
         self.sequences.forget(run.sequence)
 
     def break_all(self, error: Exception, events: list[Event]) -> None:

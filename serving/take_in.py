@@ -13,7 +13,7 @@ from serving.answers import Inputs, Prepared
 from serving.asgi import Problem
 from serving.chat_messages import Message, needs_tools
 from serving.chat_request import ChatRequest
-from serving.chat_tools import JsonOutput, Tool
+from serving.chat_tools import Tool
 from serving.chat_wire import FirstCallOnly, NewParser, ReadChat, StreamedChat, WholeChat
 from serving.completion_request import CompletionRequest, Prompt
 from serving.completion_wire import StreamedCompletion, WholeCompletion
@@ -210,9 +210,8 @@ def _parser(desk: Desk, request: ChatRequest, prompt_end: str) -> NewParser | No
 
 def _constraint(desk: Desk, request: ChatRequest, prompt_end: str) -> object:
     """What the answer must match; None: anything goes."""
-    engine, use = desk.engine, request.tool_use
+    engine, use, known = desk.engine, request.tool_use, desk.engine.format
     if use.choice == "required":
-        known = engine.format
         return _asked(
             "tools",
             lambda: engine.constraint(
@@ -222,12 +221,17 @@ def _constraint(desk: Desk, request: ChatRequest, prompt_end: str) -> object:
     output = request.json_output
     if output is None:
         return None
-    return _asked("response_format", lambda: engine.constraint(_json_grammar(desk, output, prompt_end)))
-
-
-def _json_grammar(desk: Desk, output: JsonOutput, prompt_end: str) -> str:
-    grammar: str = desk.engine.format.json_grammar(output.schema, prompt_end)
-    return grammar
+    of_json = _asked(
+        "response_format", lambda: engine.constraint(known.json_grammar(output.schema, prompt_end))
+    )
+    if not use.callable:
+        return of_json
+    return _asked(
+        "tools",
+        lambda: engine.constraint(
+            known.call_or_json_grammar(use.callable, use.parallel, output.schema, prompt_end)
+        ),
+    )
 
 
 def _asked(param: str, make: Callable[[], T]) -> T:

@@ -153,6 +153,10 @@ class Turns:
         if lease.granted is not None and not lease.begun and lease.turn in self._leases:
             self._give_back(lease, kept=lease.granted.resident)
 
+    def adjust(self, hold_s: float, queue_s: float) -> None:
+        """The config has other limits now."""
+        self._feed(admission.Adjusted(hold_s, queue_s))
+
     def stop(self) -> None:
         """Refuse everybody, those who run too: their turns are cancelled."""
         self._feed(admission.Closed())
@@ -179,7 +183,9 @@ class Turns:
         for place in sorted(quiet, key=lambda place: self._engine.held(place.number)):
             assert place.session is not None
             await self._parking.room(until_s)
-            if self._loop.time() < until_s:
+            if (
+                self._loop.time() < until_s and self.state.places[place.number] == place
+            ):  # `unload` may go on beside
                 self._parking.write_behind(place.session, self._engine.save(place.number))
         unsaved = await self._parking.finish(until_s)
         return len(unsaved | {place.session for place in self.state.places if self._lacking(place)})

@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 
 from serving.backend import Span
@@ -130,11 +130,16 @@ class CountingBackend:
         chosen = Likely(token, self.piece(token) or b"", -0.5)
         return token, Sampled(chosen, (chosen,) * top)
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> tuple[bytes, ...]:
-        if self._aborted:
-            raise InterruptedError
-        self.embedded += [tuple(tokens) for tokens in inputs]
-        return tuple(bytes([len(tokens)]) for tokens in inputs)
+    def embed(self, tokens: Sequence[int], room: Callable[[], int]) -> Generator[bytes | None]:
+        done = 0
+        while done < len(tokens):
+            if done:
+                yield None
+            if self._aborted:
+                raise InterruptedError
+            done += room()
+        self.embedded.append(tuple(tokens))
+        yield bytes([len(tokens)])
 
     def piece(self, token: int, special: bool = False) -> bytes | None:
         return None if token == END else b"%d " % token

@@ -65,6 +65,8 @@ class Behaviour:
     step_s: float = 0.0
     breaks_after: int | None = None
     """Each turn breaks once it has made so many tokens."""
+    breaks_by_request: bool = False
+    """Then for what it asked for, and not because the engine failed."""
     cancels_after: int | None = None
     """Each turn is cancelled by the engine itself once it has made so many tokens."""
     hangs_after: int | None = None
@@ -280,7 +282,7 @@ class FakeEngine:
         if running.made == behaviour.breaks_after:
             del self._running[turn.id]
             self._held[turn.sequence].clear()
-            self._emit([Broke(turn.id, "as it was told to")])
+            self._emit([Broke(turn.id, "as it was told to", asked=behaviour.breaks_by_request)])
             return
         if running.made == behaviour.cancels_after:
             self._end(turn.id, "cancelled")

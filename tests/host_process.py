@@ -151,6 +151,11 @@ class HostProcess:
     def get(self, path: str, token: str = TOKEN) -> Answer:
         return self._ask("GET", path, None, {"authorization": f"Bearer {token}"})
 
+    def settle(self, settings: Mapping[str, Any], token: str = TOKEN) -> Answer:
+        """POST what the config may change while the host runs."""
+        headers = {"authorization": f"Bearer {token}"}
+        return self._ask("POST", "/settings", json.dumps(settings).encode(), headers)
+
     def state(self) -> dict[str, Any]:
         return self.get("/state").body
 

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -36,9 +36,9 @@ class HeldBackend(CountingBackend):
         self._hold()
         return super().decode(spans)
 
-    def embed(self, inputs: Sequence[Sequence[int]]) -> tuple[bytes, ...]:
+    def embed(self, tokens: Sequence[int], room: Callable[[], int]) -> Generator[bytes | None]:
         self._hold()
-        return super().embed(inputs)
+        return super().embed(tokens, room)
 
 
 class Running:
@@ -63,9 +63,19 @@ class Running:
     def events(self, *asked: int) -> dict[int, list[Event]]:
         """Of these turns, until all have ended."""
         said: dict[int, list[Event]] = {number: [] for number in asked}
-        while not all(events and isinstance(events[-1], Ended | Broke) for events in said.values()):
-            event = self._heard.get(timeout=PATIENCE_S)
+        for event in self.said_in_order(*asked):
             said[event.turn].append(event)
+        return said
+
+    def said_in_order(self, *asked: int) -> list[Event]:
+        """The same in one list."""
+        said: list[Event] = []
+        going = set(asked)
+        while going:
+            said.append(event := self._heard.get(timeout=PATIENCE_S))
+            assert event.turn in asked, event
+            if isinstance(event, Ended | Broke):
+                going.remove(event.turn)
         return said
 
     def answers(self, *turns: Turn) -> dict[int, list[Event]]:

@@ -1,12 +1,15 @@
 """Who may use a replica, driven at random: no place is ever two sessions', no context is seen by another session, every
 lease is given back and every request ends."""
 
+import math
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from serving.admission import (
     Action,
+    Adjusted,
     Arrived,
     Cancel,
     Closed,
@@ -104,7 +107,7 @@ class AdmissionMachine(RuleBasedStateMachine):
     def arrive(self, session: str | None, queue_s: float | None) -> None:
         turn = len(self.open) + 1
         self.open[turn] = session
-        self.limits[turn] = self.now + (QUEUE_S if queue_s is None else min(queue_s, QUEUE_S))
+        self.limits[turn] = self.now + min(self.state.queue_s, math.inf if queue_s is None else queue_s)
         self.feed(Arrived(turn, session, queue_s))
 
     @precondition(lambda self: self.open)
@@ -135,6 +138,11 @@ class AdmissionMachine(RuleBasedStateMachine):
         for _ in range(quiet):
             self.feed(Unloading())
         assert all(place.state != "quiet" for place in self.state.places)
+
+    @rule(hold_s=st.sampled_from([0.0, HOLD_S]), queue_s=st.sampled_from([15.0, QUEUE_S]))
+    def adjust(self, hold_s: float, queue_s: float) -> None:
+        """The config changes; who waits already keeps its time."""
+        self.feed(Adjusted(hold_s, queue_s))
 
     @precondition(lambda self: len(self.open) > 5)
     @rule()

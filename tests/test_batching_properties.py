@@ -7,7 +7,7 @@ Everything is asked for on the loop's own thread, in the middle of its steps, so
 import itertools
 import threading
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -430,11 +430,12 @@ def hooked(harbour: Harbour, kind: type[CountingBackend]) -> type[CountingBacken
                 self._evaluate(first_of(spans, next(harbour.aborts, 0)))
             return bool(super().decode(spans))
 
-        def embed(self, inputs: Sequence[Sequence[int]]) -> tuple[bytes, ...]:
-            harbour.ask()
-            if harbour.trouble("embed") is not None:
-                raise RuntimeError("embed")
-            return tuple(super().embed(inputs))
+        def embed(self, tokens: Sequence[int], room: Callable[[], int]) -> Generator[bytes | None]:
+            for part in super().embed(tokens, room):
+                harbour.ask()
+                if harbour.trouble("embed") is not None:
+                    raise RuntimeError("embed")
+                yield part
 
     for name in ("sample", "sampler", "free", "piece", "clear", "unfit", *REFUSALS):
         setattr(Hooked, name, troubled(harbour, kind, name))

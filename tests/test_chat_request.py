@@ -250,11 +250,6 @@ def test_what_asks_for_nothing_special_is_served() -> None:
         ({"tools": [GO], "tool_choice": {"type": "allowed_tools"}}, "tool_choice", "unsupported_parameter"),
         ({"tools": [GO], "parallel_tool_calls": "no"}, "parallel_tool_calls", "invalid_type"),
         (
-            {"tools": [GO], "response_format": {"type": "json_object"}},
-            "response_format",
-            "unsupported_parameter",
-        ),
-        (
             {"tools": [GO], "tool_choice": "required", "response_format": {"type": "json_object"}},
             "response_format",
             "unsupported_parameter",
@@ -288,6 +283,12 @@ def test_bad_input_names_the_field(fields: dict[str, Any], param: str, code: str
     bad = refused(**fields)
     assert (bad.param, bad.code) == (param, code)
     assert bad.message
+
+
+def test_an_error_repeats_little_of_what_was_sent() -> None:
+    bad = refused(**{"x" * 100_000: 1})
+    assert bad.param == "x" * 64 + "…"
+    assert len(bad.message) < 200
 
 
 def test_n_and_log_probabilities_are_read() -> None:
@@ -361,7 +362,8 @@ def test_response_formats_are_read() -> None:
     schema = {"type": "array"}
     told = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     assert read(response_format=told).json_output == JsonOutput(schema)
-    assert read(response_format=told, tools=[GO], tool_choice="none").json_output == JsonOutput(schema)
+    for choice in ("none", "auto"):
+        assert read(response_format=told, tools=[GO], tool_choice=choice).json_output == JsonOutput(schema)
 
 
 def test_what_the_template_is_told_beside_the_messages() -> None:

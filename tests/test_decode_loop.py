@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -264,6 +265,17 @@ def test_a_loaded_loop_is_not_loaded_twice(run: Run) -> None:
     with pytest.raises(RuntimeError, match="loaded already"):
         running.loop.load(lambda _: None)
     assert text(running.answer(turn(1, 5))) == "5 6 7 8 "
+
+
+def test_an_idle_loop_keeps_no_state_that_it_saved(run: Run) -> None:
+    running = run(CountingBackend())
+    running.answer(turn(1, 20))
+    gone = threading.Event()
+    saved = running.loop.save(0)
+    weakref.finalize(saved, gone.set)
+    assert saved.result(PATIENCE_S) is not None
+    del saved
+    assert gone.wait(PATIENCE_S)
 
 
 def test_closing_ends_what_runs_and_what_waits_as_cancelled(run: Run) -> None:

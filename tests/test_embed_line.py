@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from serving.engine import Broke, Embed, Embedded, Ended, Usage
+from serving.engine import Broke, Embed, Embedded, Ended, Text, Usage
 from tests.backends import CountingBackend
 from tests.loop_driver import PATIENCE_S, HeldBackend, Run, loops, text, turn
 
@@ -46,6 +46,30 @@ def test_embeddings_are_made_between_steps_and_in_turn(run: Run) -> None:
     assert text(said[1]) == "4 5 6 7 "
 
 
+def test_a_long_text_keeps_no_neighbour_waiting_for_more_than_a_chunk(run: Run) -> None:
+    backend = HeldBackend()
+    running = run(backend)
+    running.loop.begin(turn(1, 4, 8))
+    assert backend.inside.wait(PATIENCE_S)
+    running.loop.embed(Embed(2, ((1,) * 12,)))
+    backend.go_on.set()
+    said = running.said_in_order(1, 2)
+    texts_before = said[: said.index(Embedded(2, (b"\x0c",)))]
+    assert sum(isinstance(event, Text) for event in texts_before) >= 12 // running.loop.chunk
+
+
+def test_a_long_text_that_is_cancelled_is_given_up_between_its_parts(run: Run) -> None:
+    running = run(CountingBackend())
+    running.loop.begin(turn(1, 4, 30))
+    running.loop.embed(Embed(2, ((1,) * 60,)))
+    running.loop.cancel(2)
+    running.loop.embed(Embed(3, ((1,) * 4,)))
+    said = running.events(1, 2, 3)
+    assert said[2] == [Ended(2, "cancelled", Usage(60, 0, 0, 0))]
+    assert said[3][0] == Embedded(3, (b"\4",))
+    assert running.backend.embedded == [(1,) * 4]
+
+
 def test_embeddings_are_cancelled_in_the_middle(run: Run) -> None:
     backend = HeldBackend()
     running = run(backend)
@@ -60,7 +84,7 @@ def test_embeddings_are_cancelled_in_the_middle(run: Run) -> None:
 def test_a_failed_embedding_breaks_alone(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     running = run(CountingBackend())
     with monkeypatch.context() as patch:
-        patch.setattr(running.backend, "embed", lambda _: 1 / 0)
+        patch.setattr(running.backend, "embed", lambda *_: 1 / 0)
         running.loop.embed(Embed(1, ((1, 2),)))
         (event,) = running.events(1)[1]
     assert isinstance(event, Broke)

@@ -233,6 +233,15 @@ def test_a_schema_that_makes_no_sense_names_response_format(host: HostProcess) -
     assert host.state()["pins"] == 0
 
 
+@pytest.mark.parametrize("after", [0, 3])
+def test_what_cannot_be_done_is_the_requests_fault(make_host: MakeHost, after: int) -> None:
+    host = make_host(Behaviour(breaks_after=after, breaks_by_request=True))
+    answer = host.chat({"messages": HELLO}, who="ann")
+    assert refusal(answer) == (400, "invalid_value", None)
+    assert "as it was told to; ask for less with 'response_format'" in answer.body["error"]["message"]
+    assert answer.headers["x-homeport-pin"] == "new"
+
+
 # completions
 
 
@@ -478,7 +487,9 @@ def test_texts_and_conversations_are_counted(host: HostProcess) -> None:
     counted = host.post("/tokenize", {"prompt": "abc"}).body
     assert counted == {"count": 3, "max_model_len": 4000, "tokens": [97, 98, 99]}
     assert host.post("/detokenize", {"tokens": counted["tokens"]}).body == {"prompt": "abc"}
-    assert host.post("/tokenize", {"messages": HELLO}).body["count"] == len("user:hello\nassistant:")
+    conversation = host.post("/tokenize", {"messages": HELLO})
+    assert conversation.body["count"] == len("user:hello\nassistant:")
+    assert conversation.headers["x-homeport-replica"] == "den/0"
 
 
 @pytest.mark.parametrize(

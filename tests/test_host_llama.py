@@ -72,6 +72,19 @@ def test_a_client_that_leaves_ends_the_turn_within_a_token(host: HostProcess) ->
     assert host.state()["tokens_generated"] == state["tokens_generated"]
 
 
+def test_a_client_that_leaves_during_its_prompt_frees_its_place_before_the_prompts_end(
+    host: HostProcess,
+) -> None:
+    before = host.state()["tokens_evaluated"]
+    sender = host.post_and_wait("Ships come home. " * 220, "fay")
+    host.wait_state(running=1)
+    sender.close()
+    after = host.wait_state(running=0)
+    assert after["recent"][-1]["generated"] == 0
+    assert after["tokens_evaluated"] - before < 880, "it was evaluated to its end"
+    assert host.chat(ITALY, who="fay").status == 200
+
+
 def test_a_prompt_beyond_the_context_is_refused_with_both_numbers(host: HostProcess) -> None:
     answer = host.chat("word " * 2000, who="ann")
     assert (answer.status, answer.body["error"]["code"]) == (400, "context_length_exceeded")
@@ -92,6 +105,22 @@ def test_twenty_mebibytes_are_refused_at_once_and_the_state_stays_open(host: Hos
     assert (answer.status, answer.body["error"]["code"]) == (400, "context_length_exceeded")
     assert "at least" in answer.body["error"]["message"]
     assert time.monotonic() - begun < 8, "20 s when it was tokenized"
+
+
+def test_a_context_that_the_slice_has_no_room_for_ends_with_78_and_the_sum(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    spec = model_spec(context=8192, sessions=64)
+    host = HostProcess(tmp_path_factory.mktemp("large"), spec, str(bundled_model()), None)
+    try:
+        host.start(until=None)
+        assert host.wait_end(30.0) == 78
+        said = host.errors()
+        assert "homeport: load failed: " in said
+        assert "64 x 8192 tokens of context" in said
+        assert "needs.memory: " in said
+    finally:
+        host.kill()
 
 
 def test_a_file_that_is_no_model_ends_with_78(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -389,3 +389,90 @@ def test_it_can_be_stopped_while_it_loads_again(make_host: MakeHost, tmp_path: P
     assert host.wait_end(3.5) == 0
     thread.join(5.0)
     assert (answers[0].status, answers[0].body["error"]["code"]) == (503, "host_stopping")
+
+
+def settings(host: HostProcess, **other: Any) -> Answer:
+    """Give the host these settings; those that are not named stay."""
+    return host.settle({**host.state()["settings"], **other})
+
+
+def test_a_budget_that_shrinks_makes_parked_sessions_give_way_at_once(make_host: MakeHost) -> None:
+    host = make_host(parking=ParkingSpec(2**20, 2**20))
+    host.start()
+    for who in ("ann", "ben", "cem"):
+        first(host, who)
+    wait_parking(host, sessions=2, unwritten=0)
+    answer = settings(host, parking=ParkingSpec(0, parked_file(host, "ann").stat().st_size).to_json())
+    assert answer.status == 200, answer.body
+    assert wait_parking(host, sessions=1)["memory_bytes"] == 0
+    host.wait_until(lambda state: not parked_file(host, "ann").exists())
+    assert again(host, "ann") == ("evaluated", "evicted", 0)
+    settings(host, parking=ParkingSpec(0, 0).to_json())
+    host.wait_until(lambda state: not list((host.folder / "parked").glob("*.kv")))
+
+
+def test_a_disk_budget_can_be_given_while_the_host_runs(make_host: MakeHost) -> None:
+    host = make_host(parking=ParkingSpec(0, 0))
+    host.start()
+    settings(host, parking=ParkingSpec(0, 2**20).to_json())
+    first(host, "ann")
+    first(host, "ben")
+    assert again(host, "ann") == ("resumed", None, WARM)
+
+
+def test_a_shorter_hold_lets_one_in_that_waits_already(make_host: MakeHost) -> None:
+    host = make_host(hold_s=600.0, queue_s=900.0)
+    host.start()
+    first(host, "ann")
+    waits = host.post_and_wait("hello", "ben")
+    host.wait_state(waiting=1)
+    settings(host, hold_s=0.0)
+    assert waits.recv(15).startswith(b"HTTP/1.1 200 OK")
+    waits.close()
+
+
+def test_a_shorter_queue_refuses_whoever_comes_from_now_on(make_host: MakeHost) -> None:
+    host = make_host(Behaviour(endless=True, step_s=0.01), hold_s=0.0, queue_s=900.0)
+    host.start()
+    host.stream("hello", who="ann").first_text()
+    settings(host, queue_s=0.1)
+    refused = host.chat("hello", who="ben")
+    assert (refused.status, refused.body["error"]["code"]) == (429, "queue_timeout")
+
+
+def test_a_model_can_be_freed_that_was_never_to_be_and_the_other_way_round(make_host: MakeHost) -> None:
+    host = make_host()
+    host.start()
+    settings(host, unload_s=0.05)
+    host.wait_state(loaded=False)
+    settings(host, unload_s=None)
+    first(host, "ann")
+    assert host.state()["loaded"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"hold_s": 60.0}, "hold_s"),
+        ({"queue_s": -1}, "queue_s"),
+        ({"unload_s": "30m"}, "unload_s"),
+        ({"parking": {"memory_bytes": 1, "disk_bytes": 1}}, "parking.keep_s"),
+        ({"context": 100}, "context"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused_and_nothing_changes(
+    make_host: MakeHost, wrong: dict[str, Any], param: str
+) -> None:
+    host = make_host()
+    host.start()
+    before = host.state()["settings"]
+    answer = settings(host, **wrong)
+    assert (answer.status, answer.body["error"]["param"]) == (400, param)
+    assert host.state()["settings"] == before
+
+
+def test_only_the_cluster_changes_settings(make_host: MakeHost) -> None:
+    host = make_host()
+    host.start()
+    assert host.settle(host.state()["settings"], token="a guess").status == 401
+    assert host.get("/settings").status == 405

@@ -140,7 +140,9 @@ def test_written_behind_and_killed_it_is_resumed_and_says_what_it_would_have_sai
     assert talk.told["reused_tokens"] == straight.reused
 
 
-def test_killed_in_mid_decode_it_loses_that_turn_only(make_host: MakeHost, model: Path) -> None:
+def test_killed_in_mid_decode_it_loses_that_turn_only(
+    make_host: MakeHost, model: Path, straight: Straight
+) -> None:
     host = make_host(model, model_spec(context=1024, hold_s=0.5))
     host.start()
     talk = Talk(host, "ann")
@@ -155,6 +157,7 @@ def test_killed_in_mid_decode_it_loses_that_turn_only(make_host: MakeHost, model
     talk.say(QUESTIONS[1])
     assert (talk.told["context"], talk.told["cause"]) == ("resumed", None)
     assert talk.told["reused_tokens"] == held
+    assert talk.texts == straight.texts[:2]
 
 
 def test_freed_and_loaded_again_it_says_what_it_would_have_said(

@@ -20,6 +20,7 @@ from cluster.paths import Paths, secret
 from router.lifecycle import end_everything
 from serving import reconcile
 from serving.keeper import Keeper
+from serving.model import ParkingSpec
 from tests.e2e.installation import _free_ports
 from tests.fakes import Behaviour
 from tests.host_process import model_spec, text_of
@@ -53,10 +54,19 @@ class Machine:
         python, _, _, spec = order.command
         return self.launch(replace(order, command=(python, "-m", "tests.fakes", spec, str(told))))
 
-    def serve(self, replicas: int) -> None:
-        model = replace(model_spec(), replicas=replicas)
+    def serve(self, replicas: int, revision: int = 1, **spec: Any) -> None:
+        model = replace(model_spec(**spec), replicas=replicas)
         wish = {"model": model.to_json(), "digest": "d" * 64, "count": replicas}
-        self.keeper.apply(1, [wish])
+        self.keeper.apply(revision, [wish])
+
+    def replace_keeper(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The keeper does nothing any more; the next one finds what it left."""
+
+        async def nothing() -> None:
+            pass
+
+        monkeypatch.setattr(self.keeper, "_step", nothing)
+        self.keeper = Keeper()
 
     def replica(self, slot: int) -> dict[str, Any]:
         found: dict[str, Any] = next(r for r in self.keeper.report()["replicas"] if r["slot"] == slot)
@@ -74,9 +84,28 @@ class Machine:
         """The replica once its host serves, started for the `life`th time."""
         return self.until(slot, lambda r: r["state"] == "ready" and r["incarnation"] == life)
 
+    def connection(self, slot: int) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.replica(slot)["port"], timeout=PATIENCE_S)
+
+    def settings(self, slot: int) -> dict[str, Any]:
+        """What the host itself says that it goes by."""
+        connection = self.connection(slot)
+        try:
+            connection.request("GET", "/state", headers={"authorization": f"Bearer {self.token}"})
+            told: dict[str, Any] = json.loads(connection.getresponse().read())["settings"]
+            return told
+        finally:
+            connection.close()
+
+    def until_settings(self, slot: int, **wanted: object) -> None:
+        deadline = time.monotonic() + PATIENCE_S
+        while {**(told := self.settings(slot)), **wanted} != told:
+            assert time.monotonic() < deadline, told
+            time.sleep(0.05)
+
     def ask(self, slot: int, tokens: int) -> str:
         """The text that comes, until its end or that of the host."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.replica(slot)["port"], timeout=PATIENCE_S)
+        connection = self.connection(slot)
         question = {"role": "user", "content": "Hello"}
         body = {"model": "smollm2", "stream": True, "max_tokens": tokens, "messages": [question]}
         headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
@@ -101,7 +130,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     try:
         yield made
     finally:
-        made.keeper.apply(2, [])
+        made.keeper.apply(100, [])
         end_everything(made.paths)
 
 
@@ -162,3 +191,19 @@ def test_a_host_that_cannot_be_started_is_given_up_with_the_reason(
     failed = machine.until(0, lambda replica: replica["state"] == "failed")
     assert failed["detail"] == "it died 5 times in 10 minutes: no space left on the disk"
     assert failed["stderr"] == []
+
+
+def test_new_settings_reach_a_host_that_runs_and_one_that_is_adopted(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.behaviours = [TALKS]
+    machine.serve(1)
+    before = machine.lives(0, 1)
+    parking = ParkingSpec(2**20, 2**21, 60.0)
+    machine.serve(1, revision=2, hold_s=1.0, queue_s=2.0, unload_s=1800.0, parking=parking)
+    machine.until_settings(0, hold_s=1.0, queue_s=2.0, unload_s=1800.0, parking=parking.to_json())
+    machine.replace_keeper(monkeypatch)
+    machine.serve(1, revision=3, hold_s=3.0)
+    machine.until_settings(0, hold_s=3.0, queue_s=60.0, unload_s=None, parking=ParkingSpec().to_json())
+    after = machine.until(0, lambda replica: replica["state"] == "ready")
+    assert (after["pid"], after["incarnation"]) == (before["pid"], 1)

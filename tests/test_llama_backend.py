@@ -107,7 +107,7 @@ def test_an_adapter_changes_what_the_model_says_and_the_layout(tmp_path: Path) -
     try:
         assert np.abs(logits(plain, tokens) - logits(changed, tokens)).max() > 0.1
         assert plain.facts(0, 1, "b").layout != changed.facts(0, 1, "b").layout
-        assert plain.embed([tokens]) != changed.embed([tokens])
+        assert embedded(plain, tokens) != embedded(changed, tokens)
     finally:
         plain.shut()
         changed.shut()
@@ -201,6 +201,14 @@ def test_loading_what_does_not_fit_takes_no_memory() -> None:
 # Embeddings
 
 
+def embedded(backend: LlamaBackend, tokens: Sequence[int], room: int = 512) -> bytes:
+    """A text's vector, of a backend without a loop."""
+    *parts, vector = backend.embed(tokens, lambda: room)
+    assert set(parts) <= {None}
+    assert vector is not None
+    return vector
+
+
 def embed(driver: Driver, *inputs: Sequence[int]) -> list[Any]:
     number = driver.number()
     driver.engine.embed(Embed(number, tuple(map(tuple, inputs))))
@@ -224,7 +232,7 @@ def test_a_long_text_embedded_in_parts_is_what_it_is_in_one() -> None:
     assert parts._embedder is not None
     try:
         parts._embedder.rows = 32
-        (one,), (many,) = ([np.frombuffer(v, "<f4") for v in b.embed([tokens])] for b in (whole, parts))
+        one, many = (np.frombuffer(embedded(b, tokens), "<f4") for b in (whole, parts))
         assert one @ many == pytest.approx(1, abs=1e-3)
     finally:
         whole.shut()
@@ -239,7 +247,7 @@ def test_pooling_takes_the_tokens_that_the_model_says(pooling: str) -> None:
     try:
         embedder._pooling = pooling  # type: ignore[assignment]
         tokens = (1000, 1001, 1002)
-        (vector,) = (np.frombuffer(v, "<f4") for v in backend.embed([tokens]))
+        vector = np.frombuffer(embedded(backend, tokens), "<f4")
         rows = embedder._outputs(embedder._kept, 3).astype(np.float64)
         wanted = {"mean": rows.sum(axis=0), "cls": rows[0], "last": rows[-1]}[pooling]
         assert np.allclose(vector, wanted / np.linalg.norm(wanted), atol=1e-5)
@@ -384,6 +392,11 @@ def test_typical_sampling_narrows_what_is_chosen(driver: Driver, prompt: tuple[i
         }
 
     assert len(texts(0.01)) < len(texts(1.0))
+
+
+def test_next_to_no_temperature_is_none(driver: Driver, prompt: tuple[int, ...]) -> None:
+    cold = [driver.ask(prompt, 8, sampling=Sampling(temperature=t, seed=1))[0] for t in (0, 1e-40, 1e-5)]
+    assert len(set(cold)) == 1
 
 
 def test_special_tokens_show_only_where_they_are_asked_for(driver: Driver) -> None:

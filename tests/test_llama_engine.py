@@ -6,7 +6,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -333,6 +335,23 @@ def test_a_frequency_penalty_breaks_a_loop(driver: Driver) -> None:
     penalised, _ = driver.ask(prompt, 16, sampling=Sampling(temperature=0, frequency_penalty=2.0))
     assert plain.count("sea") == 8
     assert 0 < penalised.count("sea") < 8
+
+
+def test_a_presence_penalty_asks_for_other_words(driver: Driver) -> None:
+    prompt = driver.engine.tokenize("sea, sea, sea, sea, sea, sea, sea, sea,")
+    text, _ = driver.ask(prompt, 16, sampling=Sampling(temperature=0, presence_penalty=20.0))
+    assert 1 <= text.count("sea") < 8
+
+
+@pytest.mark.parametrize("narrow", [{"top_k": 1}, {"top_p": 0.0001}, {"min_p": 1.0}])
+def test_a_choice_narrowed_to_the_likeliest_is_greedy(driver: Driver, narrow: dict[str, Any]) -> None:
+    prompt = driver.chat("Tell me a story.")
+    greedy, _ = driver.ask(prompt, 16)
+    wide = Sampling(temperature=1.5, top_k=0, top_p=1.0, min_p=0.0, seed=7)
+    driver.engine.erase(0)
+    assert driver.ask(prompt, 16, sampling=wide)[0] != greedy
+    driver.engine.erase(0)
+    assert driver.ask(prompt, 16, sampling=replace(wide, **narrow))[0] == greedy
 
 
 def test_a_repeat_penalty_looks_back_into_the_prompt(driver: Driver) -> None:

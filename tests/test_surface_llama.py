@@ -225,7 +225,8 @@ def test_any_object_is_an_object(host: HostProcess) -> None:
 
 
 @pytest.mark.parametrize(
-    "schema", [{"type": "strnig"}, {"$ref": "#/nowhere"}, {"type": "string", "pattern": "("}]
+    "schema",
+    [{"type": "strnig"}, {"$ref": "#/nowhere"}, {"type": "string", "pattern": "("}, {"$ref": "#"}],
 )
 def test_a_schema_that_cannot_be_used_is_a_400_with_the_reason(
     host: HostProcess, schema: dict[str, Any]
@@ -270,6 +271,22 @@ def test_a_streamed_call_is_the_whole_ones(caller: HostProcess) -> None:
     calls, finish = put_together(caller.stream(asked))
     assert calls == {0: ["get_weather", call["function"]["arguments"]]}
     assert finish == "tool_calls"
+
+
+def test_with_a_response_format_an_answer_is_a_call_or_fits_it(caller: HostProcess) -> None:
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    told = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    no_call = [{"role": "user", "content": "Say hello."}]
+    asked = {**ROME, "response_format": told}
+    for messages in (ROME["messages"], no_call):
+        (choice,) = caller.chat({**asked, "messages": messages}).body["choices"]
+        assert choice["finish_reason"] in ("stop", "tool_calls")
+        calls = choice["message"].get("tool_calls")
+        fits = json.loads(calls[0]["function"]["arguments"] if calls else choice["message"]["content"])
+        assert ("city" in fits) if calls else isinstance(fits["a"], int)
+    wrong = {"type": "function", "function": {"name": "f", "parameters": {"type": "nonsense"}}}
+    answer = caller.chat({**asked, "tools": [wrong]})
+    assert (answer.status, answer.body["error"]["param"]) == (400, "tools")
 
 
 def test_a_tools_result_is_talked_about_and_the_context_stays(caller: HostProcess) -> None:
@@ -331,7 +348,9 @@ def test_a_common_beginning_is_shared_within_a_key_and_with_no_other(host: HostP
     assert (first["context"], first["reused_tokens"]) == ("evaluated", 0)
     messages[-1] = {"role": "user", "content": "And the grass?"}
     asked = {**ITALY, "messages": messages}
-    same = host.chat(asked, ours, who="ours-2").body["homeport"]
+    answer = host.chat(asked, ours, who="ours-2").body
+    same = answer["homeport"]
+    assert answer["usage"]["prompt_tokens_details"]["cached_tokens"] == same["reused_tokens"]
     assert (same["context"], same["cause"]) == ("evaluated", "new")
     assert same["reused_tokens"] > 60
     for who, headers in (("theirs", theirs), ("nobodys", None)):

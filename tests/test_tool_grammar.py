@@ -107,6 +107,9 @@ SPACES = tuple(b" \n\t\r")
 WALKED = ("smollm2_tools", "qwen_coder", "llama3", "mistral_v3", "gemma_json", "gemma_code", "functiongemma")
 
 
+BARE_CALLS = ("llama3", "gemma_json")
+
+
 class Bytes:
     """What TokenizerWrapper wants of a tokenizer."""
 
@@ -294,6 +297,26 @@ def test_json_of_a_model_without_reasoning() -> None:
 def test_json_by_a_schema() -> None:
     held = Gate(json_grammar({"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1}))
     assert [held.takes(text) for text in ('["a", "b"]', "[]", '["c"]')] == [True, False, False]
+
+
+@pytest.mark.parametrize("name", BARE_CALLS)
+def test_calls_without_a_mark_are_not_told_from_other_json(name: str) -> None:
+    with pytest.raises(PromptError, match="leave one of them out"):
+        chat_format(name).call_or_json_grammar(TOOLS, True, None)
+
+
+@pytest.mark.parametrize(("name", "special"), [way for way in BOTH_WAYS if way[0] not in BARE_CALLS])
+def test_where_both_may_come_it_is_a_call_or_the_json(name: str, special: bool) -> None:
+    specials = SPECIALS[name] if special else ()
+    form = chat_format(name, Bytes(specials).ids)
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
+    either = Gate(form.call_or_json_grammar(TOOLS, True, schema), specials)
+    head = "<|channel|>final<|message|>" if name == "gpt_oss" else ""
+    for text in (*CALLS[name], head + '{"a": 1}'):
+        assert either.takes(text)
+        assert not either.takes("Sure. " + text)
+    for text in (head + '{"a": "b"}', CALLS[name][0].replace("celsius", "kelvin"), "Hello"):
+        assert not either.takes(text)
 
 
 # Parameters

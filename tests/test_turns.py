@@ -101,6 +101,20 @@ async def test_a_stop_saves_one_resident_after_another(make_desk: MakeDesk) -> N
     assert desk.files() == set(NAMES)
 
 
+@pytest.mark.usefixtures("narrow")
+async def test_a_stop_in_the_middle_of_an_unload_loses_no_context(make_desk: MakeDesk) -> None:
+    desk = make_desk()
+    await desk.residents()
+    unloading = asyncio.create_task(desk.turns.unload())
+    await asyncio.sleep(0)
+    assert sum(place.state == "quiet" for place in desk.turns.state.places) == PLACES - 1
+    desk.turns.stop()
+    assert await desk.turns.park_all(asyncio.get_running_loop().time() + 10.0) == 0
+    await unloading
+    assert await desk.parking.finish(asyncio.get_running_loop().time() + 10.0) == set()
+    assert (desk.files(), desk.parking.failures) == (set(NAMES), 0)
+
+
 async def test_a_stop_without_the_time_says_who_is_not_on_disk(
     make_desk: MakeDesk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
