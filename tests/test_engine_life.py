@@ -46,14 +46,14 @@ async def test_a_turn_that_runs_without_its_client_keeps_the_engine(tmp_path: Pa
             lease = app._turns.ask(None, "request")
             await app._turns.begin(lease, Turn(lease.turn, 0, (1,), None, Sampling()))
             app._unload()
-            assert app.report()["loaded"]
+            assert app.loaded
             app._turns.left(lease)
             while app.report()["running"]:
                 await lease.next()
             app._unload()
-            assert not app.report()["loaded"]
             assert app._unloading is not None
             await app._unloading
+            assert not app.report()["loaded"]
     finally:
         app.stop()
         app.close()

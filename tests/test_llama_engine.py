@@ -110,6 +110,27 @@ def load_failure(path: Path, context: int = 256, memory_bytes: int | None = None
     return str(caught.value)
 
 
+def test_one_decode_warms_up_before_the_engine_counts_as_loaded(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = LlamaEngine(model, CONTEXT, sequences=1, threads=1, options=EngineOptions(prompt_chunk=8))
+    seen: list[float] = []
+    decodes = []
+    decode = engine._llama.decode
+
+    def counted(spans: Any) -> bool:
+        decodes.append(seen[-1])
+        return decode(spans)
+
+    monkeypatch.setattr(engine._llama, "decode", counted)
+    try:
+        engine.load(seen.append)
+        assert decodes == [0.95]
+        assert (seen[-1], engine.held(0)) == (1.0, 0)
+    finally:
+        engine.close()
+
+
 def test_a_truncated_file_is_refused(model: Path, tmp_path: Path) -> None:
     path = tmp_path / "half.gguf"
     with model.open("rb") as whole:
@@ -335,6 +356,26 @@ def test_a_frequency_penalty_breaks_a_loop(driver: Driver) -> None:
     penalised, _ = driver.ask(prompt, 16, sampling=Sampling(temperature=0, frequency_penalty=2.0))
     assert plain.count("sea") == 8
     assert 0 < penalised.count("sea") < 8
+
+
+def test_a_prompt_is_rendered_once_and_no_logits_are_copied_for_a_plain_answer(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered = []
+    assert driver.engine.format is not None
+    render = driver.engine.format.render
+
+    def counted(*of: Any, **more: Any) -> str:
+        rendered.append(of)
+        return str(render(*of, **more))
+
+    def never(row: int) -> None:
+        raise AssertionError(f"logits of row {row} were asked for")
+
+    monkeypatch.setattr(driver.engine.format, "render", counted)
+    monkeypatch.setattr(driver.engine._llama._context, "logits", never)
+    assert driver.ask(paris(driver), 64)[0] == "The capital of France is Paris."
+    assert len(rendered) == 1
 
 
 def test_a_presence_penalty_asks_for_other_words(driver: Driver) -> None:
