@@ -54,7 +54,7 @@ class PinIndex:
         """Insert a pin, or return the winner: (pin, whether a journal has it already).
 
         A new pin goes to the first candidate with a place that no recent claim has taken, else to the one with the
-        fewest recent claims, in the router's order. A claim whose host refused it (`refused`) is made anew; a pin
+        fewest recent claims, of these to the one whose last claim is longest ago, in the router's order. A claim whose host refused it (`refused`) is made anew; a pin
         that a journal confirmed is not. `ranked` must not be empty.
         """
         self._forget_unused(now)
@@ -64,8 +64,9 @@ class PinIndex:
             return known, key not in self.claims
         candidates = [c for c in ranked if c.replica not in refused] or list(ranked)
         taken = self._recent(now)
-        chosen = next((c for c in candidates if c.free > taken.get(c.replica, 0)), None) or min(
-            candidates, key=lambda c: taken.get(c.replica, 0)
+        chosen = next((c for c in candidates if c.free > len(taken.get(c.replica, ()))), None) or min(
+            candidates,
+            key=lambda c: (len(taken.get(c.replica, ())), max(taken.get(c.replica, ()), default=0.0)),
         )
         pin = Pin(session=session, model=model, replica=chosen.replica, generation=1, created_s=now)
         self.pins[key] = pin
@@ -80,9 +81,10 @@ class PinIndex:
                 break
             del self.claims[key], self.pins[key]
 
-    def _recent(self, now: float) -> dict[str, int]:
-        taken: dict[str, int] = {}
+    def _recent(self, now: float) -> dict[str, list[float]]:
+        """When each replica was claimed lately."""
+        taken: dict[str, list[float]] = {}
         for replica, at in self.claims.values():
             if at > now - CLAIM_S:
-                taken[replica] = taken.get(replica, 0) + 1
+                taken.setdefault(replica, []).append(at)
         return taken

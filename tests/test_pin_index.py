@@ -55,6 +55,15 @@ def test_without_a_free_place_the_newcomers_spread() -> None:
     assert sorted(homes) == ["a/0", "a/0", "b/0", "b/0"]
 
 
+def test_of_two_replicas_claimed_as_often_the_one_claimed_earlier_gets_the_newcomer() -> None:
+    index = PinIndex()
+    seen_full, seen_free = Candidate("a/0", 0), Candidate("b/0", 1)
+    assert index.claim(digest(1), "m", free("a/0", "b/0"), NOBODY, now=10.0)[0].replica == "a/0"
+    order = [seen_free, seen_full]
+    assert index.claim(digest(2), "m", order, NOBODY, now=11.5)[0].replica == "b/0"
+    assert index.claim(digest(3), "m", order, NOBODY, now=11.5)[0].replica == "a/0"
+
+
 def test_a_claim_counts_as_a_taken_place_for_a_moment_only() -> None:
     index = PinIndex()
     index.claim(digest(1), "m", free("a/0", "b/0"), NOBODY, now=0.0)
