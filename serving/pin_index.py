@@ -54,23 +54,23 @@ class PinIndex:
         """Insert a pin, or return the winner: (pin, whether a journal has it already).
 
         A new pin goes to the first candidate with a place that no recent claim has taken, else to the one with the
-        fewest recent claims, of these to the one whose last claim is longest ago, in the router's order. A claim whose host refused it (`refused`) is made anew; a pin
-        that a journal confirmed is not. `ranked` must not be empty.
+        fewest recent claims, of these to the one whose last claim is longest ago, in the router's order. A claim whose
+        host refused it (`refused`: it has no free place) is made anew; a pin that a journal confirmed is not. `ranked`
+        must not be empty.
         """
         self._forget_unused(now)
         key = (session, model)
         known = self.pins.get(key)
         if known is not None and not (key in self.claims and known.replica in refused):
             return known, key not in self.claims
-        candidates = [c for c in ranked if c.replica not in refused] or list(ranked)
+        self.claims.pop(key, None)
         taken = self._recent(now)
-        chosen = next((c for c in candidates if c.free > len(taken.get(c.replica, ()))), None) or min(
-            candidates,
-            key=lambda c: (len(taken.get(c.replica, ())), max(taken.get(c.replica, ()), default=0.0)),
+        free = (c for c in ranked if c.replica not in refused and c.free > len(taken.get(c.replica, ())))
+        chosen = next(free, None) or min(
+            ranked, key=lambda c: (len(taken.get(c.replica, ())), max(taken.get(c.replica, ()), default=0.0))
         )
         pin = Pin(session=session, model=model, replica=chosen.replica, generation=1, created_s=now)
         self.pins[key] = pin
-        self.claims.pop(key, None)
         self.claims[key] = (chosen.replica, now)
         return pin, False
 

@@ -64,6 +64,16 @@ def test_of_two_replicas_claimed_as_often_the_one_claimed_earlier_gets_the_newco
     assert index.claim(digest(3), "m", order, NOBODY, now=11.5)[0].replica == "a/0"
 
 
+def test_a_replica_that_is_found_full_is_still_waited_for_where_the_others_were_claimed_later() -> None:
+    index = PinIndex()
+    index.claim(digest(1), "m", free("a/0", "b/0"), NOBODY, now=10.0)
+    index.claim(digest(2), "m", free("b/0", "a/0"), NOBODY, now=10.5)
+    assert index.claim(digest(3), "m", free("a/0", "b/0"), NOBODY, now=10.6)[0].replica == "a/0"
+    seen_full = [Candidate("a/0", 0), Candidate("b/0", 0)]
+    again, known = index.claim(digest(3), "m", seen_full, frozenset({"a/0"}), now=10.7)
+    assert (again.replica, known) == ("a/0", False)
+
+
 def test_a_claim_counts_as_a_taken_place_for_a_moment_only() -> None:
     index = PinIndex()
     index.claim(digest(1), "m", free("a/0", "b/0"), NOBODY, now=0.0)
