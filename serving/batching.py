@@ -5,7 +5,7 @@ elsewhere (admission); here every turn given is one that runs.
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 SINGLE_STEPS = 2.0
 """So many steps without it a chunk of a prompt may delay the tokens that are made beside it."""
@@ -55,8 +55,7 @@ def next_round(decoding: Sequence[int], prompts: Sequence[Prompt], budget: Budge
     get on. None is empty; no turn is in two. Without turns there are none.
 
     One decode holds everybody, unless the budget is exact: then each decoding turn has its own, and the first of the
-    prompts the last one. Where `after` orders the turns from round to round, every prompt gets on within as many
-    rounds as there are prompts.
+    prompts the last one. Where `after` orders the turns from round to round, every prompt gets on.
     """
     if not budget.exact:
         pieces = next_pieces(decoding, prompts, budget)
@@ -71,50 +70,83 @@ def next_round(decoding: Sequence[int], prompts: Sequence[Prompt], budget: Budge
 def next_pieces(decoding: Sequence[int], prompts: Sequence[Prompt], budget: Budget) -> Decode:
     """The pieces of one decode: one token for every decoding turn, then parts of prompts.
 
-    Prompts share what is left evenly, earlier ones first where it does not divide; what a short one does not need
-    goes to the others. So a long prompt delays nobody's next token by more than a chunk, and a short prompt does
-    not wait for a long one. Never more than `budget.batch` tokens in all; decoding turns beyond it are left out
-    from the end (an engine has at most as many sequences as its batch has tokens). Empty only without turns.
+    A long prompt delays nobody's next token by more than a chunk. Half of what is left is the first prompt's, so that
+    every one gets on once those before it are through; the rest goes to the one that has the least left, so that a
+    short prompt does not wait for a long one, and equal ones are ready one after the other rather than all at the
+    end. Never more than `budget.batch` tokens in all; decoding turns beyond it are left out from the end (an engine
+    has at most as many sequences as its batch has tokens). Empty only without turns.
     """
     pieces = [Piece(turn, 1, True) for turn in decoding[: budget.batch]]
     room = budget.batch - len(pieces)
     if pieces:
         room = min(room, budget.beside(len(pieces)))
-    if prompts:
-        for prompt, count in zip(prompts, shares([prompt.left for prompt in prompts], room), strict=True):
-            if count:
-                pieces.append(Piece(prompt.turn, count, count == prompt.left))
+    for prompt, count in zip(prompts, shares([prompt.left for prompt in prompts], room), strict=True):
+        if count:
+            pieces.append(Piece(prompt.turn, count, count == prompt.left))
     return tuple(pieces)
 
 
-def after(prompts: Sequence[Prompt], decodes: Iterable[Decode]) -> tuple[int, ...]:
-    """Turns that must stand behind all others in the next round: those of the prompts that get on in `decodes`, in
-    their order, if a prompt gets nothing there. Otherwise none: who came first stays first."""
-    served = {piece.turn for pieces in decodes for piece in pieces}
-    turns = tuple(prompt.turn for prompt in prompts if prompt.turn in served)
-    return turns if len(turns) < len(prompts) else ()
+def after(prompts: Sequence[Prompt], decodes: Iterable[Decode], budget: Budget) -> tuple[int, ...]:
+    """Turns that must stand behind all others in the next round, in their order. Who came first stays first, unless
+    a round has room for one prompt only, exact or with a chunk of 1: then they take turns."""
+    counts = {piece.turn: piece.count for pieces in decodes for piece in pieces}
+    served = [prompt for prompt in prompts if prompt.turn in counts]
+    if budget.exact or sum(counts[prompt.turn] for prompt in served) == 1:
+        return tuple(prompt.turn for prompt in served)
+    return ()
 
 
 def shares(wants: Sequence[int], room: int) -> list[int]:
-    """Split `room` evenly among `wants`, none getting more than it wants; nothing is left over while one wants more.
-
-    Two that want the same get the same, or the earlier one gets 1 more.
-    """
-    given = [0] * len(wants)
-    by_size = sorted(range(len(wants)), key=lambda index: wants[index])
-    # The smallest is served first, so that what it leaves can be divided among the rest. Within the rest the
-    # remainder of an uneven division belongs to the earlier ones.
-    open_ = list(range(len(wants)))
-    for index in by_size:
-        share = room // len(open_)
-        if wants[index] > share:
-            break
-        given[index] = wants[index]
-        room -= wants[index]
-        open_.remove(index)
-    for place, index in enumerate(open_):
-        given[index] = room // len(open_) + (1 if place < room % len(open_) else 0)
+    """Split `room` among `wants`: half of it, rounded up, for the first, then what is left for the smallest, and so
+    on. None gets more than it wants; nothing is left over while one wants more."""
+    if not wants:
+        return []
+    given = [min(wants[0], (room + 1) // 2), *[0] * (len(wants) - 1)]
+    room -= given[0]
+    for index in sorted(range(len(wants)), key=lambda index: wants[index] - given[index]):
+        more = min(wants[index] - given[index], room)
+        given[index] += more
+        room -= more
     return given
+
+
+class Patience:
+    """How long neighbours really wait. What a chunk costs grows with its place in the prompt, as each of its tokens
+    looks at all before it; the chunks that were measured when the model was loaded are those of a prompt's begin.
+
+    Tell it of every step. As long as prompts are evaluated beside decoding turns, chunks get smaller whenever so many
+    steps in a row were not bearable that it is no accident, and are whole again once the prompts are through."""
+
+    _ACCIDENTS = 3
+
+    def __init__(self) -> None:
+        self._single_s: dict[int, float] = {}
+        self._share = 1.0
+        self._slow = 0
+
+    def fitted(self, budget: Budget) -> Budget:
+        """The budget with chunks as small as they must be now."""
+        if self._share == 1.0:
+            return budget
+        chunk, *more = (max(1, int(size * self._share)) for size in (budget.chunk, *budget.beside_more))
+        return replace(budget, chunk=chunk, beside_more=tuple(more))
+
+    def took(self, decoding: int, prompt: int, seconds: float) -> None:
+        """A step of so many decoding turns and tokens of prompts."""
+        if not prompt or not decoding:
+            self._share, self._slow = 1.0, 0
+            if decoding:
+                before_s = self._single_s.get(decoding, seconds)
+                self._single_s[decoding] = before_s + (seconds - before_s) / 4
+            return
+        single_s = self._single_s.get(decoding)
+        if single_s is None or bearable(seconds, single_s, single_s):
+            self._slow = 0
+            return
+        self._slow += 1
+        if self._slow == self._ACCIDENTS:
+            self._share *= SINGLE_STEPS * single_s / (seconds - single_s)
+            self._slow = 0
 
 
 def chunk_sizes(most: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 
 from serving.backend import Backend
-from serving.batching import Budget
+from serving.batching import Budget, Patience
 from serving.embed_line import EmbedLine, usage
 from serving.engine import Broke, Embed, Emit, Ended, Event, LoadError, SavedState, Turn, Usage
 from serving.inbox import Inbox
@@ -83,12 +83,13 @@ class DecodeLoop:
         self._budget = replace(budget, exact=exact)
         self._share = share and not exact
         self._chunks: tuple[int, ...] | None = None
+        self._fixed = prompt_chunk is not None
         if prompt_chunk is not None:
             self._chunks = (max(1, min(prompt_chunk, budget.batch)),)
         self._clock = clock
         self._inbox: Inbox[_Command] = Inbox()
         self._abortable: frozenset[int] = frozenset()
-        self._steps = Steps(backend, context, self._watch)
+        self._steps = Steps(backend, context, self._watch, clock)
         self._renew()
         self._embeds = EmbedLine(backend, context, self._watch, self._room)
         self._emit: Emit = _nobody
@@ -218,7 +219,8 @@ class DecodeLoop:
             logger.error("the engine could not be freed:\n%s", trace_of(error))
 
     def _renew(self) -> None:
-        self._steps.renew(Sequences(self._backend, self._context, self._count, self._share), self._budget)
+        sequences = Sequences(self._backend, self._context, self._count, self._share)
+        self._steps.renew(sequences, self._budget, None if self._fixed else Patience())
 
     def _turn_over(self) -> bool:
         """Obey what was asked, then make one step. False: closed."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from serving.backend import Backend, Span
-from serving.batching import Budget, Decode, Piece, Prompt, after, next_round
+from serving.batching import Budget, Decode, Patience, Piece, Prompt, after, next_round
 from serving.engine import Began, Broke, ChoiceEnded, Ended, Event, Finish, Prefilled, PromptError, Text, Turn
 from serving.runs import Answer, Run, for_choice, limit
 from serving.sequences import Sequences
@@ -26,11 +26,13 @@ was asked before it could see that, which is to be obeyed first; then nothing is
 class Steps:
     """The turns that run. Each one taken ends in one Ended or Broke among the events."""
 
-    def __init__(self, backend: Backend, context: int, watch: Watch) -> None:
-        """`renew` is due before a turn is taken."""
+    def __init__(self, backend: Backend, context: int, watch: Watch, clock: Callable[[], float]) -> None:
+        """`clock`: seconds. `renew` is due before a turn is taken."""
         self._backend = backend
         self._context = context
         self._watch = watch
+        self._clock = clock
+        self._patience: Patience | None = None
         self._runs: dict[int, Run] = {}
         self._round: deque[Decode] = deque()
         self._budget = Budget(1, 1)
@@ -44,8 +46,9 @@ class Steps:
     def turns(self) -> tuple[int, ...]:
         return tuple(self._runs)
 
-    def renew(self, sequences: Sequences, budget: Budget) -> None:
-        """Begin with a memory that holds nothing. No turn runs."""
+    def renew(self, sequences: Sequences, budget: Budget, patience: Patience | None = None) -> None:
+        """Begin with a memory that holds nothing. No turn runs. Without patience chunks stay as the budget has them."""
+        self._patience = patience
         self.sequences = sequences
         self._budget = budget
         self._round.clear()
@@ -103,6 +106,7 @@ class Steps:
         abortable = [prompt.turn for prompt in prompts] if self._backend.cuttable else []
         if abortable and not self._watch(abortable):
             return
+        begun_s = self._clock()
         pieces = self._next_decode(decoding, prompts)
         whole = self._backend.decode([self._span(piece) for piece in pieces])
         if abortable:
@@ -118,6 +122,9 @@ class Steps:
                     self._resume(run, events)
             except Exception as error:  # noqa: BLE001  (logged without its words)
                 self._break(run, error, events)
+        if whole and self._patience:
+            decoded = sum(piece.turn in decoding for piece in pieces)
+            self._patience.took(decoded, row + 1 - decoded, self._clock() - begun_s)
 
     def _waiting(self) -> tuple[list[int], list[Prompt]]:
         """Turns that wait for their next token, and those whose prompt is not evaluated yet."""
@@ -138,8 +145,9 @@ class Steps:
             pieces = tuple(piece for piece in self._round.popleft() if piece.turn in self._runs)
             if pieces:
                 return pieces
-        first, *rest = next_round(decoding, prompts, self._budget)
-        for number in after(prompts, (first, *rest)):
+        budget = self._patience.fitted(self._budget) if self._patience else self._budget
+        first, *rest = next_round(decoding, prompts, budget)
+        for number in after(prompts, (first, *rest), budget):
             self._runs[number] = self._runs.pop(number)
         self._round.extend(rest)
         return first

@@ -1,10 +1,13 @@
 """serving/batching.py: what goes into the next decode."""
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.batching import (
     Budget,
+    Patience,
     Piece,
     Prompt,
     after,
@@ -46,8 +49,15 @@ def test_a_short_prompt_does_not_wait_for_a_long_one() -> None:
     )
 
 
-def test_equal_prompts_share_evenly_and_the_earlier_gets_the_odd_token() -> None:
-    assert shares([100, 100, 100], 64) == [22, 21, 21]
+def test_equal_prompts_are_ready_one_after_the_other() -> None:
+    assert shares([100, 100, 100], 64) == [64, 0, 0]
+    assert shares([10, 100, 100], 64) == [10, 54, 0]
+
+
+def test_the_first_prompt_has_half_and_the_shortest_the_rest() -> None:
+    assert shares([100, 60, 20], 65) == [33, 12, 20]
+    assert shares([100, 90, 70], 3) == [2, 0, 1]
+    assert shares([], 5) == []
 
 
 def test_more_decoding_turns_than_the_batch_takes_leave_the_last_ones_out() -> None:
@@ -55,7 +65,7 @@ def test_more_decoding_turns_than_the_batch_takes_leave_the_last_ones_out() -> N
 
 
 def test_shares_leave_nothing_over_while_someone_wants_more() -> None:
-    assert shares([1, 50, 2, 50], 20) == [1, 9, 2, 8]
+    assert shares([1, 50, 2, 50], 20) == [1, 17, 2, 0]
 
 
 def test_a_round_is_one_decode_of_everybody() -> None:
@@ -74,12 +84,46 @@ def test_an_exact_round_is_a_decode_for_each_and_one_prompt_gets_a_batch() -> No
     assert next_round([], [], exact) == ()
 
 
-def test_prompts_that_got_on_stand_behind_one_that_did_not() -> None:
+def test_who_came_first_stays_first_unless_there_is_room_for_one_prompt_only() -> None:
     prompts = [Prompt(1, 100), Prompt(2, 100), Prompt(3, 100)]
-    tight = Budget(64, 2)
-    assert after(prompts, next_round([7], prompts, tight)) == (1, 2)
-    assert after(prompts, next_round([7], prompts, BUDGET)) == ()
-    assert after([], next_round([7], [], tight)) == ()
+    for budget, behind in (
+        (Budget(64, 2), ()),
+        (Budget(64, 1), (1,)),
+        (Budget(64, 2, exact=True), (1,)),
+    ):
+        assert after(prompts, next_round([7], prompts, budget), budget) == behind
+        assert after([], next_round([7], [], budget), budget) == ()
+
+
+def test_chunks_shrink_while_steps_are_not_bearable_and_are_whole_afterwards() -> None:
+    patience = Patience()
+    patience.took(1, 0, 1.0)
+    for _ in range(3):
+        assert patience.fitted(BUDGET) == BUDGET
+        patience.took(1, 16, 5.0)
+    assert patience.fitted(Budget(64, 16, beside_more=(20, 1))) == Budget(64, 8, beside_more=(10, 1))
+    for _ in range(3):
+        patience.took(1, 8, 3.5)
+    assert patience.fitted(BUDGET).chunk == 6
+    patience.took(1, 0, 1.0)
+    assert patience.fitted(BUDGET) == BUDGET
+
+
+def test_one_slow_step_is_an_accident() -> None:
+    patience = Patience()
+    patience.took(1, 0, 1.0)
+    for seconds in (50.0, 50.0, 3.0, 50.0, 50.0):
+        patience.took(1, 16, seconds)
+    assert patience.fitted(BUDGET) == BUDGET
+
+
+def test_what_was_never_seen_without_a_prompt_is_not_judged() -> None:
+    patience = Patience()
+    patience.took(1, 0, 1.0)
+    for _ in range(9):
+        patience.took(2, 16, 50.0)
+        patience.took(0, 16, 50.0)
+    assert patience.fitted(BUDGET) == BUDGET
 
 
 def test_chunks_to_measure_double_up_to_the_most() -> None:
@@ -122,9 +166,11 @@ def test_shares_are_fair_and_whole(wants: list[int], room: int) -> None:
     given_ = shares(wants, room)
     assert all(0 <= share <= want for share, want in zip(given_, wants, strict=True))
     assert sum(given_) == min(room, sum(wants))
-    for share, want in zip(given_, wants, strict=True):
-        if share < want:  # whoever is cut short has no less than anyone else, but for the odd token
-            assert share >= max(given_) - 1
+    if wants:
+        assert given_[0] >= min(wants[0], room / 2)
+    # Of the others none is cut short for a longer one.
+    others = sorted(zip(wants[1:], given_[1:], strict=True), key=lambda pair: pair[0])
+    assert not any(share for (short, got), (_, share) in itertools.pairwise(others) if got < short)
 
 
 @given(

@@ -375,7 +375,8 @@ class Harbour:
                 0 if sequence in served else self.unserved[told.turn.id] + 1
             )
             many = self.plan.sequences
-            most = 2 * many if sequence in decoding and exact else many * many
+            # Without an exact budget a prompt may wait until those that came before it are through.
+            most = 2 * many if sequence in decoding and exact else many * CONTEXT
             self.check(waited <= most, f"a turn waited for {waited} decodes")
 
 

@@ -192,6 +192,27 @@ def test_the_chunk_is_measured_once_where_none_is_given() -> None:
     assert not backend.samplers
 
 
+class DeepBackend(SlowBackend):
+    """A prompt's tokens cost more behind the 24th of their sequence."""
+
+    def decode(self, spans: Sequence[Span]) -> bool:
+        deep = sum(len(span.tokens) for span in spans if span.start >= 24 and len(span.tokens) > 1)
+        self.now_s += deep * 0.5
+        return super().decode(spans)
+
+
+def test_a_chunk_shrinks_where_it_costs_more_than_was_measured(run: Run) -> None:
+    backend = DeepBackend(tokens=2, batch=64)
+    running = run(backend, sequences=2, context=64, prompt_chunk=None, clock=lambda: backend.now_s)
+    assert running.loop.chunk == 4
+    running.answer(turn(1, 2, 4))
+    backend.decodes.clear()
+    running.answers(turn(1, 4, 50), turn(2, 58, 1, sequence=1))
+    chunks = [len(spans[1].tokens) for spans in backend.decodes[1:] if len(spans) == 2]
+    assert chunks[:4] == [4] * 4
+    assert set(chunks[9:-1]) == {2}
+
+
 def test_a_chunk_that_is_given_is_not_measured() -> None:
     backend = CountingBackend(batch=64)
     loop = DecodeLoop(backend, 64, 2, Budget(64, 3), prompt_chunk=100)
