@@ -82,6 +82,7 @@ def _kept(
     current: Sequence[Slot], wishes: Sequence[Wish], hardware: Hardware, reserve: Reserve
 ) -> list[Slot]:
     kept: list[Slot] = []
+    memory = hardware.memory_bytes - reserve.memory_bytes
     for wish in wishes:
         fitting = [
             slot
@@ -90,7 +91,11 @@ def _kept(
             and _as_large(slot.slice, wish)
             and still_fits(slot.slice, hardware, reserve, wish.model.need)
         ]
-        kept += [replace(slot, model=wish.model, digest=wish.digest) for slot in fitting[: wish.count]]
+        for slot in fitting[: wish.count]:
+            # Each fits by itself; a reserve that grew may leave too little for all of them.
+            if slot.slice.memory_bytes <= memory:
+                kept.append(replace(slot, model=wish.model, digest=wish.digest))
+                memory -= slot.slice.memory_bytes
     return kept
 
 

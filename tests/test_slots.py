@@ -46,6 +46,12 @@ def test_a_slot_keeps_number_slice_and_port() -> None:
     assert (slots[2].number, slots[2].port) == (2, 8150)
 
 
+def test_a_reserve_that_grew_leaves_as_many_as_memory_holds() -> None:
+    slots, refused = assign(two(), [Wish(MODEL, "d", 2)], FOUR, Reserve(0, 15 * GIB), [], {})
+    assert [slot.number for slot in slots] == [0]
+    assert "memory" in str(refused["m"])
+
+
 def test_new_settings_reach_a_kept_slot() -> None:
     changed = replace(MODEL, hold_s=1.0)
     slots, _ = assign(two(), [Wish(changed, "e", 2)], FOUR, NONE, [], {})
