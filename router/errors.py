@@ -51,6 +51,8 @@ class ApiError:
             headers.append((b"retry-after", b"%d" % max(1, math.ceil(self.retry_after_s))))
         if self.final:
             headers.append((b"x-should-retry", b"false"))
+        if self.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
         return headers
 
 
@@ -86,8 +88,8 @@ def wrong_method(allowed: Iterable[str]) -> ApiError:
 
 def foreign_host() -> ApiError:
     message = (
-        "This router listens on loopback and answers only to loopback names: "
-        "call it as http://localhost:PORT or http://127.0.0.1:PORT."
+        "This router does not answer to that name: call it as http://localhost:PORT or http://127.0.0.1:PORT on its "
+        "own machine, elsewhere by its IP address or host name; add other names as router.names to the config."
     )
     return ApiError(403, "host_not_allowed", message)
 
@@ -98,6 +100,44 @@ def foreign_origin() -> ApiError:
         "or call the router from a program of your own instead of a page."
     )
     return ApiError(403, "origin_not_allowed", message)
+
+
+def session_not_found() -> ApiError:
+    """The same for one that is not there and one of another key's, so that neither tells of the other."""
+    message = (
+        "There is no such session of this key. `homeport sessions` lists them; to begin one, send a name of "
+        "your own instead."
+    )
+    return ApiError(404, "session_not_found", message, final=True)
+
+
+def session_ended() -> ApiError:
+    """Not to be sent again by itself: somebody ended it on purpose."""
+    message = "This session was ended while the turn waited. Ask again to begin it anew."
+    return ApiError(409, "session_ended", message, final=True)
+
+
+def session_busy(replica: str) -> ApiError:
+    message = (
+        f"A turn of this session runs or waits at {replica}. Move it once that is over, or end it first."
+    )
+    return ApiError(409, "session_busy", message, retry_after_s=10)
+
+
+def cannot_say(replicas: Iterable[str]) -> ApiError:
+    silent = ", ".join(replicas)
+    why = (
+        f"{silent} cannot be asked whether this session's home is there"
+        if silent
+        else "it has not said so yet"
+    )
+    message = f"Only the controller knows this session's home now, and {why}. Ask again in a moment."
+    return ApiError(503, "machine_unavailable", message, retry_after_s=5)
+
+
+def no_controller() -> ApiError:
+    message = "The controller does not answer, and without it nobody is moved. See `homeport status`."
+    return ApiError(503, "controller_unreachable", message, retry_after_s=5)
 
 
 def host_error(replica: str, status: int) -> ApiError:

@@ -4,7 +4,7 @@ there are.
 Says what is wished, not whether it fits a machine (see `cluster.fit`), and starts nothing.
 """
 
-import difflib
+import ipaddress
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,8 @@ from cluster.fit import Where, ZoneOf
 from cluster.machine import Hardware, Reserve, default_reserve
 from cluster.slices import Need
 from serving import config_schema as schema
-from serving.config_schema import shown
+from serving.config_keys import MAKE_ONE, lets_anybody_in, read_keys
+from serving.config_problems import ConfigError, Problem, key_text, translate
 from serving.model import ModelSpec, OptionValue, ParkingSpec
 from serving.model_checks import contradictions
 from serving.source import (
@@ -34,76 +35,69 @@ from serving.yaml_lines import Document, Loc, YamlError, read_yaml
 __all__ = [
     "Config",
     "ConfigError",
+    "IdentityConfig",
     "MachineConfig",
     "NetworkConfig",
     "Problem",
     "RouterConfig",
     "SourceError",
     "bundled_model",
+    "keys_file_of",
     "load",
     "model_path",
     "source_digest",
 ]
 
-HINTS = {"threads": "The slice decides it: set needs.cores"}
-MISSING = {
-    "name": "Add it: what clients put in `model`",
-    "source": "Add it: bundled, or the path of a GGUF file",
-    "models": "Add a model; configs/homeport.yaml shows one",
-}
-
-WORDS = {
-    "homeport": ("{problem}", "{remedy}"),
-    "int_type": ("{value} is not a whole number", "Write it as digits, without quotes or unit"),
-    "int_from_float": ("{value} is not a whole number", "Write it without a point"),
-    "bool_type": ("{value} is not true or false", "Write true or false, without quotes"),
-    "float_type": ("{value} is not a number", "Write it as digits, without quotes or unit"),
-    "finite_number": ("{value} is not a number", "Write it as digits"),
-    "string_type": ("{value} is not text", "Put it in quotes"),
-    "list_type": ("is not a list", "Begin each entry with a dash: `- name: ...`"),
-    "model_type": ("{value} has no keys in it", "Write `key: value` pairs below it"),
-    "greater_than_equal": ("{value} is too small", "Use {ge} or more"),
-    "greater_than": ("{value} is too small", "Use more than {gt}"),
-    "less_than_equal": ("{value} is too large", "Use {le} or less"),
-    "literal_error": ("{value} is not possible here", "Use {expected}"),
-}
-"""By pydantic's name of a finding: message and remedy."""
-
 
 @dataclass(frozen=True, slots=True)
-class Problem:
-    """One thing that is wrong with the file."""
+class IdentityConfig:
+    """What else names a session: headers (lower-case) and fields of the body, in order."""
 
-    line: int
-    """From 1; 0 when it is about the whole file."""
-    key: str
-    """For example `models[0].hold`; "" when it is about the whole file."""
-    message: str
-    remedy: str
-
-    def __str__(self) -> str:
-        key = f"{self.key}: " if self.key else ""
-        return f"{key}{self.message}. {self.remedy}{'' if self.remedy.endswith('?') else '.'}"
-
-
-class ConfigError(Exception):
-    """The file cannot be used. Its text has a line `FILE:LINE: KEY: MESSAGE. REMEDY.` for each problem."""
-
-    def __init__(self, path: Path, problems: list[Problem]) -> None:
-        self.path = path
-        self.problems = sorted(problems, key=lambda problem: problem.line)
-        places = (f"{path}:{problem.line}" if problem.line else str(path) for problem in self.problems)
-        super().__init__(
-            "\n".join(f"{place}: {problem}" for place, problem in zip(places, self.problems, strict=True))
-        )
+    headers: tuple[str, ...] = ()
+    fields: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """Where clients reach us: a loopback name or address, for now."""
+    """Where clients reach us, who may, and what names their sessions beside what always does."""
 
     host: str
+    """An IP address."""
     port: int
+    keys_file: str | None = None
+    """An absolute path; None: everybody may, and `host` is loopback."""
+    names: tuple[str, ...] = ()
+    """What clients may call this machine beside its own name, lower-case."""
+    identity: IdentityConfig = IdentityConfig()
+
+    @property
+    def url(self) -> str:
+        """What programs on this machine call."""
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "host": self.host,
+            "port": self.port,
+            "keys_file": self.keys_file,
+            "names": list(self.names),
+            "identity": {
+                "headers": list(self.identity.headers),
+                "fields": list(self.identity.fields),
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        identity = data.get("identity", {})
+        return cls(
+            data["host"],
+            data["port"],
+            data.get("keys_file"),
+            tuple(data.get("names", ())),
+            IdentityConfig(tuple(identity.get("headers", ())), tuple(identity.get("fields", ()))),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +152,7 @@ class Config:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            "router": {"host": self.router.host, "port": self.router.port},
+            "router": self.router.to_json(),
             "network": {
                 "control": self.network.control,
                 "first": self.network.first,
@@ -172,7 +166,7 @@ class Config:
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The inverse of `to_json`; checks nothing."""
         return cls(
-            RouterConfig(**data["router"]),
+            RouterConfig.from_json(data["router"]),
             NetworkConfig(**data["network"]),
             tuple(MachineConfig(**machine) for machine in data["machines"]),
             tuple(ModelSpec.from_json(model) for model in data["models"]),
@@ -189,12 +183,24 @@ def load(path: Path, cache: Path | None = None) -> Config:
     try:
         file = schema.FileSection.model_validate(document.data)
     except ValidationError as error:
-        raise ConfigError(path, [_translate(document, dict(fault)) for fault in error.errors()]) from error
+        faults = (translate(document, dict(fault), schema.SECTIONS) for fault in error.errors())
+        raise ConfigError(path, list(faults)) from error
     config = _records(file, path.absolute().parent)
-    problems = [*_contradictions(config, document), *_files(config, document, cache)]
+    problems = [
+        *_contradictions(config, document),
+        *_keys(config.router, document),
+        *_files(config, document, cache),
+    ]
     if problems:
         raise ConfigError(path, problems)
     return config
+
+
+def keys_file_of(path: Path) -> Path | None:
+    """What router.keys_file says, whatever else is wrong with this config. Raises ConfigError."""
+    router = _read(path).data.get("router")
+    named = router.get("keys_file") if isinstance(router, dict) else None
+    return Path(_absolute(named, path.absolute().parent)) if isinstance(named, str) else None
 
 
 def _read(path: Path) -> Document:
@@ -212,7 +218,7 @@ def _read(path: Path) -> Document:
     except OSError as error:
         raise refuse(f"it cannot be read: {error.strerror}", "Give the path of a readable file") from error
     except YamlError as error:
-        raise refuse(error.message, error.remedy, error.line, _key(error.loc)) from error
+        raise refuse(error.message, error.remedy, error.line, key_text(error.loc)) from error
     if document.data is None:
         raise refuse("it is empty", "Copy configs/homeport.yaml and change it")
     if not isinstance(document.data, dict):
@@ -221,9 +227,14 @@ def _read(path: Path) -> Document:
 
 
 def _records(file: schema.FileSection, folder: Path) -> Config:
-    host, port = file.router.listen
+    router = file.router
     return Config(
-        RouterConfig(host, port),
+        RouterConfig(
+            *router.listen,
+            keys_file=None if router.keys_file is None else _absolute(router.keys_file, folder),
+            names=router.names,
+            identity=IdentityConfig(router.identity.headers, router.identity.fields),
+        ),
         NetworkConfig(file.network.control, *file.network.ports),
         tuple(
             MachineConfig(
@@ -283,7 +294,7 @@ def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
     """What is wrong about values that are each right."""
 
     def problem(loc: Loc, message: str, remedy: str) -> Problem:
-        return Problem(document.line(loc), _key(loc), message, remedy)
+        return Problem(document.line(loc), key_text(loc), message, remedy)
 
     named = (("machines", [m.name for m in config.machines]), ("models", [m.name for m in config.models]))
     for section, names in named:
@@ -316,6 +327,33 @@ def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
             yield problem(loc, message, "Choose a port outside network.ports")
 
 
+def _keys(router: RouterConfig, document: Document) -> Iterator[Problem]:
+    """Why nobody may be let in like this: without keys nothing listens off loopback, nor behind another name."""
+
+    def problem(key: str, message: str, remedy: str) -> Problem:
+        loc: Loc = ("router", key)
+        return Problem(document.line(loc), key_text(loc), message, remedy)
+
+    if router.keys_file is None:
+        remedy = f"Set router.keys_file: keys.yaml. {MAKE_ONE}"
+        if not ipaddress.ip_address(router.host).is_loopback:
+            yield problem("listen", f"{router.host} needs keys", f"{remedy}; or use 127.0.0.1:{router.port}")
+        if router.names:
+            yield problem("names", "more names need keys", f"{remedy}; or remove it")
+        return
+    try:
+        keys = read_keys(Path(router.keys_file))
+    except ConfigError as error:
+        for found in error.problems:
+            where = f"{router.keys_file}:{found.line}" if found.line else router.keys_file
+            at = f"{where}: {found.key}" if found.key else where
+            yield problem("keys_file", f"{at}: {found.message}", found.remedy)
+        return
+    if not lets_anybody_in(keys):
+        message = f"{router.keys_file} has no key that may use homeport (role use or admin)"
+        yield problem("keys_file", message, MAKE_ONE)
+
+
 def _files(config: Config, document: Document, cache: Path | None) -> Iterator[Problem]:
     """What is wrong with the files that models name."""
     for at, model in enumerate(config.models):
@@ -328,47 +366,7 @@ def _files(config: Config, document: Document, cache: Path | None) -> Iterator[P
                 check()
             except SourceError as error:
                 loc = ("models", at, *key)
-                yield Problem(document.line(loc), _key(loc), error.message, error.remedy)
-
-
-def _translate(document: Document, fault: dict[str, Any]) -> Problem:
-    """pydantic's finding in our words."""
-    loc: Loc = fault["loc"]
-    last = str(loc[-1]) if loc else ""
-    words: Mapping[str, Any] = {**fault.get("ctx", {}), "value": shown(fault["input"])}
-    kind = fault["type"]
-    if kind == "extra_forbidden":
-        message, remedy = "unknown key", _suggestion(loc)
-    elif kind in ("missing", "too_short"):
-        message = "is missing" if kind == "missing" else "is empty"
-        remedy = MISSING.get(last, "Add it")
-    elif kind != "homeport" and fault["input"] is None:
-        message, remedy = "has no value", "Give it one, or remove the key"
-    else:
-        message, remedy = WORDS.get(kind, ("{value}: " + fault["msg"].replace("{", "{{"), "Correct it"))
-    return Problem(document.line(loc), _key(loc), message.format_map(words), remedy.format_map(words))
-
-
-def _suggestion(loc: Loc) -> str:
-    way = tuple(part for part in loc[:-1] if isinstance(part, str))
-    unknown = str(loc[-1])
-    known = schema.known_keys(schema.SECTIONS[way])
-    if close := difflib.get_close_matches(unknown, known, n=1, cutoff=0.6):
-        return f"Did you mean {close[0]}?"
-    if unknown in HINTS:
-        return HINTS[unknown]
-    # A section below the one where it stands is more likely meant than one elsewhere.
-    for other, section in sorted(schema.SECTIONS.items(), key=lambda entry: entry[0][: len(way)] != way):
-        if unknown in schema.known_keys(section):
-            return f"It belongs below {'.'.join(other)}" if other else "It belongs at the top of the file"
-    return f"Known here: {', '.join(known)}"
-
-
-def _key(loc: Loc) -> str:
-    text = ""
-    for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
+                yield Problem(document.line(loc), key_text(loc), error.message, error.remedy)
 
 
 def _seconds_text(seconds: float) -> str:

@@ -4,6 +4,7 @@ Checks one value at a time; what values mean together is checked by `config`. Ke
 nothing yet are known here and refused, so that nobody relies on them.
 """
 
+import ipaddress
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -23,6 +24,23 @@ BYTES = {
     "GB": 10**9,
 }
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+NO_SESSIONS = frozenset(
+    {
+        *(
+            "accept",
+            "authorization",
+            "content-encoding",
+            "content-length",
+            "content-type",
+            "cookie",
+            "expect",
+        ),
+        *("host", "origin", "traceparent", "tracestate", "user-agent", "x-api-key", "x-homeport-when-lost"),
+        *("x-homeport-zone", "x-request-id"),
+    }
+)
+SESSION_FIELDS = ("user", "safety_identifier")
+"""For most clients these are a person, not a conversation: they name sessions only where the config says so."""
 NOT_YET = "does not work yet in this version"
 
 
@@ -36,6 +54,13 @@ def shown(value: object) -> str:
     words = {None: "nothing", True: "true", False: "false"}
     text = words[value] if value is None or isinstance(value, bool) else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def distinct(names: tuple[str, ...], problem: str) -> tuple[str, ...]:
+    """`names`, or a refusal that begins with `problem`."""
+    if len(set(names)) != len(names):
+        raise fault(problem, "Name each once")
+    return names
 
 
 def _bytes(value: object) -> int:
@@ -63,9 +88,47 @@ def _listen(value: object) -> tuple[str, int]:
     host = match[1].strip("[]")
     if host == "localhost":
         host = "127.0.0.1"
-    if not re.fullmatch(r"127(\.\d{1,3}){3}", host):
-        raise fault(f"listening on {host} {NOT_YET}", f"Use 127.0.0.1:{match[2]}")
-    return host, int(match[2])
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        remedy = f"Use 127.0.0.1:{match[2]} for this machine alone, or 0.0.0.0:{match[2]} for others too"
+        raise fault(f"{host} is not an IP address", remedy) from None
+    return str(address), int(match[2])
+
+
+def _host_names(value: object) -> tuple[str, ...]:
+    names: list[Any] = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(
+            r"(?!-)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*", name
+        ):
+            raise fault(
+                f"{shown(name)} is not a host name",
+                "Write it without scheme and port, for example ai.home.lan",
+            )
+    return distinct(tuple(name.lower() for name in names), "a name is there twice")
+
+
+def _session_headers(value: object) -> tuple[str, ...]:
+    names: list[Any] = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,100}", name):
+            raise fault(f"{shown(name)} is not a header's name", "Write for example x-my-chat-id")
+        if name.lower() in NO_SESSIONS:
+            raise fault(
+                f"{name} does not name a session",
+                "Use a header that differs from conversation to conversation",
+            )
+    return distinct(tuple(name.lower() for name in names), "a header is there twice")
+
+
+def _session_fields(value: object) -> tuple[str, ...]:
+    names: list[Any] = value if isinstance(value, list) else [value]
+    for name in names:
+        if name not in SESSION_FIELDS:
+            known = " or ".join(SESSION_FIELDS)
+            raise fault(f"{shown(name)} is not possible here", f"Use {known}; other fields are known anyway")
+    return distinct(tuple(names), "a field is there twice")
 
 
 def _ports(value: object) -> tuple[int, int]:
@@ -189,9 +252,18 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+class IdentitySection(Section):
+    """What names sessions beside what always does."""
+
+    headers: Annotated[tuple[str, ...], BeforeValidator(_session_headers)] = ()
+    fields: Annotated[tuple[str, ...], BeforeValidator(_session_fields)] = ()
+
+
 class RouterSection(Section):
     listen: Annotated[tuple[str, int], BeforeValidator(_listen)] = ("127.0.0.1", 8000)
-    keys_file: NotYet = None
+    keys_file: Annotated[str | None, BeforeValidator(_file)] = None
+    names: Annotated[tuple[str, ...], BeforeValidator(_host_names)] = ()
+    identity: IdentitySection = IdentitySection()
 
 
 class NetworkSection(Section):
@@ -263,7 +335,7 @@ class ModelSection(Section):
     queue: Seconds = 60.0
     unload: Annotated[float | None, BeforeValidator(_unload)] = None
     parking: ParkingSection = ParkingSection()
-    when_lost: Annotated[Literal["wait"], BeforeValidator(only("wait", "move", "fail"))] = "wait"
+    when_lost: Literal["wait", "move", "fail"] = "wait"
     options: OptionsSection = OptionsSection()
 
 
@@ -279,6 +351,7 @@ class FileSection(Section):
 SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
     (): FileSection,
     ("router",): RouterSection,
+    ("router", "identity"): IdentitySection,
     ("network",): NetworkSection,
     ("machines",): MachineSection,
     ("machines", "reserve"): ReserveSection,

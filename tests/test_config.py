@@ -12,7 +12,16 @@ from cluster.fit import Where, ZoneOf
 from cluster.machine import GIB, Hardware, Reserve
 from cluster.slices import Need
 from serving import config_schema, gguf, source
-from serving.config import Config, ConfigError, MachineConfig, NetworkConfig, RouterConfig, load
+from serving.config import (
+    Config,
+    ConfigError,
+    IdentityConfig,
+    MachineConfig,
+    NetworkConfig,
+    RouterConfig,
+    keys_file_of,
+    load,
+)
 from serving.model import ParkingSpec, digest
 from serving.source import (
     BUNDLED_SHA256,
@@ -26,7 +35,8 @@ from serving.source import (
 ROOT = Path(__file__).resolve().parent.parent
 DESIGN_KEYS = {
     (): "router network machines models",
-    ("router",): "listen keys_file",
+    ("router",): "listen keys_file names identity",
+    ("router", "identity"): "headers fields",
     ("network",): "control ports private",
     ("machines",): "name address zone reserve wake",
     ("machines", "reserve"): "cores memory",
@@ -260,6 +270,11 @@ def test_a_machine_has_the_reserve_of_the_file_or_the_usual_one(folder: Path) ->
         ("sessions: 300", "4: models[0].sessions: 300 is too large. Use 256 or less."),
         ("unload: 0s", "4: models[0].unload: 0s would never let it load. Write for example 30m, or never."),
         ("unload: soon", "4: models[0].unload: soon is not a duration."),
+        (
+            "when_lost: off",
+            "4: models[0].when_lost: false is not possible here. Use 'wait', 'move' or 'fail'.",
+        ),
+        ("when_lost: stay", "4: models[0].when_lost: stay is not possible here. Use 'wait', 'move' or"),
         ("parking: {memory: 1}", "4: models[0].parking.memory: 1 is not a size. Write a number and a unit"),
         ("parking: {keep: 0s}", "4: models[0].parking.keep: 0s is too small. Use more than 0"),
         ("parking: off", "4: models[0].parking: false has no keys in it. Write `key: value` pairs below it."),
@@ -278,11 +293,6 @@ def test_a_wrong_key_or_value_is_told_with_its_line(folder: Path, extra: str, co
             "engine: vllm",
             "4: models[0].engine: vllm does not work yet in this version. Remove it, or use llama.cpp.",
         ),
-        (
-            "when_lost: move",
-            "4: models[0].when_lost: move does not work yet in this version. Remove it, or use wait.",
-        ),
-        ("when_lost: fail", "4: models[0].when_lost: fail does not work yet"),
     ],
 )
 def test_what_does_nothing_yet_is_refused_rather_than_ignored(
@@ -296,13 +306,36 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
     ("section", "complaint"),
     [
         (
-            "router: {keys_file: keys.yaml}",
-            "1: router.keys_file: does not work yet in this version. Remove it.",
+            "router: {listen: 0.0.0.0:8000}",
+            "1: router.listen: 0.0.0.0 needs keys. Set router.keys_file: keys.yaml. Make one with",
+        ),
+        ("router: {listen: '[::]:8000'}", "1: router.listen: :: needs keys. Set router.keys_file"),
+        (
+            "router: {listen: 'den-pc:8000'}",
+            "1: router.listen: den-pc is not an IP address. Use 127.0.0.1:8000 for this machine alone, or 0.0.0.0:8000",
         ),
         (
-            "router: {listen: 0.0.0.0:8000}",
-            "1: router.listen: listening on 0.0.0.0 does not work yet in this version. Use 127.0.0.1:8000.",
+            "router: {names: [ai.lan]}",
+            "1: router.names: more names need keys. Set router.keys_file: keys.yaml.",
         ),
+        ("router: {names: ['http://ai.lan']}", "1: router.names: http://ai.lan is not a host name. Write it"),
+        ("router: {names: [no]}", "1: router.names: false is not a host name. Write it without scheme"),
+        ("router: {names: [a, A]}", "1: router.names: a name is there twice. Name each once."),
+        ("router: {keys_file: 3}", "1: router.keys_file: 3 is not a path. Write the path of a file."),
+        (
+            "router: {identity: {headers: [Authorization]}}",
+            "1: router.identity.headers: Authorization does not name a session. Use a header that differs",
+        ),
+        (
+            "router: {identity: {headers: [x-request-id]}}",
+            "1: router.identity.headers: x-request-id does not name a session. Use a header that differs",
+        ),
+        ("router: {identity: {headers: ['a b']}}", "1: router.identity.headers: a b is not a header's name."),
+        (
+            "router: {identity: {fields: [model]}}",
+            "1: router.identity.fields: model is not possible here. Use user or safety_identifier;",
+        ),
+        ("router: {identity: {header: x}}", "1: router.identity.header: unknown key. Did you mean headers?"),
         ("router: {listen: 8000}", "1: router.listen: 8000 is not an address and a port. Write for example"),
         (
             "router: {listen: 'localhost:99999'}",
@@ -345,6 +378,79 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
 def test_mistakes_outside_of_models_are_told_too(folder: Path, section: str, complaint: str) -> None:
     (line,) = problems(folder, f"{section}\n{model()}")
     assert line.startswith(complaint)
+
+
+KEYS = f"- {{name: den, sha256: '{'0a' * 32}'}}\n"
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1:8000", "0.0.0.0:8000"])
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        (None, ": there is no such file. Make one with `homeport key new NAME`."),
+        ("", " has no key that may use homeport (role use or admin). Make one with"),
+        (KEYS.replace("}", ", role: metrics}"), " has no key that may use homeport (role use or admin)."),
+        (KEYS + KEYS, ":2: [1].name: den is also the name in line 1. Rename one of them."),
+        ("- {name: den}", ":1: [0].sha256: is missing. Write the 64 hex digits of the key's SHA-256"),
+        ("- [", ":1: not valid YAML. Check indentation, colons"),
+    ],
+)
+def test_a_keys_file_that_lets_nobody_in_is_refused(
+    folder: Path, listen: str, keys: str | None, complaint: str
+) -> None:
+    if keys is not None:
+        (folder / "keys.yaml").write_text(keys)
+    line, *_ = problems(folder, f"router:\n  listen: {listen}\n  keys_file: keys.yaml\n{model()}")
+    assert line.startswith(f"3: router.keys_file: {folder / 'keys.yaml'}{complaint}")
+
+
+def test_with_keys_it_may_listen_elsewhere_and_have_other_names(folder: Path) -> None:
+    (folder / "keys.yaml").write_text(KEYS)
+    yaml = """
+router:
+  listen: 0.0.0.0:8000
+  keys_file: keys.yaml
+  names: [AI.home.lan, den]
+  identity: {headers: X-My-Chat, fields: [user]}
+"""
+    config = load(write(folder, yaml + model()))
+    identity = IdentityConfig(("x-my-chat",), ("user",))
+    keys_file = str(folder / "keys.yaml")
+    assert config.router == RouterConfig("0.0.0.0", 8000, keys_file, ("ai.home.lan", "den"), identity)
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
+    assert keys_file_of(folder / "homeport.yaml") == folder / "keys.yaml"
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:1"),
+        ("0.0.0.0", "http://127.0.0.1:1"),
+        ("::", "http://[::1]:1"),
+        ("192.168.1.5", "http://192.168.1.5:1"),
+    ],
+)
+def test_programs_of_this_machine_know_where_to_call(host: str, url: str) -> None:
+    assert RouterConfig(host, 1).url == url
+
+
+def test_a_config_from_before_keys_is_still_read() -> None:
+    assert RouterConfig.from_json({"host": "127.0.0.1", "port": 8000}) == RouterConfig("127.0.0.1", 8000)
+
+
+@pytest.mark.parametrize("when_lost", ["wait", "move", "fail"])
+def test_what_becomes_of_sessions_whose_machine_is_lost_applies_without_a_restart(
+    folder: Path, when_lost: str
+) -> None:
+    spec = load(write(folder, model(f"when_lost: {when_lost}"))).models[0]
+    assert spec.when_lost == when_lost
+    assert digest(spec, "x") == digest(load(write(folder, model())).models[0], "x")
+
+
+def test_the_keys_file_is_found_whatever_else_is_wrong(folder: Path) -> None:
+    assert keys_file_of(write(folder, "router: {keys_file: k.yaml, x: 1}")) == folder / "k.yaml"
+    assert keys_file_of(write(folder, model())) is None
+    assert keys_file_of(write(folder, "router: 5")) is None
 
 
 def test_hold_must_be_less_than_queue(folder: Path) -> None:

@@ -1,0 +1,196 @@
+"""Who may do what: finding a request's key, its role, its limits. Pure.
+
+Reads no file (see `key_file`) and knows no sessions: whose a session is, its scope says (see `identity.key_scope`).
+"""
+
+import hashlib
+import hmac
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from router.errors import ApiError
+from router.identity import ANONYMOUS
+
+Role = Literal["use", "admin", "metrics"]
+
+WINDOW_S = 60.0
+OPEN_TO_ALL = frozenset({"/health", "/ready"})
+FOR_METRICS = frozenset({"/metrics", "/sd"})
+MACHINES = "/api/machines/"
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """What somebody may do. None: not limited."""
+
+    name: str
+    role: Role = "use"
+    models: frozenset[str] | None = None
+    zones: frozenset[str] | None = None
+    machines: frozenset[str] | None = None
+    places: int | None = None
+    """How many turns of it may run on one replica at once."""
+    requests_per_minute: int | None = None
+    weight: float = 1.0
+    """Its share of the line, beside other keys."""
+
+    def allows_model(self, name: str) -> bool:
+        return self.models is None or name in self.models
+
+    def allows_machine(self, name: str) -> bool:
+        return self.machines is None or name in self.machines
+
+    def allows_zone(self, name: str) -> bool:
+        return self.zones is None or name in self.zones
+
+
+LOCAL = Key(ANONYMOUS, "admin")
+"""Everybody, while there are no keys; and the owner's own programs on this machine."""
+
+Entry = tuple[Key, bytes]
+"""A key, and the SHA-256 of its secret."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """When the last requests of one key were: at most `per_minute` in any minute."""
+
+    per_minute: int
+    times: deque[float] = field(default_factory=deque)
+
+    def take(self, now: float) -> float | None:
+        """Count a request, or say in how many seconds there is room for it. A refused one does not count."""
+        while self.times and now - self.times[0] >= WINDOW_S:
+            self.times.popleft()
+        if len(self.times) < self.per_minute:
+            self.times.append(now)
+            return None
+        return WINDOW_S - (now - self.times[len(self.times) - self.per_minute])
+
+
+class KeyRing:
+    """The keys there are, and how fast each asks. With `required=False` and no keys everybody is LOCAL."""
+
+    def __init__(
+        self, entries: Iterable[Entry] = (), required: bool = True, own: bytes | None = None
+    ) -> None:
+        """`own`: the SHA-256 of a secret that only this machine's owner can read; who has it is LOCAL."""
+        self.required = required
+        self._own: tuple[Entry, ...] = () if own is None else ((LOCAL, own),)
+        self._entries: tuple[Entry, ...] = ()
+        self._paces: dict[str, Pace] = {}
+        self.replace(entries)
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        return tuple(key for key, _ in self._entries)
+
+    def replace(self, entries: Iterable[Entry]) -> None:
+        """From now on these keys, and no others. Who stays does not get a new minute by it."""
+        self._entries = tuple(entries)
+        limits = {key.name: key.requests_per_minute for key in self.keys}
+        self._paces = {
+            name: Pace(limit, self._paces[name].times if name in self._paces else deque())
+            for name, limit in limits.items()
+            if limit is not None
+        }
+
+    def find(self, secret: bytes | None) -> Key | None:
+        """Whose this is; None for nobody's. Takes as long for each key as for one that does not exist."""
+        if not self.required:
+            return LOCAL
+        if secret is None:
+            return None
+        given = hashlib.sha256(secret).digest()
+        found = None
+        for key, digest in (*self._own, *self._entries):
+            if hmac.compare_digest(digest, given):
+                found = key
+        return found
+
+    def allow(self, key: Key, now: float) -> float | None:
+        """Count a request of this key; where it asks too often, how many seconds it must wait instead."""
+        pace = self._paces.get(key.name)
+        return None if pace is None or key is LOCAL else pace.take(now)
+
+
+def secret_of(headers: Sequence[tuple[bytes, bytes]]) -> bytes | None:
+    """What lower-case headers show as a key: `Authorization: Bearer …`, else `x-api-key`."""
+    shown = None
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, secret = value.strip().partition(b" ")
+            if scheme.lower() == b"bearer" and secret.strip():
+                return secret.strip()
+        elif name == b"x-api-key" and shown is None and value.strip():
+            shown = value.strip()
+    return shown
+
+
+def guard(ring: KeyRing, key: Key | None, method: str, path: str) -> ApiError | None:
+    """Why this may not be asked with this key (None: by nobody known); None where it may.
+
+    Whose sessions are seen and ended is another matter: an admin's all, else the key's own.
+    """
+    if path in OPEN_TO_ALL or not ring.required:
+        return None
+    if key is None:
+        return invalid_key()
+    if key.role == "admin":
+        return None
+    if path in FOR_METRICS:
+        return None if key.role == "metrics" else _wrong_role("reads no metrics", "metrics or admin")
+    if key.role == "metrics":
+        return _wrong_role("reads metrics and nothing else", "use or admin")
+    if path.startswith(MACHINES) and method not in ("GET", "HEAD"):
+        return _wrong_role("may not act on machines", "admin")
+    return None
+
+
+def refuse_model(key: Key, model: str) -> ApiError | None:
+    """403 where the key is not for this model."""
+    return None if key.allows_model(model) else _limited("model", model, key.models)
+
+
+def refuse_machine(key: Key, machine: str) -> ApiError | None:
+    """403 where the key is not for this machine."""
+    return None if key.allows_machine(machine) else _limited("machine", machine, key.machines)
+
+
+def refuse_zone(key: Key, zone: str) -> ApiError | None:
+    """403 where the key is not for this zone."""
+    return None if key.allows_zone(zone) else _limited("zone", zone, key.zones)
+
+
+def too_many(key: Key, wait_s: float) -> ApiError:
+    message = (
+        f"This key may ask {key.requests_per_minute} times a minute and has done so. "
+        f"Ask again in {max(1, round(wait_s))} s."
+    )
+    return ApiError(429, "rate_limit_exceeded", message, retry_after_s=wait_s)
+
+
+def invalid_key() -> ApiError:
+    """The same for a key that is missing and one that is wrong, so that neither tells of the other."""
+    message = (
+        "This router needs a key that it knows: send it as `Authorization: Bearer KEY`. "
+        "Whoever runs homeport makes one with `homeport key new NAME`."
+    )
+    return ApiError(401, "invalid_api_key", message)
+
+
+def _wrong_role(what: str, role: str) -> ApiError:
+    return ApiError(403, "key_not_allowed", f"This key {what}: use a key whose role is {role}.", final=True)
+
+
+def _limited(kind: str, name: str, allowed: frozenset[str] | None) -> ApiError:
+    """`name` came from the client, or is one of ours; what is not allowed is not listed."""
+    known = ", ".join(sorted(allowed or ()))
+    message = (
+        f"This key is not for the {kind} {name!r}, only for: {known}. "
+        f"Name one of these, or have {kind}s of the key changed in the keys file."
+    )
+    param = "model" if kind == "model" else None
+    return ApiError(403, "key_not_allowed", message, param, final=True)
