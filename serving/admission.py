@@ -1,256 +1,148 @@
-"""Who may use a replica, and when: places, residents, the line, leases.
+"""Who may use a replica, and when: places, residents, the line, families, leases.
 
 Pure: `step(state, event, now) -> (state, actions)`. The host carries the actions out and feeds what comes of
 them back as events. It knows nothing of HTTP, of prompts or of the engine, and saves no context: it says when
-to park.
+to park. The state is places.py's; who goes first of those who wait is line.py's.
 
 A lease is a turn's right to run. It is taken by `Serve` and given back by exactly one `Ended`.
 Times are seconds on one clock that never falls.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Literal, assert_never
+from dataclasses import replace
+from typing import assert_never
 
-PlaceState = Literal["free", "running", "quiet", "parking"]
+from serving.admission_events import (
+    Action,
+    Adjusted,
+    Arrived,
+    Cancel,
+    Closed,
+    Drop,
+    Ended,
+    Erase,
+    Event,
+    Left,
+    Park,
+    Parked,
+    RefusalCode,
+    Refuse,
+    Renamed,
+    Serve,
+    Tick,
+    Unloading,
+)
+from serving.line import LineEntry, charged, estimate, joined, line_view, ranked
+from serving.places import (
+    MOVES,
+    Admission,
+    Place,
+    Rank,
+    Standing,
+    Waiting,
+    coming,
+    family_places,
+    free_places,
+    fresh,
+    hold_of,
+    kept_turns,
+    key_full,
+    past_hold,
+    place_of,
+    place_of_turn,
+    running,
+    seatable,
+    waits_for_family,
+)
 
-MOVES: dict[PlaceState, frozenset[PlaceState]] = {
-    "free": frozenset({"running"}),
-    "running": frozenset({"quiet", "free"}),
-    "quiet": frozenset({"running", "parking"}),
-    "parking": frozenset({"free"}),
-}
-
-RefusalCode = Literal["queue_timeout", "host_stopping"]
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Room for one session. The engine's sequence of the same number belongs to it.
-
-    free: nobody's. running: a turn holds its lease. quiet: `session` is resident between turns.
-    parking: `session` is being saved or dropped. A transient turn runs with `session` None.
-    """
-
-    number: int
-    state: PlaceState = "free"
-    session: str | None = None
-    turn: int | None = None
-    since_s: float = 0.0
-    """When it came into this state."""
-
-    def moved(self, state: PlaceState, session: str | None, turn: int | None, now: float) -> "Place":
-        if state not in MOVES[self.state]:
-            raise ValueError(f"a place that is {self.state} cannot become {state}")
-        return Place(self.number, state, session, turn, now)
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """One turn in the line. `session` None: a transient, which has no hold and leaves nothing resident."""
-
-    turn: int
-    session: str | None
-    until_s: float
-    """When it is refused."""
-
-
-@dataclass(frozen=True, slots=True)
-class Admission:
-    """The whole state. `line` is in order of arrival; `ranked` says who goes first."""
-
-    places: tuple[Place, ...]
-    hold_s: float
-    queue_s: float
-    line: tuple[Waiting, ...] = ()
-    closed: bool = False
-    taken: int = 0
-    """Leases taken since the beginning."""
-    given: int = 0
-    """Leases given back. taken - given = places that are running."""
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """A turn asks for its lease. `turn` was never used before."""
-
-    turn: int
-    session: str | None
-    queue_s: float | None = None
-    """What is left of its time to wait, if it waited elsewhere before; the replica's own limit holds too."""
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """The turn's client is gone. Its place in the line is given up, or its running turn cancelled."""
-
-    turn: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """A running turn is over, however it went: its lease is given back.
-
-    `kept`: the sequence holds the session's context, which stays resident. A transient's is erased anyway.
-    """
-
-    turn: int
-    kept: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Parked:
-    """A Park was carried out: the sequence is empty."""
-
-    place: int
-
-
-@dataclass(frozen=True, slots=True)
-class Unloading:
-    """The engine is to be freed: the longest quiet resident is parked, hold or not. Fed again for the next."""
-
-
-@dataclass(frozen=True, slots=True)
-class Adjusted:
-    """The config has other limits now. Who waits already waits for as long as before."""
-
-    hold_s: float
-    queue_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    """Time has passed; due at `wake_at`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Closed:
-    """The host stops: nobody is served any more."""
-
-
-Event = Arrived | Left | Ended | Parked | Unloading | Adjusted | Tick | Closed
-
-
-@dataclass(frozen=True, slots=True)
-class Serve:
-    """The turn holds its lease on this place. Answered by one Ended.
-
-    `resident`: the place's sequence holds this very session's context; else it is empty.
-    """
-
-    turn: int
-    place: int
-    resident: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Park:
-    """Save this resident's context and empty the sequence. Answered by one Parked."""
-
-    place: int
-    session: str
-
-
-@dataclass(frozen=True, slots=True)
-class Erase:
-    """Empty this place's sequence before anything else runs on it: it may hold what nobody owns. Not answered."""
-
-    place: int
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """End this running turn at once. Its Ended is still to come."""
-
-    turn: int
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """The turn gets no lease and is out of the line."""
-
-    turn: int
-    code: RefusalCode
-
-
-Action = Serve | Park | Erase | Cancel | Refuse
-
-
-def fresh(places: int, hold_s: float, queue_s: float) -> Admission:
-    """All places free, nobody in the line."""
-    return Admission(tuple(Place(number) for number in range(places)), hold_s, queue_s)
+__all__ = [
+    "MOVES",
+    "Action",
+    "Adjusted",
+    "Admission",
+    "Arrived",
+    "Cancel",
+    "Closed",
+    "Drop",
+    "Ended",
+    "Erase",
+    "Event",
+    "Left",
+    "LineEntry",
+    "Park",
+    "Parked",
+    "Place",
+    "Rank",
+    "RefusalCode",
+    "Refuse",
+    "Renamed",
+    "Serve",
+    "Standing",
+    "Tick",
+    "Unloading",
+    "Waiting",
+    "estimate",
+    "free_places",
+    "fresh",
+    "joined",
+    "line_view",
+    "place_of",
+    "running",
+]
 
 
 def step(state: Admission, event: Event, now: float) -> tuple[Admission, tuple[Action, ...]]:
     """Take one event in, then serve whoever can be served.
 
-    1. a turn of a quiet resident     -> Serve on its place, whoever else waits
-    2. a turn of a running session    -> waits: turns of one session run one at a time, in order of arrival
-    3. a place is free                -> Serve, in the order of `ranked`
-    4. a resident is past its hold    -> Park the longest quiet one, then 3
-    5. otherwise                      -> waits, refused after `queue_s`
+    1. a turn of a quiet resident arrives   -> Serve on its place, whoever else waits
+    2. one of its family arrives            -> Park that member, and its place is this turn's; but a free place first
+    3. a turn of a running session          -> waits: turns of one session run one at a time, in order of arrival
+    4. as many of its key's turns run as may -> waits
+    5. then those who wait, in the order of `ranked`, each: its own place, a free one, one of its family's (as in 2),
+       one that is past its hold (the longest quiet is parked), one whose family waits behind it for another key
+    6. otherwise                            -> waits, refused after `queue_s`, in which the time is not counted when
+                                               another of its family runs
     """
     actions: list[Action] = []
+    state = _put_off(state, now)
     match event:
-        case Arrived(turn, session, queue_s):
-            if state.closed:
-                return state, (Refuse(turn, "host_stopping"),)
-            until_s = now + (state.queue_s if queue_s is None else min(queue_s, state.queue_s))
-            state = replace(state, line=(*state.line, Waiting(turn, session, until_s)))
+        case Arrived():
+            state = _arrive(state, event, now, actions)
         case Left(turn):
-            if _running(state, turn) is not None:
-                return state, (Cancel(turn),)
-            state = replace(state, line=tuple(w for w in state.line if w.turn != turn))
+            state = _leave(state, turn, actions)
         case Ended(turn, kept):
             state = _give_back(state, turn, kept, now, actions)
         case Parked(number):
-            place = state.places[number]
-            state = _with(state, place.moved("free", None, None, now))
+            state = _parked(state, state.places[number], now, actions)
         case Unloading():
-            quiet = [p for p in state.places if p.state == "quiet"]
-            state = _park(state, sorted(quiet, key=lambda p: p.since_s)[:1], now, actions)
+            state = _unload(state, now, actions)
         case Adjusted(hold_s, queue_s):
             state = replace(state, hold_s=hold_s, queue_s=queue_s)
+        case Drop(session):
+            state = _drop(state, session, now, actions)
+        case Renamed(session, name):
+            state = _rename(state, session, name)
         case Tick():
             pass
         case Closed():
             actions += [Refuse(w.turn, "host_stopping") for w in state.line]
             actions += [Cancel(p.turn) for p in state.places if p.turn is not None]
-            return replace(state, line=(), closed=True), tuple(actions)
+            state = replace(state, line=(), closed=True)
         case _:
             assert_never(event)
-    state = _serve(state, now, actions)
-    state = _make_room(state, now, actions)
+    state = _seat(state, now, actions)
     state = _time_out(state, now, actions)
     return state, tuple(actions)
 
 
 def wake_at(state: Admission) -> float | None:
     """When the next Tick is due, if nothing happens before; None: never."""
-    due = [w.until_s for w in state.line]
-    if _places_wanted(state) > 0:
-        due += [place.since_s + state.hold_s for place in state.places if place.state == "quiet"]
-    return min(due, default=None)
-
-
-def ranked(line: tuple[Waiting, ...]) -> tuple[Waiting, ...]:
-    """The line as it is served: named sessions before transients, each in order of arrival."""
-    return tuple(sorted(line, key=lambda w: w.session is None))
-
-
-def free_places(state: Admission) -> int:
-    """Places that a new session would get at once."""
-    return sum(place.state == "free" for place in state.places)
-
-
-def running(state: Admission) -> int:
-    """Turns that hold a lease."""
-    return sum(place.state == "running" for place in state.places)
-
-
-def place_of(state: Admission, session: str) -> Place | None:
-    """The place where this session runs, is quiet or is being parked; None: it is not in the engine."""
-    return next((place for place in state.places if place.session == session), None)
+    kept = kept_turns(state)
+    due = [w.until_s for w in state.line if w.turn not in kept and not waits_for_family(state, w)]
+    if _lacking(state):
+        due += [p.since_s + hold_of(state, p) for p in state.places if p.state == "quiet"]
+    # What was due when something happened last was seen to then.
+    return min((at for at in due if at > state.seen_s), default=None)
 
 
 def problems(state: Admission, now: float) -> tuple[str, ...]:
@@ -271,79 +163,186 @@ def _problems(state: Admission, now: float) -> Iterator[str]:
             yield f"place {place.number} is {place.state} without a session"
     if state.closed and state.line:
         yield "somebody waits in a closed host"
-    for waiting in state.line:
-        own = place_of(state, waiting.session) if waiting.session is not None else None
+    for waiting in _lacking(state):
+        own = place_of(state, waiting.session)
         if own is not None and own.state == "quiet":
             yield f"turn {waiting.turn} waits although its session is resident and quiet"
-        if own is None and free_places(state):
+        if free_places(state):
             yield f"turn {waiting.turn} waits beside a free place"
-        if now >= waiting.until_s:
-            yield f"turn {waiting.turn} waits longer than the queue allows"
-    if _places_wanted(state) > 0 and any(_past_hold(state, place, now) for place in state.places):
-        yield "somebody waits beside a resident that is past its hold"
+        if family_places(state, waiting):
+            yield f"turn {waiting.turn} waits beside a quiet place of its family"
+        if any(past_hold(state, place, now) for place in state.places):
+            yield f"turn {waiting.turn} waits beside a resident past its hold"
+
+
+def _lacking(state: Admission) -> tuple[Waiting, ...]:
+    """Those who lack a place, and none is being emptied for them."""
+    kept = kept_turns(state)
+    lacking = [waiting for waiting in ranked(state, seatable(state)) if waiting.turn not in kept]
+    return tuple(lacking[coming(state) :])
 
 
 def _with(state: Admission, place: Place) -> Admission:
-    places = state.places
-    return replace(state, places=(*places[: place.number], place, *places[place.number + 1 :]))
+    places = (*state.places[: place.number], place, *state.places[place.number + 1 :])
+    return replace(state, places=places)
 
 
-def _running(state: Admission, turn: int) -> Place | None:
-    return next((place for place in state.places if place.turn == turn), None)
+def _put_off(state: Admission, now: float) -> Admission:
+    """Since something happened last, time has not passed for those who wait for their own family."""
+    passed_s = now - state.seen_s
+    line = tuple(
+        replace(w, until_s=w.until_s + passed_s) if passed_s > 0 and waits_for_family(state, w) else w
+        for w in state.line
+    )
+    return replace(state, line=line, seen_s=max(state.seen_s, now))
 
 
-def _past_hold(state: Admission, place: Place, now: float) -> bool:
-    return place.state == "quiet" and now >= place.since_s + state.hold_s
+def _arrive(state: Admission, event: Arrived, now: float, actions: list[Action]) -> Admission:
+    if state.closed:
+        actions.append(Refuse(event.turn, "host_stopping"))
+        return state
+    limit_s = state.queue_s if event.queue_s is None else min(event.queue_s, state.queue_s)
+    waiting = Waiting(event.turn, event.session, now + limit_s, event.standing, now)
+    state = joined(state, waiting)
+    if waiting not in seatable(state):
+        return state
+    own = place_of(state, waiting.session)
+    if own is not None:
+        return _take(state, waiting, own, now, actions)
+    members = family_places(state, waiting)
+    if members and not free_places(state):
+        return _park(state, members[0], waiting.turn, now, actions)
+    return state
 
 
-def _places_wanted(state: Admission) -> int:
-    """Places that the line needs beyond those that are its sessions' own or are being emptied."""
-    named = {w.session for w in state.line if w.session is not None and place_of(state, w.session) is None}
-    transients = sum(w.session is None for w in state.line)
-    return len(named) + transients - sum(place.state == "parking" for place in state.places)
+def _leave(state: Admission, turn: int, actions: list[Action]) -> Admission:
+    if place_of_turn(state, turn) is not None:
+        actions.append(Cancel(turn))
+        return state
+    return replace(state, line=tuple(w for w in state.line if w.turn != turn))
+
+
+def _unload(state: Admission, now: float, actions: list[Action]) -> Admission:
+    quiet = [place for place in state.places if place.state == "quiet"]
+    if not quiet:
+        return state
+    return _park(state, min(quiet, key=lambda place: place.since_s), None, now, actions)
 
 
 def _give_back(state: Admission, turn: int, kept: bool, now: float, actions: list[Action]) -> Admission:
-    place = _running(state, turn)
+    place = place_of_turn(state, turn)
     if place is None:
         raise ValueError(f"turn {turn} holds no lease")
     state = replace(state, given=state.given + 1)
-    if kept and place.session is not None:
-        return _with(state, place.moved("quiet", place.session, None, now))
+    if kept and place.session is not None and not place.dropped:
+        return _with(state, place.moved("quiet", place.session, None, now, standing=place.standing))
     actions.append(Erase(place.number))
     return _with(state, place.moved("free", None, None, now))
 
 
-def _serve(state: Admission, now: float, actions: list[Action]) -> Admission:
-    for waiting in () if state.closed else ranked(state.line):
-        own = place_of(state, waiting.session) if waiting.session is not None else None
-        if own is None:
-            place = next((p for p in state.places if p.state == "free"), None)
-        else:
-            place = own if own.state == "quiet" else None
-        if place is None:
+def _parked(state: Admission, place: Place, now: float, actions: list[Action]) -> Admission:
+    kept_for, place = place.kept_for, place.moved("free", None, None, now)
+    state = _with(state, place)
+    mine = next((w for w in seatable(state) if w.turn == kept_for), None)
+    if mine is None or place_of(state, mine.session) is not None:
+        return state
+    return _take(state, mine, place, now, actions)
+
+
+def _drop(state: Admission, session: str, now: float, actions: list[Action]) -> Admission:
+    actions += [Refuse(w.turn, "session_ended") for w in state.line if w.session == session]
+    state = replace(state, line=tuple(w for w in state.line if w.session != session))
+    place = place_of(state, session)
+    if place is None:
+        return state
+    if place.turn is not None:
+        actions.append(Cancel(place.turn))
+        return _with(state, replace(place, dropped=True))
+    if place.state == "quiet":
+        actions.append(Erase(place.number))
+        return _with(state, place.moved("free", None, None, now))
+    return state
+
+
+def _rename(state: Admission, session: str, name: str) -> Admission:
+    place = place_of(state, session)
+    if place is None or place.state != "quiet":
+        return state
+    if place_of(state, name) is not None:
+        raise ValueError("the session that a place is renamed to is in another")
+    return _with(state, replace(place, session=name))
+
+
+def _seat(state: Admission, now: float, actions: list[Action]) -> Admission:
+    """Serve whom there is a place for, and make room for the others, until nothing changes any more."""
+    seats = not state.closed
+    while seats and state.line:
+        taken = state.taken
+        state = _seat_once(state, now, actions)
+        seats = state.taken > taken
+    return state
+
+
+def _seat_once(state: Admission, now: float, actions: list[Action]) -> Admission:
+    order, kept, empty = ranked(state, seatable(state)), kept_turns(state), coming(state)
+    for number, waiting in enumerate(order):
+        own = place_of(state, waiting.session)
+        if waiting.turn in kept or key_full(state, waiting) or (own is not None and own.state != "quiet"):
             continue
-        actions.append(Serve(waiting.turn, place.number, resident=own is not None))
-        state = _with(state, place.moved("running", waiting.session, waiting.turn, now))
-        line = tuple(w for w in state.line if w.turn != waiting.turn)
-        state = replace(state, line=line, taken=state.taken + 1)
+        place = own or next((p for p in state.places if p.state == "free"), None)
+        if place is not None:
+            state = _take(state, waiting, place, now, actions)
+            continue
+        behind = order[number + 1 :]
+        members = [p for p in family_places(state, waiting) if not _goes_on(p, waiting, behind)]
+        if members:
+            state = _park(state, members[0], waiting.turn, now, actions)
+        elif empty > 0:
+            empty -= 1
+        elif (place := _gives_way(state, waiting, behind, now)) is not None:
+            state = _park(state, place, None, now, actions)
     return state
 
 
-def _make_room(state: Admission, now: float, actions: list[Action]) -> Admission:
-    past = sorted((p for p in state.places if _past_hold(state, p, now)), key=lambda p: p.since_s)
-    return _park(state, past[: max(0, _places_wanted(state))], now, actions)
+def _goes_on(place: Place, waiting: Waiting, behind: tuple[Waiting, ...]) -> bool:
+    """Whether this resident's own next turn waits, of the same key: then there is no use in parking it."""
+    return any(other.session == place.session and other.key == waiting.key for other in behind)
 
 
-def _park(state: Admission, residents: list[Place], now: float, actions: list[Action]) -> Admission:
-    for place in residents:
-        assert place.session is not None
-        actions.append(Park(place.number, place.session))
-        state = _with(state, place.moved("parking", place.session, None, now))
-    return state
+def _gives_way(state: Admission, waiting: Waiting, behind: tuple[Waiting, ...], now: float) -> Place | None:
+    """The resident that has been quiet longest of those that must give way: it is past its hold, or its family has
+    more to do, but another key's turn is due first."""
+    quiet = sorted((p for p in state.places if p.state == "quiet"), key=lambda p: p.since_s)
+    for place in quiet:
+        if past_hold(state, place, now) and not _goes_on(place, waiting, behind):
+            return place
+    for place in quiet:
+        if any(other.family == place.family and other.key != waiting.key for other in behind):
+            return place
+    return None
+
+
+def _take(state: Admission, waiting: Waiting, place: Place, now: float, actions: list[Action]) -> Admission:
+    """The turn takes its lease on a place that is free, or where its own session is quiet."""
+    actions.append(Serve(waiting.turn, place.number, resident=place.state == "quiet"))
+    place = place.moved("running", waiting.session, waiting.turn, now, standing=waiting.standing)
+    state = charged(_with(state, place), waiting)
+    return replace(state, taken=state.taken + 1)
+
+
+def _park(
+    state: Admission, place: Place, kept_for: int | None, now: float, actions: list[Action]
+) -> Admission:
+    assert place.session is not None
+    actions.append(Park(place.number, place.session))
+    place = place.moved("parking", place.session, None, now, standing=place.standing, kept_for=kept_for)
+    return _with(state, place)
 
 
 def _time_out(state: Admission, now: float, actions: list[Action]) -> Admission:
-    late = [w for w in state.line if now >= w.until_s]
+    kept = kept_turns(state)
+    late = [
+        w for w in state.line if now >= w.until_s and w.turn not in kept and not waits_for_family(state, w)
+    ]
     actions += [Refuse(w.turn, "queue_timeout") for w in late]
     return replace(state, line=tuple(w for w in state.line if w not in late)) if late else state

@@ -42,6 +42,7 @@ SUPPORTED = frozenset(
         "reasoning_effort",
         "repeat_penalty",
         "response_format",
+        "return_progress",
         "seed",
         "stop",
         "stream",
@@ -115,6 +116,8 @@ class ChatRequest:
     """None: up to the context's end."""
     sampling: Sampling
     stop: tuple[str, ...]
+    return_progress: bool = False
+    """Whether a stream tells how far its prompt is."""
     choices: int = 1
     logprobs: int | None = None
     """How many of the likeliest tokens are told at each place; None: no log probabilities at all."""
@@ -125,7 +128,10 @@ class ChatRequest:
 
 
 def read_chat_request(body: object, defaults: Sampling) -> ChatRequest:
-    """Check a decoded body. Raises BadRequest with the field at fault; null counts as absent."""
+    """Check a decoded body. Raises BadRequest with the field at fault; null counts as absent.
+
+    `return_progress` means nothing without `stream`, as llama-server has it.
+    """
     fields = read_fields(body, SUPPORTED, HARMLESS, UNSUPPORTED)
     if fields.get("modalities", ["text"]) not in (["text"], []):
         raise BadRequest("this model answers with text only", "modalities", "unsupported_parameter")
@@ -138,6 +144,7 @@ def read_chat_request(body: object, defaults: Sampling) -> ChatRequest:
         max_tokens=_max_tokens(fields),
         sampling=read_sampling(fields, defaults),
         stop=read_stop(fields),
+        return_progress=flag(fields, "return_progress") and stream,
         choices=read_choices(fields),
         logprobs=_logprobs(fields),
         tool_use=read_tool_use(fields),

@@ -13,6 +13,7 @@ from serving.openai_wire import (
     DONE,
     Envelope,
     Outcome,
+    PromptProgress,
     compact_json,
     logprobs_json,
     sse_event,
@@ -49,6 +50,11 @@ class ChunkWriter:
     ) -> bytes:
         return self._event(delta, logprobs, finish, {})
 
+    def progress(self, progress: PromptProgress) -> bytes:
+        """The event by which llama-server tells how far the prompt is: a delta without words."""
+        delta = {"role": "assistant", "content": None}
+        return self._event(delta, None, None, {"prompt_progress": progress.to_json()})
+
     def finish(self, reason: str, outcome: Outcome | None = None) -> bytes:
         """The last event. `outcome` is told in it if the stream has no event for the usage."""
         tell = outcome is not None and not self._include_usage
@@ -78,6 +84,11 @@ class StreamedChat(Form):
         self._index = -1
         self._writer: ChunkWriter
         self._last = "stop"
+
+    def progress(self, progress: PromptProgress) -> bytes:
+        if not self._envelope.return_progress:
+            return b""
+        return ChunkWriter(self._envelope, 0).progress(progress)
 
     def text(self, event: Text) -> bytes:
         if event.choice != self._index:

@@ -43,6 +43,7 @@ SUPPORTED = frozenset(
         "presence_penalty",
         "prompt",
         "repeat_penalty",
+        "return_progress",
         "seed",
         "stop",
         "stream",
@@ -91,6 +92,8 @@ class CompletionRequest:
     max_tokens: int
     sampling: Sampling
     stop: tuple[str, ...]
+    return_progress: bool = False
+    """Whether a stream tells how far its prompt is."""
     choices: int = 1
     echo: bool = False
     """The prompt's text stands before the answer's."""
@@ -99,7 +102,10 @@ class CompletionRequest:
 
 
 def read_completion_request(body: object, defaults: Sampling) -> CompletionRequest:
-    """Check a decoded body. Raises BadRequest with the field at fault; null counts as absent."""
+    """Check a decoded body. Raises BadRequest with the field at fault; null counts as absent.
+
+    `return_progress` means nothing without `stream`, as llama-server has it.
+    """
     fields = read_fields(body, SUPPORTED, HARMLESS, UNSUPPORTED)
     stream = flag(fields, "stream")
     choices = read_choices(fields)
@@ -114,6 +120,7 @@ def read_completion_request(body: object, defaults: Sampling) -> CompletionReque
         max_tokens=whole({"max_tokens": DEFAULT_MAX_TOKENS, **fields}, "max_tokens", 1, 2**31 - 1),
         sampling=read_sampling(fields, defaults),
         stop=read_stop(fields),
+        return_progress=flag(fields, "return_progress") and stream,
         choices=choices,
         echo=flag(fields, "echo"),
         logprobs=_logprobs(fields),

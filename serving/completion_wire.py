@@ -1,6 +1,6 @@
 """The older completions endpoint's shape, whole and streamed. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from serving.answer_form import Form
@@ -10,6 +10,7 @@ from serving.openai_wire import (
     DONE,
     Envelope,
     Outcome,
+    PromptProgress,
     compact_json,
     finite,
     sse_event,
@@ -53,12 +54,18 @@ class StreamedCompletion(_Numbered):
         self._offset = 0
         self._last = ""
 
+    def progress(self, progress: PromptProgress) -> bytes:
+        """As llama-server tells it: an event without text, of the prompt's first answer."""
+        if not self._envelope.return_progress:
+            return b""
+        return self._event(self._index(0), "", None, None, {"prompt_progress": progress.to_json()})
+
     def text(self, event: Text) -> bytes:
         begun = self._begin(event.choice)
         if self._logprobs:
             told = _logprobs_json(event.sampled, self._offset)
             self._offset += sum(len(token_text(token.chosen)) for token in event.sampled)
-            return begun + self._event(event.text, told, None)
+            return begun + self._event(self._begun, event.text, told, None)
         if begun or event.text:
             return begun + (self._open + text_json(event.text) + self._close).encode()
         return b""
@@ -68,12 +75,14 @@ class StreamedCompletion(_Numbered):
         if event.choice == 0 and self._prompt == len(self._echoes) - 1:
             self._last = event.reason
             return begun
-        return begun + self._event("", None, event.reason)
+        return begun + self._event(self._begun, "", None, event.reason)
 
     def end(self, usage: Usage, outcome: Outcome) -> bytes:
+        index, told = self._begun, {"homeport": outcome.to_json()}
         if not self._envelope.include_usage:
-            return self._event("", None, self._last, outcome) + DONE
-        return self._event("", None, self._last) + usage_event(self._envelope, usage, outcome, KIND) + DONE
+            return self._event(index, "", None, self._last, told) + DONE
+        last = self._event(index, "", None, self._last)
+        return last + usage_event(self._envelope, usage, outcome, KIND) + DONE
 
     def _begin(self, choice: int) -> bytes:
         """Nothing, unless this choice begins and its prompt is echoed."""
@@ -84,18 +93,21 @@ class StreamedCompletion(_Numbered):
         self._offset = len(self._echo)
         close = f',"index":{index},"logprobs":null,"finish_reason":null}}]'
         self._close = close + (',"usage":null}\n\n' if self._envelope.include_usage else "}\n\n")
-        return self._event(self._echo, None, None) if self._echo else b""
+        return self._event(index, self._echo, None, None) if self._echo else b""
 
     def _event(
-        self, text: str, logprobs: dict[str, Any] | None, finish: str | None, outcome: Outcome | None = None
+        self,
+        index: int,
+        text: str,
+        logprobs: Mapping[str, Any] | None,
+        finish: str | None,
+        more: Mapping[str, Any] | None = None,
     ) -> bytes:
-        choice = {"text": text, "index": self._begun, "logprobs": logprobs, "finish_reason": finish}
+        choice = {"text": text, "index": index, "logprobs": logprobs, "finish_reason": finish}
         rest: dict[str, Any] = {"choices": [choice]}
         if self._envelope.include_usage:
             rest["usage"] = None
-        if outcome is not None:
-            rest["homeport"] = outcome.to_json()
-        return sse_event(f"{chunk_open(self._envelope, KIND)},{compact_json(rest)[1:]}")
+        return sse_event(f"{chunk_open(self._envelope, KIND)},{compact_json({**rest, **(more or {})})[1:]}")
 
 
 class WholeCompletion(_Numbered):

@@ -30,7 +30,7 @@ REMEDIES = {
     "models": "Name models as clients do, each once, for example [assistant]",
     "zones": "Name zones, each once, for example [home]",
     "machines": "Name machines, each once, for example [den-pc]",
-    "places": "Write a whole number of 1 or more",
+    "places": "Write a whole number from 1 to 10000",
     "requests_per_minute": f"Write a whole number from 1 to {MOST_PER_MINUTE}",
     "weight": "Write a number above 0, at most 100",
 }
@@ -71,7 +71,7 @@ class KeySection(Section):
     models: Annotated[tuple[ModelName, ...], BeforeValidator(_names)] | None = None
     zones: Annotated[tuple[MachineName, ...], BeforeValidator(_names)] | None = None
     machines: Annotated[tuple[MachineName, ...], BeforeValidator(_names)] | None = None
-    places: Annotated[int, Field(ge=1)] | None = None
+    places: Annotated[int, Field(ge=1, le=10_000)] | None = None
     requests_per_minute: Annotated[int, Field(ge=1, le=MOST_PER_MINUTE)] | None = None
     weight: Annotated[float, Field(gt=0, le=100, allow_inf_nan=False)] = 1.0
 

@@ -6,33 +6,39 @@ it over HTTP, since they never import Ray.
 """
 
 import asyncio
-import hmac
 import json
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
+from urllib.parse import urlencode
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
 
 from cluster.fit import Assignment, fit
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.ray_cluster import RayFailed
+from serving import ask_host
+from serving.controller_app import ControllerApp
+from serving.journal_file import JournalNews, Mark
+from serving.machine_book import MachineBook, NotForgotten
 from serving.model import ModelSpec
-from serving.pin_index import Candidate, PinIndex
-from serving.pins import pin_from_json
+from serving.pin_index import PinIndex
+from serving.pins import Pin, pin_from_json
 
 TICK_S = 2.0
 """How often it looks for new machines."""
 NEWS_S = 10.0
 """How long it waits for news of a machine in one question."""
+HEARD_S = 15.0
+"""How long what a keeper reported counts: it is asked again and again, for NEWS_S each time."""
+TELL_S = 5.0
+"""How long a host may take to learn of a session's new home, or of its end."""
+TOLD_AT_ONCE = 1000
+"""Pins."""
 LEARN_S = 20.0
 """How long new sessions wait for the journals of a machine that Ray counts as alive and whose keeper is silent."""
 
@@ -56,13 +62,8 @@ class Members(Protocol):
         """
         ...
 
-    async def pins(
-        self, machine: str, written: dict[int, int]
-    ) -> dict[int, tuple[list[dict[str, Any]], int]]:
-        """By slot, the pins that its journal holds beyond what is known, and a number for the next call.
-
-        Raises as `report`.
-        """
+    async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
+        """By slot, what its journal says beyond what is known of it. Raises as `report`."""
         ...
 
     async def apply(self, machine: str, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
@@ -77,17 +78,23 @@ class Controller:
         self.paths = Paths.from_env(os.environ)
         self.token = secret(self.paths.cluster_token)
         self.index = PinIndex()
+        self.book = MachineBook(self.paths.revision.with_name("machines.json"))
         self.reports: dict[str, dict[str, Any]] = {}
+        self._heard_at: dict[str, float] = {}
+        """By machine: when its keeper reported last."""
         self.problems: dict[str, dict[str, str]] = {}
         self.revision: dict[str, Any] = {"revision": 0, "models": [], "control": {}}
         self._fleet_text: bytes | None = None
         self._make_members = members
         self._unread: dict[str, float] = {}
         """By machine: until when a claim waits for its journals; 0 once they were read. Empty before it looked."""
-        self._written: dict[str, dict[int, int]] = {}
-        """By machine and slot: the number of the last pin that was read from the journal."""
-        self._counts: dict[str, tuple[int, ...]] = {}
-        """By machine: its replicas' numbers of pins when they were read last."""
+        self._marks: dict[str, dict[int, Mark]] = {}
+        """By machine and slot: how far the journal was read."""
+        self._changes: dict[str, tuple[tuple[int, str], ...]] = {}
+        """By machine: what its replicas said of their journals when these were read last."""
+        self._here: set[str] | None = None
+        """Ids of the machines that are there now; None before it looked."""
+        self._telling: set[asyncio.Task[None]] = set()
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
     def ping(self) -> int:
@@ -109,7 +116,7 @@ class Controller:
         control = self.revision["control"]
         server = _QuietServer(
             uvicorn.Config(
-                self.app(),
+                self.app().asgi(),
                 host=control["host"],
                 port=control["port"],
                 log_level="warning",
@@ -123,7 +130,8 @@ class Controller:
         members = self._make_members()
         following: dict[str, asyncio.Task[None]] = {}
         while True:
-            for machine in await asyncio.to_thread(members.machines):
+            self._here = set(await asyncio.to_thread(members.machines))
+            for machine in self._here:
                 if machine not in following or following[machine].done():
                     following[machine] = asyncio.create_task(self._follow(members, machine))
                     self._unread.setdefault(machine, time.monotonic() + LEARN_S)
@@ -140,6 +148,7 @@ class Controller:
                 if wanted is not None and self.reports[machine]["revision"] < self.revision["revision"]:
                     self._heard(machine, await members.apply(machine, self.revision["revision"], wanted))
                 await self._learn(members, machine)
+                await self._tell(machine)
                 version = self.reports[machine]["version"]
             except AWAY as error:
                 log.warning("machine %s cannot be asked: %s", machine, error)
@@ -150,23 +159,98 @@ class Controller:
 
     async def _learn(self, members: Members, machine: str) -> None:
         """Read what is new in the journals of a machine: those of hosts that are dead or no longer wanted too."""
-        counts = tuple(replica.get("pins", 0) for replica in self.reports[machine]["replicas"])
-        if self._counts.get(machine) == counts:
+        report = self.reports[machine]
+        changes = tuple((r.get("pins", 0), r.get("journal", "")) for r in report["replicas"])
+        if self._changes.get(machine) == changes:
             return
-        written = self._written.setdefault(machine, {})
-        for slot, (pins, last) in (await members.pins(machine, written)).items():
-            self.index.confirm(pin_from_json(pin) for pin in pins)
-            written[slot] = last
-        self._counts[machine] = counts
+        marks = self._marks.setdefault(machine, {})
+        told = await members.pins(machine, marks)
+        for slot, news in told.items():
+            pins = map(pin_from_json, news.pins)
+            self.index.confirm(pins, f"{report['name']}/{slot}", news.whole, time.time())
+            for pin in news.pins:
+                self.index.describe(pin["session"], pin.get("public", ""), pin.get("scope"))
+            marks[slot] = news.mark
+        if silent := sorted(r["name"] for r in report["replicas"] if r.get("pins") and r["slot"] not in told):
+            log.warning("pins of %s are not known: the journal could not be read", ", ".join(silent))
+            return
+        self._changes[machine] = changes
         self._unread[machine] = 0.0
+
+    async def _tell(self, machine: str) -> None:
+        """Let its hosts know of sessions that have a newer home, so that their old contexts go."""
+        report = self.reports[machine]
+        for replica in report["replicas"]:
+            behind = self.index.behind.get(replica["name"], {})
+            while behind and replica["state"] == "ready":
+                pins = list(behind.values())[:TOLD_AT_ONCE]
+                if not await self._ask(
+                    report, replica, "POST", "/pins", {"pins": list(map(Pin.to_json, pins))}
+                ):
+                    break
+                self.index.told(replica["name"], pins)
+
+    def _ended(self, session: str, model: str, replicas: Sequence[str]) -> None:
+        """Let these hosts drop what they have of a session that was ended, if they can be asked."""
+        path = f"/pins/{session}?{urlencode({'model': model})}"
+        for report in self.reports.values():
+            for replica in report["replicas"]:
+                if replica["name"] in replicas:
+                    telling = asyncio.create_task(self._end_at(report, replica, path))
+                    self._telling.add(telling)
+                    telling.add_done_callback(self._telling.discard)
+
+    async def _end_at(self, report: dict[str, Any], replica: dict[str, Any], path: str) -> None:
+        await self._ask(report, replica, "DELETE", path, {})
+
+    async def _ask(
+        self, report: dict[str, Any], replica: dict[str, Any], method: str, path: str, body: dict[str, Any]
+    ) -> bool:
+        """Whether the host has done it."""
+        try:
+            asking = ask_host.ask_host(
+                report["address"], replica["port"], self.token, method, path, json.dumps(body).encode()
+            )
+            await asyncio.wait_for(asking, TELL_S)
+        except ask_host.AWAY as error:
+            log.warning("%s does not take what it is told of pins: %s", replica["name"], error)
+            return False
+        return True
+
+    def _forget(self, name: str) -> None:
+        if self._here is None:
+            raise NotForgotten(
+                "The controller has not looked yet who is here. Ask again in a second.", known=True
+            )
+        for machine in self.book.forget(name, self._here):
+            self.reports.pop(machine, None)
+            self._heard_at.pop(machine, None)
+            self._unread.pop(machine, None)
+            self._changes.pop(machine, None)  # Its journals are read again, should it come back.
+        self._assign()
 
     def _has_learned(self) -> bool:
         """Whether a session that the index does not know is new: every machine's journals were read, or given up."""
         now = time.monotonic()
         return bool(self._unread) and all(until < now for until in self._unread.values())
 
+    def _is_there(self, replica: str) -> bool:
+        """Whether its machine is there, and the keeper said of late that it is ready."""
+        since = time.monotonic() - HEARD_S
+        return any(
+            each["name"] == replica and each["state"] == "ready"
+            for machine in self._here or ()
+            if self._heard_at.get(machine, 0.0) > since
+            for each in self.reports[machine]["replicas"]
+        )
+
     def _heard(self, machine: str, report: dict[str, Any]) -> None:
         self.reports[machine] = report
+        self._heard_at[machine] = time.monotonic()
+        try:
+            self.book.here(machine, report["name"], report["zone"])
+        except OSError as error:
+            log.warning("machine %s is not written down: %s", machine, error)
         self._fleet_text = None
 
     def _assign(self) -> dict[str, list[dict[str, Any]]]:
@@ -204,29 +288,12 @@ class Controller:
 
     # what routers ask
 
-    def app(self) -> Starlette:
-        """GET /fleet, POST /claim, GET /pins/{session}; each with the cluster's token."""
-        return Starlette(
-            routes=[
-                Route("/fleet", self._guard(self._fleet)),
-                Route("/claim", self._guard(self._claim), methods=["POST"]),
-                Route("/pins/{session}", self._guard(self._pin)),
-            ]
+    def app(self) -> ControllerApp:
+        return ControllerApp(
+            self.token, self.index, self._fleet, self._has_learned, self._forget, self._ended, self._is_there
         )
 
-    def _guard(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
-        expected = f"Bearer {self.token}".encode()
-
-        async def guarded(request: Request) -> Response:
-            given = request.headers.get("authorization", "").encode()
-            if not hmac.compare_digest(given, expected):
-                return JSONResponse({"error": {"message": "The cluster's token is needed."}}, status_code=401)
-            answer: Response = await handler(request)
-            return answer
-
-        return guarded
-
-    async def _fleet(self, _request: Request) -> Response:
+    def _fleet(self) -> bytes:
         if self._fleet_text is None:
             models = [m["spec"] for m in self.revision["models"]]
             fleet = {
@@ -234,36 +301,10 @@ class Controller:
                 "models": [{key: m[key] for key in ("name", "context", "engine")} for m in models],
                 "problems": self._all_problems(),
                 "machines": list(self.reports.values()),
+                "forgotten": self.book.list_forgotten(),
             }
             self._fleet_text = json.dumps(fleet).encode()
-        return Response(self._fleet_text, media_type="application/json")
-
-    async def _claim(self, request: Request) -> Response:
-        try:
-            body = await request.json()
-            ranked = [Candidate(c["replica"], c["free"]) for c in body["ranked"]]
-            session, model, refused = body["session"], body["model"], frozenset(body.get("refused", ()))
-        except (ValueError, KeyError, TypeError) as error:
-            return JSONResponse({"error": {"message": f"Not a claim: {error}"}}, status_code=400)
-        if not ranked:
-            return JSONResponse({"error": {"message": "A claim needs a candidate."}}, status_code=400)
-        if not self._has_learned():
-            return _not_yet()
-        pin, known = self.index.claim(session, model, ranked, refused, time.time())
-        return JSONResponse({"pin": pin.to_json(), "known": known})
-
-    async def _pin(self, request: Request) -> Response:
-        pin = self.index.get(request.path_params["session"], request.query_params.get("model", ""))
-        if pin is None and not self._has_learned():
-            return _not_yet()
-        if pin is None:
-            return JSONResponse({"error": {"message": "No such pin."}}, status_code=404)
-        return JSONResponse(pin.to_json())
-
-
-def _not_yet() -> Response:
-    message = "The controller has not read all journals yet. Ask again in a second."
-    return JSONResponse({"error": {"message": message}}, status_code=503, headers={"retry-after": "1"})
+        return self._fleet_text
 
 
 class _QuietServer(uvicorn.Server):

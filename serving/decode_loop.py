@@ -153,6 +153,9 @@ class DecodeLoop:
     def held(self, sequence: int) -> int:
         return self._steps.sequences[sequence].held
 
+    def tokens(self, sequence: int) -> tuple[int, ...]:
+        return self._steps.sequences[sequence].at_rest()
+
     def close(self) -> None:
         """End all turns as cancelled and the thread; blocks until the model is freed."""
         self._closing = True

@@ -342,6 +342,10 @@ class Engine(Protocol):
         """Tokens in a sequence after its last step. A snapshot."""
         ...
 
+    def tokens(self, sequence: int) -> tuple[int, ...]:
+        """What a sequence holds, as token ids. No turn may be running on it."""
+        ...
+
     def close(self) -> None:
         """End all turns as cancelled, end the thread, free the model. Blocks; safe to call twice."""
         ...

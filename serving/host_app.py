@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qs
 
 import msgspec
 
@@ -38,6 +37,7 @@ from serving.journal import Journal
 from serving.model import ModelSpec
 from serving.parking import Parking
 from serving.parking_plan import memory_budget
+from serving.pin_routes import PinRoutes
 from serving.request_fields import BadRequest
 from serving.routing import check_home, read_ask
 from serving.settings import Settings, read_settings, settings_of
@@ -110,6 +110,7 @@ class HostApp:
         self._desk = Desk(
             about.machine, about.replica, model, engine, self._turns, journal, self._writer, awake=self.awake
         )
+        self._pins = PinRoutes(self._desk, keep_s=lambda: self._settings.parking.keep_s)
 
     @property
     def loaded(self) -> bool:
@@ -136,6 +137,7 @@ class HostApp:
         served = self.state == "ready"
         self._move("draining", "stopping")
         self._life.end()
+        self._pins.stop()
         if self._quiet is not None:
             self._quiet.cancel()
         if served:
@@ -174,6 +176,8 @@ class HostApp:
         if self.state == "loading":
             self._move("ready", self._engine.facts.description)
         self._turns.attach(self._loop)
+        if self.state == "ready":
+            self._pins.begin()
         self._await_quiet()
 
     def _failed(self, reason: str, permanent: bool) -> None:
@@ -188,6 +192,7 @@ class HostApp:
             yield
         finally:
             self._working -= 1
+            self._pins.settle()
             self._await_quiet()
 
     def _await_quiet(self) -> None:
@@ -219,7 +224,7 @@ class HostApp:
         problem: Problem | None = None
         try:
             self._authorize(headers)
-            if scope["method"] == "POST":
+            if scope["method"] == "POST" and scope["path"] in (*ENDPOINTS, "/settings"):
                 with self._work():
                     await self._route(scope, headers, receive, noted_send)
             else:
@@ -255,11 +260,9 @@ class HostApp:
                 await send_whole(send, 200, msgspec.json.encode(self._settings.to_json()))
             case "GET", "/state":
                 await send_whole(send, 200, msgspec.json.encode(self.report()))
-            case "GET", "/pins":
-                await send_whole(send, 200, await asyncio.to_thread(self._all_pins))
-            case "GET", _ if path.startswith("/pins/"):
-                await send_whole(send, 200, self._pin(path.removeprefix("/pins/"), scope["query_string"]))
-            case _ if path in ("/state", "/pins", "/settings", *ENDPOINTS):
+            case _ if path == "/pins" or path.startswith("/pins/"):
+                await self._pins.answer(method, path, scope["query_string"], receive, send)
+            case _ if path in ("/state", "/settings", *ENDPOINTS):
                 raise Problem(405, f"{method} does not work on {path}", "method_not_allowed")
             case _:
                 paths = ", ".join(ENDPOINTS)
@@ -299,11 +302,21 @@ class HostApp:
             "free": admission.free_places(state),
             "running": admission.running(state),
             "waiting": len(state.line),
+            "line": [
+                {
+                    "session": waiting.session,
+                    "position": waiting.position,
+                    "waited_s": round(waiting.waited_s, 3),
+                    "about_s": waiting.about_s,
+                }
+                for waiting in turns.line()
+            ],
             "residents": residents,
             "tokens_generated": self._engine.tokens_generated if known else 0,
             "tokens_evaluated": self._engine.tokens_evaluated if known else 0,
             "prompt_chunk": self._engine.facts.prompt_chunk if known else 0,
             "pins": self._journal.count(),
+            "journal": str(self._journal.mark()),
             "memory": {
                 **self._memory.report(),
                 "engine": asdict(self._engine.facts.memory) if known else None,
@@ -321,20 +334,6 @@ class HostApp:
                 for turn in turns.recent
             ],
         }
-
-    def _all_pins(self) -> bytes:
-        pins = [
-            {**entry.pin.to_json(), "used_s": entry.used_s, "turns": entry.turns}
-            for entry in self._journal.all()
-        ]
-        return msgspec.json.encode({"pins": pins})
-
-    def _pin(self, session: str, query: bytes) -> bytes:
-        model = parse_qs(query.decode("latin-1")).get("model", [self.about.model.name])[0]
-        pin = self._journal.get(session, model)
-        if pin is None:
-            raise Problem(404, "this host has no pin of that session and model", "pin_not_found")
-        return msgspec.json.encode(pin.to_json())
 
     def _check_ready(self) -> None:
         match self.state:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster import confine
 from cluster.confine import Record
+from serving.ask_host import AWAY, ask_host
 from serving.reconcile import Life, Seen, given_up
 from serving.settings import Settings
 
@@ -83,7 +84,7 @@ class HostWatch:
         try:
             self.state = await asyncio.wait_for(self._ask(self.record.port, "GET", "/state"), ANSWER_S)
             self.since = time.monotonic()
-        except (OSError, TimeoutError, ValueError, IndexError):
+        except AWAY:
             if time.monotonic() - self.since > SILENT_S:
                 self.detail = f"it has not answered for {SILENT_S:.0f} s"
                 await self.stop(grace_s=1.0)
@@ -97,7 +98,7 @@ class HostWatch:
         try:
             ask = self._ask(self.record.port, "POST", "/settings", json.dumps(wanted).encode())
             self.state["settings"] = await asyncio.wait_for(ask, ANSWER_S)
-        except (OSError, TimeoutError, ValueError, IndexError):
+        except AWAY:
             log.warning("the host on port %d did not take its new settings", self.record.port)
 
     async def stop(self, grace_s: float) -> None:
@@ -138,6 +139,7 @@ class HostWatch:
             "pid": record.pid if record and alive else None,
             "incarnation": record.incarnation if record else 0,
             "pins": self.state.get("pins", 0),
+            "journal": self.state.get("journal", ""),
             "limits": {
                 "enforced": list(record.limits.enforced) if record else [],
                 "watched": list(record.limits.watched) if record else [],
@@ -178,19 +180,4 @@ class HostWatch:
             self._pidfd = None
 
     async def _ask(self, port: int, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
-        """One request by hand: an HTTP client library would cost the keeper more memory than all the rest of it."""
-        reader, writer = await asyncio.open_connection(self.address, port)
-        try:
-            head = f"{method} {path} HTTP/1.1\r\nhost: {self.address}:{port}\r\nauthorization: Bearer {self.token}\r\n"
-            writer.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)
-            await writer.drain()
-            answer = await reader.read(-1)
-        finally:
-            writer.close()
-        top, _, answered = answer.partition(b"\r\n\r\n")
-        if b" 200 " not in top.split(b"\r\n")[0]:
-            raise ValueError(f"the host answered {top[:40]!r}")
-        told = json.loads(answered)
-        if not isinstance(told, dict):
-            raise ValueError("the host's answer is no object")
-        return told
+        return await ask_host(self.address, port, self.token, method, path, body)

@@ -24,7 +24,7 @@ from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import clean_environment, mark, port_is_free
 from serving.host_watch import HostWatch
-from serving.journal import pins_since
+from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
 from serving.model import ModelSpec
 from serving.reconcile import Drain, Start, Stop, plan
 from serving.settings import settings_of
@@ -101,21 +101,20 @@ class Keeper:
             self._loop.call_soon_threadsafe(self._wake.set)
         return self.report()
 
-    def pins(self, written: dict[int, int]) -> dict[int, tuple[list[dict[str, Any]], int]]:
-        """The pins in the journals of all slots that this machine ever had, their hosts alive or not, by slot.
+    def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
+        """What is new in the journals of all slots that this machine ever had, their hosts alive or not, by slot.
 
-        `written`: what is known already, as the second part of the last answer; only what came after it is told.
-        A journal that cannot be read is left out.
+        `known`: how far each was read, as the last answer said. A journal that cannot be read is left out.
         """
         found = {}
         for file in self.paths.home.glob("replicas/*/journal.sqlite"):
             try:
                 slot = int(file.parent.name)
-                pins, last = pins_since(file, written.get(slot, 0))
+                entries, mark, whole = entries_since(file, known.get(slot, NOTHING))
             except (sqlite3.Error, ValueError):
                 log.exception("the journal of slot %s cannot be read", file.parent.name)
                 continue
-            found[slot] = ([pin.to_json() for pin in pins], last)
+            found[slot] = JournalNews([entry.to_json() for entry in entries], mark, whole)
         return found
 
     def _publish(self) -> None:

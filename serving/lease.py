@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from serving import engine
-from serving.admission import RefusalCode
+from serving.admission import RefusalCode, Standing
 from serving.engine import Began
 from serving.parking_plan import Missing
+from serving.places import USUAL
 from serving.remembered import Remembered
 
 Context = Literal["resident", "resumed", "evaluated"]
@@ -39,19 +40,48 @@ class Gone:
 Happening = Granted | Refused | Gone | engine.Event
 
 
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """One turn that ran, for the host's state."""
+
+    request_id: str
+    generated: int
+    after_disconnect: int
+    """Tokens made after the host knew that the client was gone; an upper bound when turns overlap."""
+
+
 class Lease:
     """One open request's standing, from its arrival to its end. Made by `Turns.ask`; read with `next`."""
 
-    def __init__(self, turn: int, session: str | None, request_id: str, now: float, made: Remembered) -> None:
+    def __init__(
+        self,
+        turn: int,
+        session: str | None,
+        request_id: str,
+        now: float,
+        made: Remembered,
+        standing: Standing = USUAL,
+    ) -> None:
         self.turn = turn
         self.session = session
+        """The name of its context: the session's, or its scratch's."""
+        self.owner = session
+        """The session."""
+        self.prompt: tuple[int, ...] = ()
+        """Empty: nobody told."""
         self.request_id = request_id
+        self.standing = standing
         self.arrived_s = now
         self.waited_s: float | None = None
         """Time in the line; None while in it."""
         self.granted: Granted | None = None
+        self.granted_s = now
         self.warm = False
         """Whether, when it was granted, this engine had ever had context of its session."""
+        self.moved = False
+        """Whether its session's home was elsewhere before, and this is its first turn here."""
+        self.dropped = False
+        """Its session was ended: nothing of what it leaves counts."""
         self.missing: Missing | None = None
         """Why there was no parked state to load, where one was looked for."""
         self.restoring = False
@@ -100,7 +130,8 @@ class Lease:
     def cause(self, began: Began | None, prompt_tokens: int) -> str | None:
         """Why context was evaluated anew; None when all that was held was used again.
 
-        `edited@N`: the prompt is not what was held; from token N on it was evaluated.
+        `edited@N`: the prompt is not what was held; from token N on it was evaluated. `moved`: its context is, or was,
+        at an earlier home.
         """
         if self.session is None:
             return "new"
@@ -108,6 +139,8 @@ class Lease:
             # An engine evaluates at least the prompt's last token, held or not.
             whole = began.reused == began.held or began.reused == began.held - 1 == prompt_tokens - 1
             return None if whole and began.shared == 0 else f"edited@{began.reused}"
+        if self.moved:
+            return "moved"
         if began is not None and began.restored is False:
             return "restore_failed"
         if self.missing not in (None, "never_parked"):

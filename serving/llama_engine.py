@@ -125,5 +125,8 @@ class LlamaEngine:
     def held(self, sequence: int) -> int:
         return self._loop.held(sequence)
 
+    def tokens(self, sequence: int) -> tuple[int, ...]:
+        return self._loop.tokens(sequence)
+
     def close(self) -> None:
         self._loop.close()

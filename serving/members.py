@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from cluster import ray_cluster
+from serving.journal_file import JournalNews, Mark
 from serving.keeper import Keeper
 
 ANSWER_S = 5.0
@@ -32,10 +33,8 @@ class RayMembers:
         report: dict[str, Any] = await self._ask(machine, ANSWER_S, "apply", revision, wishes)
         return report
 
-    async def pins(
-        self, machine: str, written: dict[int, int]
-    ) -> dict[int, tuple[list[dict[str, Any]], int]]:
-        found: dict[int, tuple[list[dict[str, Any]], int]] = await self._ask(machine, READ_S, "pins", written)
+    async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
+        found: dict[int, JournalNews] = await self._ask(machine, READ_S, "pins", known)
         return found
 
     async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> Any:

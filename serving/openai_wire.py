@@ -29,6 +29,8 @@ class Envelope:
     model: str
     include_usage: bool = False
     """Of a stream: its last event tells the usage."""
+    return_progress: bool = False
+    """Of a stream: events before the answer tell how far its prompt is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +46,20 @@ class Outcome:
     cause: str | None
 
     def to_json(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True)
+class PromptProgress:
+    """How far a prompt is, as llama-server tells it: `processed` of `total` tokens, those of the `cache` included,
+    which did not have to be evaluated; `time_ms` since its evaluation began."""
+
+    total: int
+    cache: int
+    processed: int
+    time_ms: int
+
+    def to_json(self) -> dict[str, int]:
         return {name: getattr(self, name) for name in self.__slots__}
 
 

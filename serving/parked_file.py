@@ -52,12 +52,14 @@ class ForeignFile(ParkedFileError):
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A file that lies there; it was not opened."""
+    """A file that lies there; no more than its head was read."""
 
     session: str
     size: int
     used_s: float
     """When it was written or loaded last, in seconds since the epoch."""
+    tokens: int = 0
+    """How many it says it holds."""
 
 
 def path_of(folder: Path, session: str) -> Path:
@@ -78,7 +80,7 @@ def open_folder(folder: Path) -> list[Kept]:
             path.unlink(missing_ok=True)
         elif path.suffix == SUFFIX and is_session(path.stem):
             stat = path.stat()
-            found.append(Kept(path.stem, stat.st_size, stat.st_mtime))
+            found.append(Kept(path.stem, stat.st_size, stat.st_mtime, _count(path)))
     return found
 
 
@@ -121,6 +123,16 @@ def read(folder: Path, session: str, fingerprint: str) -> SavedState:
     none)."""
     with path_of(folder, session).open("rb", buffering=0) as file:
         return _Reader(file).state(session, fingerprint)
+
+
+def read_tokens(folder: Path, session: str, fingerprint: str) -> tuple[int, ...]:
+    """The token ids of what `write` was given, without reading the rest: nothing proves them, so they are good for
+    a guess only. Empty where `read` would fail at the head. Raises OSError."""
+    with path_of(folder, session).open("rb") as file:
+        try:
+            return tuple(_Reader(file).tokens(session, fingerprint))
+        except ParkedFileError:
+            return ()
 
 
 def touch(folder: Path, session: str) -> None:
@@ -169,12 +181,31 @@ def _write_all(descriptor: int, parts: list[bytes]) -> int:
     return total
 
 
+def _count(path: Path) -> int:
+    """How many tokens a file says it holds; 0 where it is none of this version."""
+    with suppress(OSError), path.open("rb", buffering=0) as file:
+        start = file.read(len(_MAGIC) + _SIZES.size)
+        if start.startswith(_MAGIC) and len(start) == len(_MAGIC) + _SIZES.size:
+            return int(_SIZES.unpack(start[len(_MAGIC) :])[1])
+    return 0
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@dataclass(frozen=True, slots=True)
+class _Head:
+    made_by: str
+    owner: str
+    table: list[tuple[int, int]]
+    """(tokens, bytes) of each checkpoint."""
+    tokens: int
+    data_bytes: int
 
 
 class _Reader:
@@ -185,7 +216,37 @@ class _Reader:
         self._digest = _DIGEST()
         self._size = os.fstat(file.fileno()).st_size
 
+    def tokens(self, session: str, fingerprint: str) -> "array[int]":
+        """Only these; the file was not read before."""
+        head = self._head()
+        if (head.owner, head.made_by) != (session, fingerprint):
+            raise ForeignFile("it is another's")
+        return self._words(head)
+
     def state(self, session: str, fingerprint: str) -> SavedState:
+        head = self._head()
+        words = self._words(head)
+        data = self._take(head.data_bytes)
+        points = tuple((count, self._take(length)) for count, length in head.table)
+        expected = self._digest.digest()
+        if self._take(_DIGEST_BYTES) != expected:
+            raise DamagedFile("its checksum is wrong")
+        if head.owner != session:
+            raise ForeignFile("it belongs to another session")
+        if head.made_by != fingerprint:
+            raise ForeignFile("another engine, model or layout wrote it")
+        if not words:
+            raise DamagedFile("it holds nothing")
+        return SavedState(tuple(words), data, points)
+
+    def _words(self, head: "_Head") -> "array[int]":
+        words = array("I", self._take(head.tokens * _WORD))
+        if sys.byteorder == "big":
+            words.byteswap()
+        return words
+
+    def _head(self) -> "_Head":
+        """All that stands before the token ids."""
         if self._size < _HEAD_BYTES + _DIGEST_BYTES:
             raise DamagedFile(f"it has only {self._size} bytes")
         if self._take(len(_MAGIC)) != _MAGIC:
@@ -202,21 +263,7 @@ class _Reader:
         table = list(_CHECKPOINT.iter_unpack(self._take(checkpoints * _CHECKPOINT.size)))
         if sum(length for _, length in table) != rest:
             raise DamagedFile("its sizes do not add up")
-        words = array("I", self._take(tokens * _WORD))
-        if sys.byteorder == "big":
-            words.byteswap()
-        data = self._take(data_bytes)
-        points = tuple((count, self._take(length)) for count, length in table)
-        expected = self._digest.digest()
-        if self._take(_DIGEST_BYTES) != expected:
-            raise DamagedFile("its checksum is wrong")
-        if owner != session:
-            raise ForeignFile("it belongs to another session")
-        if made_by != fingerprint:
-            raise ForeignFile("another engine, model or layout wrote it")
-        if not words:
-            raise DamagedFile("it holds nothing")
-        return SavedState(tuple(words), data, points)
+        return _Head(made_by, owner, table, tokens, data_bytes)
 
     def _take(self, count: int) -> bytes:
         pieces = []

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class Parking:
         self.failures = 0
         self._arriving: dict[str, asyncio.Task[None]] = {}
         """Saves that the engine has not carried out yet, of sessions that gave way or are written behind."""
+        self._leaving: dict[str, tuple[int, ...]] = {}
+        """The tokens of those that gave way."""
         self._memory: dict[str, SavedState] = {}
         """Longest unused first, as all of these."""
         self._unwritten: dict[str, SavedState] = {}
@@ -118,8 +121,9 @@ class Parking:
         """Whether the disk lacks what a resident's context is now, and could have it."""
         return self.disk_budget > 0 and session in self._changed
 
-    def park(self, session: str, saving: "Future[SavedState | None]") -> None:
-        """The session gives way; the engine is saving it. From now on `take` gives it."""
+    def park(self, session: str, saving: "Future[SavedState | None]", tokens: tuple[int, ...] = ()) -> None:
+        """The session gives way; the engine is saving it. From now on `take` gives it. `tokens`: what is saved."""
+        self._leaving[session] = tokens
         self._arrives(session, saving, parked=True)
 
     def write_behind(self, session: str, saving: "Future[SavedState | None]") -> None:
@@ -131,8 +135,7 @@ class Parking:
         for the disk. Never raises: a file that is not as it must be is dropped with a warning."""
         if session in self._arriving:
             await asyncio.wait({self._arriving[session]})
-        state = self._memory.get(session) or self._unwritten.get(session)
-        if state is not None:
+        if (state := self._loaded(session)) is not None:
             return state
         if session not in self._disk:
             return "evicted" if session in self._evicted else "never_parked"
@@ -152,13 +155,39 @@ class Parking:
         self._drop_file(session)
         return missing
 
+    async def tokens(self, session: str) -> tuple[int, ...]:
+        """What `take` would give, as token ids; of a file only its head is read, and not proved. Empty: nothing."""
+        if session in self._arriving:
+            if leaving := self._leaving.get(session):
+                return leaving
+            await asyncio.wait({self._arriving[session]})
+        if (state := self._loaded(session)) is not None:
+            return state.tokens
+        if session not in self._disk:
+            return ()
+        try:
+            return await asyncio.to_thread(parked_file.read_tokens, self._folder, session, self._fingerprint)
+        except OSError:
+            return ()
+
+    def count(self, session: str) -> int | None:
+        """How many tokens are kept of a session that have come from the engine; None: nothing is kept."""
+        if (state := self._loaded(session)) is not None:
+            return len(state.tokens)
+        if session in self._disk:
+            return self._disk[session].tokens
+        return len(self._leaving.get(session, ())) if session in self._arriving else None
+
+    def _loaded(self, session: str) -> SavedState | None:
+        return self._memory.get(session) or self._unwritten.get(session)
+
     def resumed(self, session: str) -> None:
         """The engine has loaded what `take` gave: memory need not keep it. The file stays, for a host that dies."""
         self.resumes += 1
         self._memory.pop(session, None)
         kept = self._disk.pop(session, None)
         if kept is not None:
-            self._disk[session] = Kept(session, kept.size, self._clock())
+            self._disk[session] = replace(kept, used_s=self._clock())
             self._thread.submit(parked_file.touch, self._folder, session)
 
     def refused(self, session: str) -> None:
@@ -170,12 +199,28 @@ class Parking:
     def forget(self, session: str) -> None:
         """Drop all that is kept of a session, on disk too."""
         self._arriving.pop(session, None)
+        self._leaving.pop(session, None)
         self._memory.pop(session, None)
         self._unwritten.pop(session, None)
         self._changed.discard(session)
+        self._evicted.discard(session)
         self._drop_file(session)
         if session == self._writing:
             self._recalled = True
+
+    def rename(self, session: str, name: str, state: SavedState | None) -> None:
+        """What is kept of a session is another's from now on, whose own is dropped. `state`: what `take` gave just
+        now; None: it is resident, and nothing that was saved of it before is kept."""
+        self.forget(session)
+        self.forget(name)
+        if state is not None:
+            self._keep(name, state, parked=True, changed=True)
+        else:
+            self.changed(name)
+
+    async def removed(self) -> None:
+        """Until what was forgotten is off the disk."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, lambda: None)
 
     async def settle(self) -> None:
         """Until every save that was begun has come from the engine."""
@@ -209,12 +254,11 @@ class Parking:
 
     def report(self, residents: Iterable[str]) -> dict[str, Any]:
         """For /state. `sessions`: those with a saved state that are not `residents`."""
-        sessions = {*self._memory, *self._unwritten, *self._disk} - set(residents)
         return {
-            "sessions": len(sessions),
+            "sessions": len({*self._memory, *self._unwritten, *self._disk} - set(residents)),
             "memory_bytes": sum(state.size for state in self._memory.values()),
             "memory_limit_bytes": self.memory_budget,
-            "disk_bytes": self._disk_bytes(),
+            "disk_bytes": sum(one.size for one in self._disk.values()),
             "disk_limit_bytes": self.disk_budget,
             "unwritten": len(self._unwritten),
             "saves": self.saves,
@@ -224,10 +268,8 @@ class Parking:
 
     def _arrives(self, session: str, saving: "Future[SavedState | None]", parked: bool) -> None:
         # A save that is overtaken by this one will be ignored.
-        changed = session in {*self._changed, *self._arriving} or session not in {
-            *self._disk,
-            *self._unwritten,
-        }
+        saved = session in self._disk or session in self._unwritten
+        changed = session in self._changed or session in self._arriving or not saved
         self._changed.discard(session)
         task = asyncio.get_running_loop().create_task(self._arrive(session, saving, parked, changed))
         self._arriving[session] = task
@@ -236,11 +278,12 @@ class Parking:
     def _arrived(self, session: str, task: "asyncio.Task[None]") -> None:
         if self._arriving.get(session) is task:
             del self._arriving[session]
+            self._leaving.pop(session, None)
 
     async def _arrive(
         self, session: str, saving: "Future[SavedState | None]", parked: bool, changed: bool
     ) -> None:
-        # Not to be cancelled with the task: the engine still gives it a result.
+        # Not to be cancelled with the task: the engine gives it a result.
         state = await asyncio.shield(asyncio.wrap_future(saving))
         if self._arriving.get(session) is not asyncio.current_task():
             return
@@ -250,6 +293,9 @@ class Parking:
                 self._evicted.add(session)
             return
         self.saves += 1
+        self._keep(session, state, parked, changed)
+
+    def _keep(self, session: str, state: SavedState, parked: bool, changed: bool) -> None:
         self._evicted.discard(session)
         if parked:
             self._memory.pop(session, None)
@@ -314,7 +360,7 @@ class Parking:
             self._drop_file(session)
             return
         self._disk.pop(session, None)
-        self._disk[session] = Kept(session, size, self._clock())
+        self._disk[session] = Kept(session, size, self._clock(), len(state.tokens))
         self._make_room(0)  # The budget may have shrunk meanwhile.
 
     def _not_written(self, session: str, state: SavedState, reason: str) -> None:
@@ -347,9 +393,6 @@ class Parking:
         self._disk.pop(session, None)
         if self._opened:
             self._thread.submit(_remove, self._folder, session)
-
-    def _disk_bytes(self) -> int:
-        return sum(one.size for one in self._disk.values())
 
 
 def _remove(folder: Path, session: str) -> None:

@@ -6,11 +6,12 @@ Decides no homes: the router chose this one, and the journal has the last word.
 import asyncio
 import sqlite3
 import time
+from dataclasses import replace
 
 from serving.admission import Admission, free_places, place_of
 from serving.asgi import Problem
 from serving.desk import Desk
-from serving.journal import JournalFull
+from serving.journal import Entry, Facts, JournalFull
 from serving.pins import Pin
 from serving.routing import Ask, misdirected
 
@@ -22,44 +23,64 @@ class Pinning:
         self._desk = desk
         self._ask = ask
         self.outcome: str | None = None
-        """`none` of a transient, `kept` or `new` once the journal has the pin; None until then."""
+        """`none` of a transient, `kept`, `new` or `moved` once the journal has the pin; None until then."""
+        self.family: str | None = None
+        """After `check`: the session that began the session's family, if it is another one."""
+        self._noted = False
+        """Whether the journal was told what this request says, and its turn has not begun."""
 
     def check(self) -> None:
-        """Raises Problem 421 when the router's picture of this session or of this replica's places is old."""
+        """Raises Problem 421 when the router's picture of this session or of this replica's places is old, and when a
+        guessed session turns out to be another one."""
         desk, ask = self._desk, self._ask
         if ask.session is None:
             self.outcome = "none"
             return
-        known = desk.journal.get(ask.session, desk.model.name)
-        if known is not None and known.generation > ask.generation:
-            message = f"this session's pin has generation {known.generation}, not {ask.generation}"
-            raise misdirected(message, "generation", known)
-        claims = known is None and ask.claim_free and ask.pin == "new"
+        entry = desk.journal.entry(ask.session, desk.model.name)
+        if entry is not None:
+            self._check_home(entry.pin)
+            self._check_history(ask.session, entry)
+        if entry is None and ask.pin == "kept" and not _is_here(desk.turns.state, ask.session):
+            raise misdirected("this host has no pin of this session", "unknown", None)
+        holds = entry is not None and entry.pin.generation >= ask.generation
+        claims = not holds and ask.claim_free and ask.pin in ("new", "moved")
         if claims and free_places(desk.turns.state) == 0 and not _is_here(desk.turns.state, ask.session):
             raise misdirected(f"no place is free in {desk.replica} any more", "taken", None)
-        if known is not None and known.generation >= ask.generation:
-            self.outcome = "kept"
+        self.family = (entry.family if entry is not None else None) or self._root()
+        if entry is not None and holds:
+            self.outcome = self._found(ask.session, entry)
 
     async def ensure(self) -> None:
         """Have the pin on disk. After `check`. Raises Problem if that cannot be."""
         desk, ask = self._desk, self._ask
-        if ask.session is None or self.outcome is not None:
+        if ask.session is None:
+            return
+        if self.outcome is not None:
+            self._record(ask.session)
             return
         try:
-            known = desk.journal.get(ask.session, desk.model.name)
-            if known is not None and known.generation >= ask.generation:
-                self.outcome = "kept"
-                return
+            entry = desk.journal.entry(ask.session, desk.model.name)
+            if entry is not None:
+                self._check_home(entry.pin)
+                if entry.pin.generation >= ask.generation:
+                    self.outcome = "kept"
+                    self._record(ask.session)
+                    return
             pin = Pin(ask.session, desk.model.name, desk.replica, ask.generation, time.time())
             loop = asyncio.get_running_loop()
-            winner = await loop.run_in_executor(desk.writer, desk.journal.insert, pin)
+            winner = await loop.run_in_executor(desk.writer, desk.journal.insert, pin, self._facts())
         except JournalFull as error:
             raise Problem(507, str(error), "state_folder_full") from None
         except sqlite3.Error as error:
             message = f"the pin could not be written to the journal: {error}"
             raise Problem(500, message, "journal_failed") from None
-        made = known is None and winner is pin
-        self.outcome = "new" if made and ask.pin == "new" else "kept"
+        self._check_home(winner)
+        written = winner is pin
+        made = written and entry is None
+        if written and ask.pin == "moved":
+            self.outcome = "moved"
+        else:
+            self.outcome = "new" if made and ask.pin == "new" else "kept"
         # A first home that only the router knew of: its first turn never came here.
         if made and (ask.pin == "new" or pin.generation == 1):
             desk.turns.made.add(ask.session)
@@ -69,7 +90,68 @@ class Pinning:
         desk, ask = self._desk, self._ask
         if ask.session is not None:
             # Nobody waits for it: a pin that looks unused for a turn longer does no harm.
-            desk.writer.submit(desk.journal.touch, ask.session, desk.model.name, time.time())
+            facts = replace(self._facts(), history=None)
+            desk.writer.submit(desk.journal.touch, ask.session, desk.model.name, time.time(), facts)
+
+    def over(self) -> None:
+        """The request is over. What a turn would have said that never began does not count, unless another says it."""
+        desk, session, history = self._desk, self._ask.session, self._ask.history
+        if self._noted and session is not None and history is not None and not desk.turns.is_open(session):
+            desk.journal.noted(session, desk.model.name, history)
+
+    def _check_home(self, known: Pin) -> None:
+        if known.generation > self._ask.generation:
+            message = f"this session's pin has generation {known.generation}, not {self._ask.generation}"
+            raise misdirected(message, "generation", known)
+        if known.generation == self._ask.generation and known.replica != self._desk.replica:
+            raise misdirected(f"this session's home is {known.replica}", "generation", known)
+
+    def _check_history(self, session: str, entry: Entry) -> None:
+        """A guess goes on from what the session's last turn said, or asks the same again once no turn is left; else it
+        is another conversation that only began alike."""
+        desk, ask = self._desk, self._ask
+        if ask.history is None or not entry.guessed:
+            return
+        if entry.history is not None and entry.history not in ask.continues:
+            repeats = entry.history == ask.history and not desk.turns.is_open(session)
+            if not repeats:
+                message = "this conversation is not the one that it was taken for"
+                raise misdirected(message, "parted", None)
+        # At once: the next request may be here before this turn has begun.
+        desk.journal.note(session, desk.model.name, ask.history)
+        self._noted = True
+
+    def _record(self, session: str) -> None:
+        """The turn of a guessed session begins: keep what it says. Nobody waits for it, since it is noted."""
+        desk, history, model = self._desk, self._ask.history, self._desk.model.name
+        if history is None:
+            return
+        self._noted = False
+        loop = asyncio.get_running_loop()
+        writing = loop.run_in_executor(desk.writer, desk.journal.record, session, model, history)
+
+        def written(done: "asyncio.Future[None]") -> None:
+            if not done.cancelled() and done.exception() is None:
+                desk.journal.noted(session, model, history)
+
+        writing.add_done_callback(written)
+
+    def _root(self) -> str | None:
+        """Who began the family of the session's parent."""
+        desk, parent = self._desk, self._ask.parent
+        if parent is None or parent == self._ask.session:
+            return None
+        entry = desk.journal.entry(parent, desk.model.name)
+        return (entry.family if entry is not None else None) or parent
+
+    def _found(self, session: str, entry: Entry) -> str:
+        """`moved` until its first turn here is over, where the pin was written before any turn came."""
+        waits = entry.pin.generation > 1 and entry.turns == 0
+        return "moved" if waits and session not in self._desk.turns.warmed else "kept"
+
+    def _facts(self) -> Facts:
+        ask = self._ask
+        return Facts(ask.public, ask.scope, self.family, ask.rank == "guessed", ask.history)
 
 
 def _is_here(state: Admission, session: str) -> bool:

@@ -1,7 +1,7 @@
 """The sequences of one model context: what each holds, and how it comes to hold what a turn needs.
 
-For the loop's thread only. When something is done to a sequence is the loop's matter (decode_loop.py), what of it
-can be used again is decided in prefixes.py.
+For the loop's thread only, but `Sequence.at_rest`. When something is done to a sequence is the loop's matter
+(decode_loop.py), what of it can be used again is decided in prefixes.py.
 """
 
 import logging
@@ -36,6 +36,10 @@ class Sequence:
     """The turn that runs here."""
     checkpoints: list[Checkpoint] = field(default_factory=list)
     """Ascending, none beyond `held`; only of memory that cannot be cut at will."""
+
+    def at_rest(self) -> tuple[int, ...]:
+        """What it holds between turns. Any thread: nobody changes a sequence at rest, but who empties it."""
+        return tuple(self.tokens)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from serving.answer_form import Form
-from serving.answers import Inputs, Prepared
+from serving.answering import Inputs, Prepared
 from serving.asgi import Problem
 from serving.chat_messages import Message, needs_tools
 from serving.chat_request import ChatRequest
@@ -51,7 +51,7 @@ def prepare_chat(desk: Desk, ask: Ask, request: ChatRequest) -> Prepared:
         special=parser is not None and bool(engine.format.special),
         scope=ask.scope,
     )
-    envelope = _envelope("chatcmpl-", request.model, request.include_usage)
+    envelope = _envelope("chatcmpl-", request)
     return Prepared((turn,), _chat_form(request, envelope, parser))
 
 
@@ -73,7 +73,7 @@ def prepare_completions(desk: Desk, ask: Ask, request: CompletionRequest) -> Pre
         for text in request.prompts
     )
     echoes = [_echo(desk, text) if request.echo else "" for text in request.prompts]
-    envelope = _envelope("cmpl-", request.model, request.include_usage)
+    envelope = _envelope("cmpl-", request)
     make = StreamedCompletion if request.stream else WholeCompletion
     return Prepared(turns, make(envelope, request.choices, echoes, request.logprobs is not None))
 
@@ -251,5 +251,6 @@ def _chat_form(request: ChatRequest, envelope: Envelope, parser: NewParser | Non
     return ReadChat(envelope, request.choices, parser or PlainParser, told)
 
 
-def _envelope(prefix: str, model: str, include_usage: bool) -> Envelope:
-    return Envelope(prefix + uuid.uuid4().hex, int(time.time()), model, include_usage)
+def _envelope(prefix: str, request: ChatRequest | CompletionRequest) -> Envelope:
+    made = prefix + uuid.uuid4().hex, int(time.time())
+    return Envelope(*made, request.model, request.include_usage, request.return_progress)

@@ -11,11 +11,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from typing import assert_never
+from dataclasses import replace
+from typing import Literal, assert_never
+from weakref import WeakValueDictionary
 
 from serving import admission, engine
-from serving.admission import Park, Place, Refuse, Serve
+from serving.admission import LineEntry, Park, Refuse, Serve, Standing, Waiting
+from serving.contexts import Contexts
 from serving.engine import (
     Began,
     Broke,
@@ -29,34 +31,19 @@ from serving.engine import (
     Turn,
     Usage,
 )
-from serving.lease import Gone, Granted, Happening, Lease, Refused
+from serving.lease import Finished, Gone, Granted, Lease, Refused
 from serving.parking import Parking
-from serving.parking_plan import Missing, Quiet, behind
-from serving.remembered import REMEMBERED, Remembered
-
-__all__ = [
-    "REMEMBERED",
-    "Finished",
-    "Gone",
-    "Granted",
-    "Happening",
-    "Lease",
-    "Refused",
-    "Remembered",
-    "Turns",
-]
+from serving.parking_plan import Missing
+from serving.places import USUAL
+from serving.remembered import Remembered
+from serving.side import scratch_of
+from serving.write_behind import WriteBehind
 
 RECENT = 32
+NEWEST = 0.2
+"""How much the newest turn counts in how long turns take."""
 
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """One turn that ran, for the host's state."""
-
-    request_id: str
-    generated: int
-    after_disconnect: int
-    """Tokens made after the host knew that the client was gone; an upper bound when turns overlap."""
+SessionStanding = Literal["running", "waiting", "resident", "parked"]
 
 
 class Turns:
@@ -66,6 +53,7 @@ class Turns:
     def __init__(self, engine_: Engine, places: int, hold_s: float, queue_s: float, parking: Parking) -> None:
         self._engine = engine_
         self._parking = parking
+        self._contexts = Contexts(engine_, parking)
         self.state = admission.fresh(places, hold_s, queue_s)
         self.recent: deque[Finished] = deque(maxlen=RECENT)
         self.finished = 0
@@ -75,11 +63,15 @@ class Turns:
         self.made = Remembered()
         """Sessions that began with this process: nothing was evaluated for them before it. Whoever pins them adds
         them."""
-        self._written_s: dict[str, float] = {}
-        """When residents were written behind last."""
         self._leases: dict[int, Lease] = {}
+        self._choosing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Of sessions that `context_for` looks at now."""
+        self._coming: tuple[str, str, tuple[int, ...]] | None = None
+        """What `context_for` said last: the name, for which session, for which prompt."""
+        self._turn_s: float | None = None
+        """How long turns take, newer ones counting more; None: none has ended."""
         self._alarm: asyncio.TimerHandle | None = None
-        self._writing_behind: asyncio.Task[None] | None = None
+        self._behind = WriteBehind(engine_, parking, lambda: self.state, self.now, self._arm)
         self._at_rest: asyncio.Event | None = None
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -87,14 +79,112 @@ class Turns:
         self._loop = loop
         self._engine.start(self._emit)
 
-    def ask(self, session: str | None, request_id: str, queue_s: float | None = None) -> Lease:
-        """Ask for a lease. `session` None is a transient. `queue_s`: what is left of its time to wait, if it waited
-        elsewhere before. What comes of it is read from the Lease; whoever asked calls `release` in the end,
-        whatever happened."""
-        lease = Lease(next(self._ids), session, request_id, self.now(), self.made)
+    async def context_for(self, session: str, prompt: tuple[int, ...]) -> str:
+        """The name to `ask` for, at once, for a turn of the session: its own, or its scratch's for a turn that would
+        throw the session's context out. A turn that goes on from the scratch makes it the session's context."""
+        lock = self._choosing.get(session)
+        if lock is None:
+            lock = self._choosing[session] = asyncio.Lock()
+        async with lock:  # In order of arrival, whatever has to be read for it.
+            main, aside = self._newest(session), self._newest(scratch_of(session))
+            side = await self._contexts.side(session, prompt, self.state, main, aside)
+            if side == "promote" and await self._promote(session):
+                side = "main"
+        name = session if side == "main" else scratch_of(session)
+        self._coming = name, session, prompt
+        return name
+
+    async def _promote(self, session: str) -> bool:
+        """Have the scratch's context be the session's, whose own is dropped. False: somebody uses them."""
+        scratch, state = scratch_of(session), None
+        if admission.place_of(self.state, scratch) is None:
+            found = await self._parking.take(scratch)
+            if not isinstance(found, SavedState):
+                return False
+            state = found
+            # Meanwhile it may have been dropped.
+            if self._parking.count(scratch) is None:
+                return False
+        if any(session == lease.owner for lease in self._leases.values()):
+            return False
+        self._feed(admission.Drop(session))
+        self._parking.rename(scratch, session, state)
+        self._feed(admission.Renamed(scratch, session))
+        self._contexts.forget(scratch)
+        self.warmed.discard(scratch)
+        self.warmed.add(session)
+        return True
+
+    def ask(
+        self, session: str | None, request_id: str, queue_s: float | None = None, standing: Standing = USUAL
+    ) -> Lease:
+        """Ask for a lease. `session` None is a transient; otherwise it is what `context_for` said. `queue_s`: what is
+        left of its time to wait, if it waited elsewhere before. What comes of it is read from the Lease; whoever asked
+        calls `release` in the end, whatever happened."""
+        lease = Lease(next(self._ids), session, request_id, self.now(), self.made, standing)
+        if self._coming is not None and self._coming[0] == session:
+            _, lease.owner, lease.prompt = self._coming
+        self._coming = None
         self._leases[lease.turn] = lease
-        self._feed(admission.Arrived(lease.turn, session, queue_s))
+        self._feed(admission.Arrived(lease.turn, session, queue_s, standing))
         return lease
+
+    def estimate(self, lease: Lease) -> tuple[int, float | None]:
+        """Its place in the line (1: it is next; 0: it is not in it), and about how many seconds it has to wait yet;
+        None: nothing was measured yet. Of one that was refused: if it asked again now."""
+        now = self.now()
+        if lease.granted is not None:
+            return 0, 0.0
+        if lease.waited_s is None and not lease.gone:
+            return admission.estimate(self.state, lease.turn, self._turn_s, now)
+        again = Waiting(lease.turn, lease.session, now, lease.standing, now)
+        _, about_s = admission.estimate(admission.joined(self.state, again), lease.turn, self._turn_s, now)
+        return 0, about_s
+
+    def line(self) -> list[LineEntry]:
+        """Who waits, in the order in which they are served, by their sessions."""
+        entries = admission.line_view(self.state, self._turn_s, self.now())
+        return [replace(entry, session=self._leases[entry.turn].owner) for entry in entries]
+
+    def is_open(self, session: str) -> bool:
+        """Whether a client waits for a turn of the session, or for more of it. A turn whose client is gone may still be
+        on its way to its end: the next one waits for that in the line."""
+        return any(session == lease.owner and not lease.gone for lease in self._leases.values())
+
+    def standing_of(self, session: str) -> SessionStanding | None:
+        """What the session does here; None: nothing is here of it."""
+        names = session, scratch_of(session)
+        places = [place for name in names if (place := admission.place_of(self.state, name)) is not None]
+        if any(place.state == "running" for place in places):
+            return "running"
+        if any(waiting.session in names for waiting in self.state.line):
+            return "waiting"
+        if any(place.state == "quiet" for place in places):
+            return "resident"
+        return "parked" if any(self._parking.count(name) is not None for name in names) else None
+
+    def tokens_of(self, session: str) -> int:
+        """Tokens of the session's context, in the engine or parked."""
+        return self._contexts.count(session, self.state)
+
+    async def drop(self, session: str) -> None:
+        """The session is over: its turns get a refusal and end, and its context and its scratch's go. Returns once
+        they are off the disk."""
+        for name in (session, scratch_of(session)):
+            self._feed(admission.Drop(name))
+            self._parking.forget(name)
+            self._contexts.forget(name)
+            self.warmed.discard(name)
+            self.made.discard(name)
+        for lease in self._leases.values():
+            if lease.owner == session and not lease.dropped:
+                lease.dropped = True
+                lease.lost.set()
+                lease.push(Refused("session_ended"))
+        await self._parking.removed()
+
+    def _newest(self, name: str) -> Lease | None:
+        return next((lease for lease in reversed(self._leases.values()) if lease.session == name), None)
 
     async def begin(self, lease: Lease, turn: Turn) -> None:
         """Run the granted turn, with its session's saved context loaded before if the session is not resident. Its
@@ -114,6 +204,7 @@ class Turns:
                 lease.missing = found
         if not lease.lost.is_set():
             lease.begun = True
+            self._contexts.began(lease, len(turn.prompt))
             self._engine.begin(turn)
 
     async def embed(self, lease: Lease, inputs: Sequence[tuple[int, ...]]) -> None:
@@ -179,22 +270,7 @@ class Turns:
         if admission.running(self.state):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._at_rest.wait(), until_s - self._loop.time())
-        quiet = [place for place in self.state.places if place.state == "quiet" and self._lacking(place)]
-        for place in sorted(quiet, key=lambda place: self._engine.held(place.number)):
-            assert place.session is not None
-            await self._parking.room(until_s)
-            if (
-                self._loop.time() < until_s and self.state.places[place.number] == place
-            ):  # `unload` may go on beside
-                self._parking.write_behind(place.session, self._engine.save(place.number))
-        unsaved = await self._parking.finish(until_s)
-        return len(unsaved | {place.session for place in self.state.places if self._lacking(place)})
-
-    def _lacking(self, place: Place) -> bool:
-        """Whether the disk could have this place's context and has not."""
-        if place.session is None or self._parking.disk_budget == 0:
-            return False
-        return place.state == "running" or self._parking.is_changed(place.session)
+        return await self._behind.write_all(until_s)
 
     def now(self) -> float:
         return time.monotonic()
@@ -215,6 +291,7 @@ class Turns:
                     lease.push(event)
                 case engine.Ended():
                     self._note(lease, event.usage)
+                    self._time(lease)
                     lease.push(event)
                     # Without its sequence touched, a resident's turn leaves what was there.
                     resident = lease.granted is not None and lease.granted.resident
@@ -233,12 +310,17 @@ class Turns:
                 case _:
                     assert_never(event)
 
+    def _time(self, lease: Lease) -> None:
+        took_s = self.now() - lease.granted_s
+        before_s = took_s if self._turn_s is None else self._turn_s
+        self._turn_s = before_s + NEWEST * (took_s - before_s)
+
     def _note(self, lease: Lease, usage: Usage) -> None:
         after = 0
         if lease.made_at_leaving is not None:
             made = self._engine.tokens_generated - lease.made_at_leaving
             after = max(0, min(made, usage.generated - lease.seen_at_leaving))
-        if lease.session is not None and _evaluated(usage):
+        if lease.session is not None and _evaluated(usage) and not lease.dropped:
             self.warmed.add(lease.session)
             self._parking.changed(lease.session)
         self.finished += 1
@@ -246,7 +328,7 @@ class Turns:
 
     def _note_restored(self, lease: Lease, restored: bool | None) -> None:
         lease.restoring = False
-        if lease.session is None or restored is None:
+        if lease.session is None or restored is None or lease.dropped:
             return
         if restored:
             self._parking.resumed(lease.session)
@@ -267,13 +349,15 @@ class Turns:
                     case Serve(turn, place, resident):
                         lease = self._leases[turn]
                         lease.granted = Granted(place, resident)
-                        lease.waited_s = self.now() - lease.arrived_s
+                        lease.granted_s = self.now()
+                        lease.waited_s = lease.granted_s - lease.arrived_s
                         lease.warm = lease.session in self.warmed
                         lease.push(lease.granted)
                     case Park(place, session):
                         # The engine does both in order, before anything that is asked of the place from now on.
                         if self._parking.on:
-                            self._parking.park(session, self._engine.save(place))
+                            tokens = self._engine.tokens(place)
+                            self._parking.park(session, self._engine.save(place), tokens)
                         self._engine.erase(place)
                         events.append(admission.Parked(place))
                     case admission.Erase(place):
@@ -292,48 +376,16 @@ class Turns:
         self._arm()
 
     def _tick(self) -> None:
-        due, _ = self._behind()
-        if due and self._writing_behind is None:
-            self._writing_behind = self._loop.create_task(self._write_behind())
+        self._behind.begin(self._loop)
         self._feed(admission.Tick())
-
-    async def _write_behind(self) -> None:
-        """Have the residents written that are due, one after another: each is memory until it is on disk."""
-        residents = {place.session for place in self.state.places}
-        self._written_s = {name: at for name, at in self._written_s.items() if name in residents}
-        try:
-            while due := self._behind()[0]:
-                place = admission.place_of(self.state, due[0])
-                assert place is not None
-                self._written_s[due[0]] = self.now()
-                self._parking.write_behind(due[0], self._engine.save(place.number))
-                await self._parking.room()
-        finally:
-            self._writing_behind = None
-            self._arm()
-
-    def _behind(self) -> tuple[tuple[str, ...], float | None]:
-        """Which residents are to be written behind now, and when the next one is."""
-        if self.state.closed:
-            return (), None
-        quiet = [
-            Quiet(place.session, place.since_s, self._written_s.get(place.session))
-            for place in self.state.places
-            if place.state == "quiet" and place.session and self._parking.is_changed(place.session)
-        ]
-        return behind(quiet, self.state.hold_s, self.now())
 
     def _arm(self) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
             self._alarm = None
-        due_now, due_next = self._behind()
-        due = [due for due in (admission.wake_at(self.state), due_next) if due is not None]
-        if due_now and self._writing_behind is None:
-            due.append(self.now())
+        due = [at for at in (admission.wake_at(self.state), self._behind.due_at()) if at is not None]
         if due:
-            delay = max(0.0, min(due) - self.now())
-            self._alarm = self._loop.call_later(delay, self._tick)
+            self._alarm = self._loop.call_later(max(0.0, min(due) - self.now()), self._tick)
 
 
 def _evaluated(usage: Usage) -> bool:

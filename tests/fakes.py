@@ -208,6 +208,10 @@ class FakeEngine:
     def held(self, sequence: int) -> int:
         return len(self._held[sequence])
 
+    def tokens(self, sequence: int) -> tuple[int, ...]:
+        self._check_quiet(sequence)
+        return tuple(self._held[sequence])
+
     def close(self) -> None:
         self._commands.put(None)
         if self._thread is not None:

@@ -151,6 +151,9 @@ class HostProcess:
     def get(self, path: str, token: str = TOKEN) -> Answer:
         return self._ask("GET", path, None, {"authorization": f"Bearer {token}"})
 
+    def delete(self, path: str) -> Answer:
+        return self._ask("DELETE", path, None, {"authorization": f"Bearer {TOKEN}"})
+
     def settle(self, settings: Mapping[str, Any], token: str = TOKEN) -> Answer:
         """POST what the config may change while the host runs."""
         headers = {"authorization": f"Bearer {token}"}

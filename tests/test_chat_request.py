@@ -37,6 +37,13 @@ def test_a_plain_request_takes_the_defaults() -> None:
     )
 
 
+def test_progress_is_told_in_streams_only() -> None:
+    assert read(stream=True, return_progress=True).return_progress
+    assert not read(stream=True).return_progress
+    assert not read(return_progress=True).return_progress
+    assert refused(return_progress="yes").param == "return_progress"
+
+
 def test_defaults_come_from_the_models_options() -> None:
     defaults = default_sampling({"temperature": 0.2, "top_k": 5, "batch": 64})
     assert defaults == Sampling(temperature=0.2, top_k=5)

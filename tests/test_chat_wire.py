@@ -11,7 +11,7 @@ from serving.answer_form import Form
 from serving.chat_wire import FirstCallOnly, ReadChat, StreamedChat, WholeChat
 from serving.deltas import CallArguments, CallBegan, Content, Delta, PlainParser, Reasoning
 from serving.engine import ChoiceEnded, Finish, Likely, Sampled, Text, Usage
-from serving.openai_wire import DONE, Envelope, Outcome
+from serving.openai_wire import DONE, Envelope, Outcome, PromptProgress
 from serving.text import TextAssembler
 
 ENVELOPE = Envelope("chatcmpl-1", 7, "m")
@@ -79,6 +79,27 @@ def deltas(data: bytes) -> list[dict[str, Any]]:
 
 def lines(*events: str) -> bytes:
     return "".join(f"data: {event}\n\n" for event in events).encode()
+
+
+# how far the prompt is
+
+
+def test_progress_of_a_prompt_comes_as_llama_server_gives_it() -> None:
+    envelope = Envelope("chatcmpl-1", 7, "m", return_progress=True)
+    for form in (StreamedChat(envelope, 1), ReadChat(envelope, 1, Scripted, logprobs=False)):
+        told = form.progress(PromptProgress(total=237, cache=100, processed=128, time_ms=181))
+        choice = (
+            '{"index":0,"delta":{"role":"assistant","content":null},"logprobs":null,"finish_reason":null}'
+        )
+        progress = '"prompt_progress":{"total":237,"cache":100,"processed":128,"time_ms":181}'
+        assert told == lines(f'{{{HEAD},"choices":[{choice}],{progress}}}')
+        assert deltas(play(form, text("a"), over()))[0]["role"] == "assistant", "the answer begins as ever"
+
+
+def test_progress_is_told_to_nobody_who_did_not_ask() -> None:
+    progress = PromptProgress(237, 0, 0, 0)
+    assert StreamedChat(ENVELOPE, 1).progress(progress) == b""
+    assert WholeChat(ENVELOPE, Scripted, logprobs=False).progress(progress) == b""
 
 
 # plain text

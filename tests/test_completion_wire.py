@@ -8,7 +8,7 @@ from typing import Any
 from serving.completion_wire import StreamedCompletion, WholeCompletion
 from serving.embedding_wire import Embeddings
 from serving.engine import ChoiceEnded, Embedded, Likely, Sampled, Text, Usage
-from serving.openai_wire import DONE, Envelope, Outcome
+from serving.openai_wire import DONE, Envelope, Outcome, PromptProgress
 
 ENVELOPE = Envelope("cmpl-1", 7, "m")
 WITH_USAGE = Envelope("cmpl-1", 7, "m", include_usage=True)
@@ -71,6 +71,18 @@ def test_a_stream_without_usage_tells_of_the_turn_at_its_end() -> None:
         f'data: {{{HEAD},"choices":[{{"text":""{rest}"stop"}}],{HOMEPORT}}}\n\n'
         "data: [DONE]\n\n"
     )
+
+
+def test_progress_of_a_prompt_comes_as_llama_server_gives_it() -> None:
+    form = StreamedCompletion(
+        Envelope("cmpl-1", 7, "m", include_usage=True, return_progress=True), 2, ["", ""], logprobs=False
+    )
+    form.prompt(1)
+    choice = '{"text":"","index":2,"logprobs":null,"finish_reason":null}'
+    progress = '"prompt_progress":{"total":9,"cache":0,"processed":4,"time_ms":5}'
+    told = form.progress(PromptProgress(9, 0, 4, 5))
+    assert told.decode() == f'data: {{{HEAD},"choices":[{choice}],"usage":null,{progress}}}\n\n'
+    assert StreamedCompletion(WITH_USAGE, 1, [""], logprobs=False).progress(PromptProgress(9, 0, 4, 5)) == b""
 
 
 def test_a_whole_answer_to_the_byte() -> None:

@@ -1,12 +1,14 @@
 """The controller over its real HTTP, with stand-ins for Ray's side of it."""
 
 import asyncio
+import http.server
 import json
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from cluster.machine import CpuCore, Hardware
 from cluster.paths import Paths, secret, write_private
 from cluster.slices import Need
 from serving.controller import Controller
+from serving.journal_file import NOTHING, JournalNews, Mark
+from serving.machine_book import MachineBook
 from serving.model import ModelSpec
 
 GIB = 1024**3
@@ -28,12 +32,19 @@ class OneMachine:
 
     def __init__(self, pins: list[dict[str, Any]] | None = None) -> None:
         self.journal = pins or []
+        self.here = True
+        self.readable = True
+        """Whether its journal can be read."""
+        self.hosts: list[dict[str, Any]] = []
+        self.changes = 0
+        self.whole = 0
+        """How often the journal was begun anew."""
         self.applied: list[tuple[int, list[dict[str, Any]]]] = []
         self.answers = threading.Event()
         self.answers.set()
 
     def machines(self) -> list[str]:
-        return ["id-1"]
+        return ["id-1"] if self.here else []
 
     def _report(self) -> dict[str, Any]:
         revision = self.applied[-1][0] if self.applied else 0
@@ -44,29 +55,34 @@ class OneMachine:
             "zone": "default",
             "address": "127.0.0.1",
             "state": "ready",
-            "version": len(self.applied),
+            "version": len(self.applied) + self.changes,
             "revision": revision,
             "hardware": hardware.to_json(),
             "reserve": {"cores": 0, "memory_bytes": 0},
-            "replicas": [],
+            "replicas": [{**host, "journal": str(self.changes)} for host in self.hosts],
         }
 
     async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
         if not self.answers.is_set():
             await asyncio.sleep(0.05)
             raise TimeoutError
-        if known == len(self.applied):
-            await asyncio.sleep(wait_s)
+        for _ in range(round(wait_s / 0.02)):
+            if known != len(self.applied) + self.changes:
+                break
+            await asyncio.sleep(0.02)
+        if not self.here:
+            raise TimeoutError
         return self._report()
 
     async def apply(self, machine: str, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
         self.applied.append((revision, wishes))
         return self._report()
 
-    async def pins(
-        self, machine: str, written: dict[int, int]
-    ) -> dict[int, tuple[list[dict[str, Any]], int]]:
-        return {0: (self.journal, 1)}
+    async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
+        if not self.readable:
+            return {}
+        mark = Mark("e", self.whole, self.changes)
+        return {0: JournalNews(list(self.journal), mark, known.get(0, NOTHING).removed != self.whole)}
 
 
 class SilentKeeper(OneMachine):
@@ -92,12 +108,15 @@ class Running:
         self.token = secret(paths.cluster_token)
         self.controller = Controller(lambda: members)
 
-    def ask(self, path: str, body: Any = None, token: str | None = None) -> tuple[int, Any]:
+    def ask(
+        self, path: str, body: Any = None, token: str | None = None, method: str | None = None
+    ) -> tuple[int, Any]:
         """(status, JSON); waits for the controller to listen."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}",
             data=None if body is None else json.dumps(body).encode(),
             headers={"authorization": f"Bearer {token or self.token}"},
+            method=method,
         )
         deadline = time.monotonic() + 10
         while True:
@@ -157,7 +176,19 @@ def test_a_session_that_no_journal_knows_is_new(folder: Path) -> None:
     assert running.ask(f"/pins/{'cd' * 32}?model=m")[0] == 404
 
 
-@pytest.mark.parametrize("body", [{}, {**CLAIM, "ranked": []}, [1], {**CLAIM, "ranked": "den/0"}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {**CLAIM, "ranked": []},
+        [1],
+        {**CLAIM, "ranked": "den/0"},
+        {**CLAIM, "ranked": [{"replica": "den/0", "free": "many"}]},
+        {**CLAIM, "session": "ann"},
+        {**CLAIM, "session": 7},
+        {**CLAIM, "instead_of": {"replica": "den/0", "generation": 0}},
+    ],
+)
 def test_what_is_no_claim_is_refused(folder: Path, body: Any) -> None:
     assert Running(folder, OneMachine()).ask("/claim", body)[0] == 400
 
@@ -166,3 +197,230 @@ def test_nothing_is_told_without_the_clusters_token(folder: Path) -> None:
     running = Running(folder, OneMachine())
     assert running.ask("/fleet", token="wrong")[0] == 401
     assert running.ask("/claim", CLAIM, token="wrong")[0] == 401
+    assert running.ask("/machines/den/forget", {}, token="wrong")[0] == 401
+    assert running.ask(f"/pins/{SESSION}?model=m", token="wrong", method="DELETE")[0] == 401
+
+
+# homes that are lost
+
+
+def kept(replica: str = "den/0", generation: int = 1, **more: Any) -> dict[str, Any]:
+    pin = {"session": SESSION, "model": "m", "replica": replica, "generation": generation, "created_s": 1.0}
+    return pin | more
+
+
+def test_a_session_whose_home_is_lost_moves_once_whoever_asks(folder: Path) -> None:
+    running = Running(folder, OneMachine([kept("attic/0")]))
+    running.until("/claim", CLAIM, 200)
+    lost = {"replica": "attic/0", "generation": 1}
+    answer = running.ask("/claim", {**CLAIM, "instead_of": lost})[1]
+    assert (answer["pin"]["replica"], answer["pin"]["generation"], answer["known"]) == ("den/0", 2, False)
+    elsewhere = {**CLAIM, "ranked": [{"replica": "den/1", "free": 1}], "instead_of": lost}
+    assert running.ask("/claim", elsewhere)[1]["pin"] == answer["pin"]
+
+
+@pytest.mark.parametrize("lost", [{}, {"replica": "a/0"}, {"replica": "a/0", "generation": "x"}, "a/0"])
+def test_a_claim_that_does_not_say_what_is_lost_is_refused(folder: Path, lost: Any) -> None:
+    assert Running(folder, OneMachine()).ask("/claim", {**CLAIM, "instead_of": lost})[0] == 400
+
+
+class Hears:
+    """A host that says yes, and what it was asked."""
+
+    def __init__(self) -> None:
+        heard = self.heard = []  # type: ignore[var-annotated]
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+                heard.append((self.command, self.path, self.headers["authorization"], body))
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"{}")
+
+            do_DELETE = do_POST  # noqa: N815
+
+            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+                pass
+
+        self._server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self._server.server_address[1]
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+
+    def until(self, count: int) -> list[Any]:
+        deadline = time.monotonic() + 10
+        while len(self.heard) < count:
+            assert time.monotonic() < deadline, self.heard
+            time.sleep(0.02)
+        return self.heard
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def host() -> Iterator[Hears]:
+    host = Hears()
+    yield host
+    host.close()
+
+
+def replica_at(host: Hears, state: str = "ready") -> dict[str, Any]:
+    return {"name": "den/0", "slot": 0, "model": "m", "port": host.port, "state": state, "pins": 1}
+
+
+def test_a_machine_that_returns_is_told_of_the_newer_homes(folder: Path, host: Hears) -> None:
+    members = OneMachine([kept()])
+    members.hosts = [replica_at(host)]
+    running = Running(folder, members)
+    running.until("/claim", CLAIM, 200)
+    moved = kept("attic/0", 2, public="hp_x", scope="s")
+    assert running.ask("/pins", {"pins": [moved]})[1]["pins"] == [{**moved, "confirmed": True}]
+    members.changes += 1
+    ((method, path, authorization, body),) = host.until(1)
+    assert (method, path, authorization) == ("POST", "/pins", f"Bearer {running.token}")
+    assert [(pin["replica"], pin["generation"]) for pin in body["pins"]] == [("attic/0", 2)]
+    members.journal = [kept("attic/0", 2)]
+    members.changes += 1
+    time.sleep(0.2)
+    assert len(host.heard) == 1, "it has learned"
+
+
+def test_a_journal_that_could_not_be_read_is_not_one_without_pins(folder: Path, host: Hears) -> None:
+    members = OneMachine([kept()])
+    members.hosts = [replica_at(host)]
+    members.readable = False
+    running = Running(folder, members)
+    assert running.ask("/claim", {**CLAIM, "ranked": [{"replica": "den/1", "free": 1}]})[0] == 503
+    members.changes += 1
+    time.sleep(0.2)
+    assert running.ask("/claim", {**CLAIM, "ranked": [{"replica": "den/1", "free": 1}]})[0] == 503
+    members.readable = True
+    members.changes += 1
+    assert running.until("/claim", CLAIM, 200)["known"] is True
+
+
+def test_a_home_is_not_lost_while_its_keeper_says_that_it_is_ready(folder: Path, host: Hears) -> None:
+    members = OneMachine([kept()])
+    members.hosts = [replica_at(host)]
+    running = Running(folder, members)
+    elsewhere = {**CLAIM, "ranked": [{"replica": "attic/0", "free": 1}]}
+    lost = {**elsewhere, "instead_of": {"replica": "den/0", "generation": 1}}
+    running.until("/claim", CLAIM, 200)
+    assert running.ask("/claim", lost)[1] == {"pin": kept(), "known": True}
+    members.hosts = [replica_at(host, "starting")]
+    members.changes += 1
+    deadline = time.monotonic() + 10
+    while (answer := running.ask("/claim", lost)[1])["known"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert (answer["pin"]["replica"], answer["pin"]["generation"]) == ("attic/0", 2)
+
+
+# pins that are told, ended, and gone
+
+
+def test_a_session_is_found_by_its_public_id(folder: Path) -> None:
+    running = Running(folder, OneMachine([kept(public="hp_x", scope="s")]))
+    running.until("/claim", CLAIM, 200)
+    status, pin = running.ask("/pins/hp_x?model=m")
+    assert (status, pin["session"], pin["public"], pin["scope"]) == (200, SESSION, "hp_x", "s")
+    assert running.ask("/pins/hp_y?model=m")[0] == running.ask("/pins/hp_x?model=other")[0] == 404
+
+
+def test_an_ended_session_is_new_again_and_old_homes_drop_what_they_have(folder: Path, host: Hears) -> None:
+    members = OneMachine([kept("attic/0", 2)])
+    members.hosts = [replica_at(host)]
+    running = Running(folder, members)
+    running.until("/claim", CLAIM, 200)
+    path = f"/pins/{SESSION}?model=m"
+    assert running.ask(path, method="DELETE") == (200, {"ended": True})
+    assert running.ask(path, method="DELETE") == (200, {"ended": False})
+    assert running.ask(path)[0] == 404
+    assert [heard[:2] for heard in host.until(1)] == [("DELETE", path)]
+    assert running.ask("/claim", CLAIM)[1]["known"] is False
+
+
+def test_what_is_gone_from_a_journal_is_gone_from_the_index(folder: Path, host: Hears) -> None:
+    members = OneMachine([kept()])
+    members.hosts = [replica_at(host)]
+    running = Running(folder, members)
+    running.until(f"/pins/{SESSION}?model=m", None, 200)
+    members.journal = []
+    members.whole += 1
+    members.changes += 1
+    running.until(f"/pins/{SESSION}?model=m", None, 404)
+
+
+def test_the_index_says_of_a_pin_whether_a_journal_has_it(folder: Path) -> None:
+    members = OneMachine()
+    running = Running(folder, members)
+    running.until("/claim", CLAIM, 200)
+    path = f"/pins/{SESSION}?model=m"
+    assert running.ask(path)[1]["confirmed"] is False
+    running.ask("/pins", {"pins": [kept()]})
+    assert running.ask(path)[1]["confirmed"] is True
+
+
+def test_only_the_pin_that_is_disowned_is_forgotten_and_a_young_claim_outlives_an_end(folder: Path) -> None:
+    running = Running(folder, OneMachine([kept()]))
+    running.until("/claim", CLAIM, 200)
+    path = f"/pins/{SESSION}?model=m"
+    other = kept() | {"created_s": 2.0}
+    assert running.ask(path, {"only": other}, method="DELETE") == (200, {"ended": False})
+    assert running.ask(path, {"only": kept()}, method="DELETE") == (200, {"ended": True})
+    assert running.ask("/claim", CLAIM)[1]["known"] is False
+    running.ask(path, {"took_s": 60.0}, method="DELETE")
+    assert running.ask(path)[0] == 200
+    running.ask(path, {"took_s": 0.0}, method="DELETE")
+    assert running.ask(path)[0] == 404
+
+
+@pytest.mark.parametrize("body", [{"only": {}}, {"took_s": "x"}, ["only"], 7])
+def test_what_is_no_end_is_refused(folder: Path, body: Any) -> None:
+    assert Running(folder, OneMachine()).ask(f"/pins/{SESSION}?model=m", body, method="DELETE")[0] == 400
+
+
+@pytest.mark.parametrize("body", [{}, [], {"pins": [{}]}, {"pins": [7]}, {"pins": 7}])
+def test_what_are_no_pins_is_refused(folder: Path, body: Any) -> None:
+    assert Running(folder, OneMachine()).ask("/pins", body)[0] == 400
+
+
+# machines that are forgotten
+
+FORGOTTEN = {"id": "id-1", "name": "den", "zone": "default"}
+
+
+def test_a_machine_that_is_gone_can_be_forgotten_until_it_is_here_again(folder: Path) -> None:
+    members = OneMachine()
+    running = Running(folder, members)
+    running.until("/claim", CLAIM, 200)
+    status, answer = running.ask("/machines/den/forget", {})
+    assert status == 409
+    assert "homeport down" in answer["error"]["message"]
+    assert running.ask("/machines/attic/forget", {})[0] == 404
+    members.here = False
+    running.until("/machines/den/forget", {}, 200)
+    fleet = running.ask("/fleet")[1]
+    assert (fleet["forgotten"], fleet["machines"]) == ([FORGOTTEN], [])
+    book = Paths(folder / "home", folder / "locks").revision.with_name("machines.json")
+    assert json.loads(book.read_text())["forgotten"] == {"id-1": {"name": "den", "zone": "default"}}
+    members.here = True
+    deadline = time.monotonic() + 10
+    while running.ask("/fleet")[1]["forgotten"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    running.until("/claim", CLAIM, 200)
+
+
+def test_a_controller_that_starts_anew_still_knows_who_was_forgotten(folder: Path) -> None:
+    members = OneMachine()
+    members.here = False
+    paths = Paths(folder / "home", folder / "locks")
+    paths.make()
+    MachineBook(paths.revision.with_name("machines.json")).here("id-1", "den", "default")
+    running = Running(folder, members)
+    running.until("/machines/den/forget", {}, 200)
+    again = Running(folder, members)
+    assert again.ask("/fleet")[1]["forgotten"] == [FORGOTTEN]

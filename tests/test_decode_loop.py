@@ -295,3 +295,26 @@ def test_closing_ends_what_runs_and_what_waits_as_cancelled(run: Run) -> None:
     said = running.events(1, 2, 3, 4)
     assert [ended(events).reason for events in said.values()] == ["cancelled"] * 4
     assert saved.result(0) is None
+
+
+def test_what_a_sequence_holds_between_turns_can_be_asked_for_at_any_time(run: Run) -> None:
+    running = run(CountingBackend())
+    assert running.loop.tokens(0) == ()
+    running.answer(turn(1, 20))
+    assert running.loop.tokens(0) == running.saved().tokens
+    assert len(running.loop.tokens(0)) == running.loop.held(0) > 20
+    assert running.loop.tokens(1) == ()
+    running.loop.erase(0)
+    running.answer(turn(2, 3, sequence=1))
+    assert running.loop.tokens(0) == ()
+
+
+def test_a_cancelled_turn_leaves_no_tokens_that_were_not_evaluated(run: Run) -> None:
+    backend = HeldBackend()
+    running = run(backend)
+    running.loop.begin(turn(1, 20))
+    assert backend.inside.wait(PATIENCE_S)
+    running.loop.cancel(1)
+    backend.go_on.set()
+    running.events(1)
+    assert len(running.loop.tokens(0)) == running.loop.held(0)

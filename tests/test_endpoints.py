@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -443,6 +444,141 @@ def test_who_has_waited_elsewhere_waits_for_the_rest_of_the_time_only(make_host:
     assert (answer.status, answer.body["error"]["code"]) == (429, "queue_timeout")
     assert 200 <= int(answer.headers["x-homeport-waited-ms"]) < 30_000
     assert host.chat({"messages": HELLO}, {"x-homeport-queue-left-ms": "0"}, who="cem").status == 429
+
+
+# how far a prompt is
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/chat/completions", {"messages": HELLO}),
+        ("/v1/completions", {"prompt": "user:hello\nassistant:"}),
+    ],
+)
+def test_progress_of_a_prompt_is_told_as_llama_server_does(
+    host: HostProcess, path: str, fields: dict[str, Any]
+) -> None:
+    total, cached = len("user:hello\nassistant:"), 0
+    for _ in range(2):
+        events = list(host.stream(fields, who="progress" + path, path=path, return_progress=True).events())
+        progress = [event["prompt_progress"] for event in events if "prompt_progress" in event]
+        assert all("prompt_progress" in event for event in events[: len(progress)]), "they come first"
+        assert [told["total"] for told in progress] == [total] * 2
+        cached = progress[0]["cache"]
+        assert [(told["cache"], told["processed"]) for told in progress] == [
+            (cached, cached),
+            (cached, total),
+        ]
+        assert cached == events[-1]["homeport"]["reused_tokens"]
+    assert cached > 0, "the second time it is resident"
+
+
+def test_progress_of_every_prompt_is_told(host: HostProcess) -> None:
+    body = {"prompt": ["one", "three"], "n": 2}
+    events = list(host.stream(body, path="/v1/completions", return_progress=True).events())
+    told = [
+        (event["choices"][0]["index"], event["prompt_progress"]["processed"])
+        for event in events
+        if "prompt_progress" in event
+    ]
+    assert [told[1], told[3]] == [(0, 3), (2, 5)]
+
+
+def test_progress_means_nothing_to_a_whole_answer(host: HostProcess) -> None:
+    answer = host.chat({"messages": HELLO, "return_progress": True})
+    assert answer.status == 200
+    assert "prompt_progress" not in answer.body
+
+
+# requests made aside, and families
+
+
+def said(words: str, *more: dict[str, str]) -> list[dict[str, str]]:
+    return [{"role": "user", "content": words}, *more]
+
+
+def told(host: HostProcess, messages: list[dict[str, str]], who: str, **headers: str) -> dict[str, Any]:
+    """`homeport` of a streamed answer's usage event, which says the same as its usage."""
+    asked = {name.replace("_", "-"): value for name, value in headers.items()}
+    stream = host.stream({"messages": messages}, asked, who=who, stream_options={"include_usage": True})
+    *_, usage = stream.events()
+    homeport: dict[str, Any] = usage["homeport"]
+    cached = usage["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert cached == homeport["reused_tokens"]
+    assert usage["usage"]["prompt_tokens"] == cached + homeport["evaluated_tokens"]
+    return homeport
+
+
+def outcome(homeport: dict[str, Any]) -> tuple[str, str, str | None]:
+    return homeport["pin"], homeport["context"], homeport["cause"]
+
+
+def test_a_title_asked_for_under_a_chats_name_leaves_its_context_alone(make_host: MakeHost) -> None:
+    host = make_host(Behaviour())
+    chat = said("Tell me of the sea. " * 40)
+    first = told(host, chat, "ann")
+    assert outcome(first) == ("new", "evaluated", "new")
+    title = said("Give this chat a title.")
+    asked = len("user:Give this chat a title.\nassistant:")
+    for cause in ("new", f"edited@{asked - 1}"):
+        aside = told(host, title, "ann")
+        assert (aside["pin"], aside["cause"]) == ("kept", cause)
+        chat += [{"role": "assistant", "content": "It is so."}, {"role": "user", "content": "Go on."}]
+        main = told(host, chat, "ann")
+        assert outcome(main) == ("kept", "resumed", None)
+        assert main["reused_tokens"] > 800, "only what is new is evaluated"
+    state = host.state()
+    assert state["pins"] == 1, "what is made aside has no pin"
+
+
+def test_a_compacted_history_becomes_the_sessions_context(make_host: MakeHost) -> None:
+    host = make_host(Behaviour())
+    told(host, said("Tell me of the sea. " * 40), "ann")
+    compact = said("Here is the sea in short. " * 5)
+    assert told(host, compact, "ann")["cause"] == "new"
+    goes_on = [
+        *compact,
+        {"role": "assistant", "content": "It is so."},
+        {"role": "user", "content": "And now?"},
+    ]
+    for homeport in [told(host, goes_on, "ann") for _ in range(2)]:
+        assert (homeport["pin"], homeport["context"]) == ("kept", "resident")
+        assert homeport["reused_tokens"] > len("Here is the sea in short. " * 5)
+
+
+def test_a_child_runs_at_once_between_its_parents_turns_and_the_parent_resumes(make_host: MakeHost) -> None:
+    host = make_host(Behaviour(), hold_s=60.0)
+    chat = said("Tell me of the sea. " * 40)
+    told(host, chat, "root")
+    parent = session("root")
+    child = host.chat({"messages": HELLO}, {"x-homeport-parent-key": parent}, who="child")
+    assert child.status == 200
+    assert int(child.headers["x-homeport-waited-ms"]) < 1000, "whatever the parent's hold is"
+    assert outcome(child.body["homeport"]) == ("new", "evaluated", "new")
+    chat += [{"role": "assistant", "content": "It is so."}, {"role": "user", "content": "Go on."}]
+    back = told(host, chat, "root")
+    assert outcome(back) == ("kept", "resumed", None)
+    assert back["reused_tokens"] > 800
+
+
+def test_a_session_that_is_ended_gets_a_409_and_begins_anew(make_host: MakeHost) -> None:
+    host = make_host(Behaviour(endless=True, step_s=0.02))
+    running, results = host.stream({"messages": HELLO}, who="ann"), []
+    running.first_text()
+    waiting = threading.Thread(target=lambda: results.append(host.chat({"messages": HELLO}, who="ann")))
+    waiting.start()
+    host.wait_state(waiting=1)
+    assert host.delete(f"/pins/{session('ann')}").body == {"ended": True}
+    waiting.join(10)
+    *_, event = running.events()
+    assert (event["error"]["code"], running.done) == ("session_ended", False)
+    (refused,) = results
+    assert refusal(refused) == (409, "session_ended", None)
+    assert refused.headers["x-should-retry"] == "false"
+    assert "x-homeport-pin" not in refused.headers
+    anew = host.chat({"messages": HELLO, "max_tokens": 1}, who="ann")
+    assert outcome(anew.body["homeport"]) == ("new", "evaluated", "new")
 
 
 # an engine that was freed

@@ -165,18 +165,19 @@ def test_a_save_that_is_on_its_way_is_waited_for(make_host: MakeHost, tmp_path: 
     host = make_host(Behaviour(saves_when=str(gate)), hold_s=0.0, parking=ParkingSpec(disk_bytes=0))
     host.start()
     first(host, "ann")
-    answers: list[Answer] = []
-    threads = [
-        threading.Thread(target=lambda who=name: answers.append(host.chat("hello", who=who)), daemon=True)
-        for name in ("ben", "ann")
-    ]
+    contexts: dict[str, str] = {}
+
+    def ask(who: str) -> None:
+        contexts[who] = host.chat("hello", who=who).body["homeport"]["context"]
+
+    threads = [threading.Thread(target=ask, args=(name,), daemon=True) for name in ("ben", "ann")]
     for thread, waiting in zip(threads, (0, 1), strict=True):
         thread.start()
         host.wait_state(running=1, waiting=waiting)
     gate.touch()
     for thread in threads:
         thread.join(10.0)
-    assert [answer.body["homeport"]["context"] for answer in answers] == ["evaluated", "resumed"]
+    assert contexts == {"ben": "evaluated", "ann": "resumed"}
 
 
 def test_a_client_that_leaves_while_its_context_is_awaited_gives_its_place_back(
@@ -277,10 +278,10 @@ def test_an_engine_that_cannot_save_is_evicted(make_host: MakeHost) -> None:
 def test_a_full_disk_is_said_and_memory_goes_on(make_host: MakeHost) -> None:
     host = make_host(Behaviour(context=200_000), context=200_000)
     host.start()
-    long = "x" * 15_000
+    long = "x" * 40_000
     assert host.process is not None
     # The journal's files stay below this; a state does not.
-    resource.prlimit(host.process.pid, resource.RLIMIT_FSIZE, (49_152, resource.RLIM_INFINITY))
+    resource.prlimit(host.process.pid, resource.RLIMIT_FSIZE, (131_072, resource.RLIM_INFINITY))
     assert host.chat(long, who="ann").status == 200
     host.wait_until(lambda state: state["parking"]["failures"] == 1)
     assert "was not parked on disk" in host.errors()
@@ -332,6 +333,16 @@ def test_a_quiet_engine_is_freed_and_its_sessions_come_back_warm(make_host: Make
     host.kill()
     host.start()
     assert again(host, "ben") == ("resumed", None, WARM)
+
+
+def test_questions_about_pins_do_not_keep_the_engine(make_host: MakeHost) -> None:
+    host = make_host(unload_s=0.3)
+    host.start()
+    deadline = time.monotonic() + 10.0
+    while host.state()["loaded"]:
+        assert time.monotonic() < deadline
+        assert host.post("/pins/find", {"histories": [session("said")]}).status == 404
+        time.sleep(0.02)
 
 
 def test_a_turn_that_runs_keeps_the_engine(make_host: MakeHost) -> None:

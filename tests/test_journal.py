@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from serving.journal import Entry, Journal, JournalFull, pins_since
+from serving.journal import NOTHING, Entry, Facts, Journal, JournalFull, entries_since
 from serving.pins import Pin
 
 ROOT = Path(__file__).parent.parent
@@ -84,14 +84,46 @@ def test_a_touch_counts_a_turn_and_moves_the_time_of_use_forwards_only(journal: 
 
 def test_what_was_written_since_a_look_is_read_past_the_host(journal: Journal, path: Path) -> None:
     journal.insert(PIN)
-    assert pins_since(path, 0) == ([PIN], 1)
-    assert pins_since(path, 1) == ([], 1)
+    entries, mark, whole = entries_since(path, NOTHING)
+    assert ([entry.pin for entry in entries], whole) == ([PIN], True)
+    assert mark == journal.mark()
+    assert entries_since(path, mark) == ([], mark, False)
     moved = replace(PIN, replica="den/1", generation=2)
     other = replace(PIN, session="ef" * 32)
     journal.insert(moved)
     journal.insert(other)
     journal.touch(PIN.session, PIN.model, 9.0)
-    assert pins_since(path, 1) == ([moved, other], 3)
+    entries, later, whole = entries_since(path, mark)
+    assert ([entry.pin for entry in entries], whole) == ([moved, other], False)
+    assert later == journal.mark() != mark
+
+
+def test_what_is_gone_since_a_look_shows_in_the_whole(journal: Journal, path: Path) -> None:
+    other = replace(PIN, session="ef" * 32)
+    journal.insert(PIN)
+    journal.insert(other)
+    _, mark, _ = entries_since(path, NOTHING)
+    journal.remove([(PIN.session, PIN.model)])
+    entries, later, whole = entries_since(path, mark)
+    assert ([entry.pin for entry in entries], whole) == ([other], True)
+    assert later == journal.mark()
+    journal.insert(PIN)
+    entries, _, whole = entries_since(path, later)
+    assert ([entry.pin for entry in entries], whole) == ([PIN], False)
+
+
+def test_a_fresh_journal_in_the_place_of_a_damaged_one_is_read_in_the_whole(path: Path) -> None:
+    first = Journal(path)
+    for number in range(3):
+        first.insert(replace(PIN, session=f"{number:064x}"))
+    first.close()
+    _, mark, _ = entries_since(path, NOTHING)
+    path.write_bytes(b"no database" * 100)
+    second = Journal(path)
+    second.insert(PIN)
+    entries, _, whole = entries_since(path, mark)
+    assert ([entry.pin for entry in entries], whole) == ([PIN], True)
+    second.close()
 
 
 def test_a_dead_hosts_journal_is_read_too(path: Path) -> None:
@@ -100,7 +132,232 @@ def test_a_dead_hosts_journal_is_read_too(path: Path) -> None:
         "Journal(pathlib.Path(sys.argv[1])).insert(Pin('ab' * 32, 'm', 'den/0', 1, 1.0)); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", program, str(path)], cwd=ROOT, check=False)
-    assert [pin.session for pin in pins_since(path, 0)[0]] == ["ab" * 32]
+    assert [entry.pin.session for entry in entries_since(path, NOTHING)[0]] == ["ab" * 32]
+
+
+# whose pin it is, and what a guessed session said
+
+
+def test_what_is_known_of_a_session_is_kept_with_its_pin(journal: Journal, path: Path) -> None:
+    facts = Facts("hp_" + "0a" * 12, "5c" * 32, "fa" * 32, guessed=True, history="11" * 32)
+    journal.insert(PIN, facts)
+    journal.close()
+    again = Journal(path)
+    entry = again.entry(PIN.session, PIN.model)
+    assert entry == Entry(PIN, PIN.created_s, 0, facts)
+    assert (entry.public, entry.scope, entry.family) == (facts.public, facts.scope, facts.family)
+    assert again.by_public(facts.public) == (entry,)
+    assert again.by_public("hp_" + "0b" * 12) == again.by_public("") == ()
+    told = entry.to_json()
+    assert (told["public"], told["guessed"]) == (facts.public, True)
+    assert "history" not in told
+    again.close()
+
+
+def test_any_public_id_is_found_again(journal: Journal) -> None:
+    for number, public in enumerate(("hp_short", "hp_" + "AB" * 12, "another")):
+        journal.insert(replace(PIN, session=f"{number:064x}"), Facts(public))
+        assert [entry.public for entry in journal.by_public(public)] == [public]
+
+
+def test_a_new_home_keeps_what_was_known_and_a_turn_fills_in_what_was_not(journal: Journal) -> None:
+    journal.insert(PIN, Facts("hp_x", "5c" * 32))
+    moved = replace(PIN, generation=2)
+    journal.insert(moved, Facts(family="fa" * 32))
+    entry = journal.entry(PIN.session, PIN.model)
+    assert entry == Entry(moved, moved.created_s, 0, Facts("hp_x", "5c" * 32, "fa" * 32))
+    other = replace(PIN, model="other")
+    journal.insert(other)
+    before = journal.mark()
+    journal.touch(other.session, "other", 500.0, Facts("hp_x"))
+    assert journal.entry(other.session, "other") == Entry(other, 500.0, 1, Facts("hp_x"))
+    assert journal.mark() != before, "the index has to hear of it"
+    again = journal.mark()
+    journal.touch(other.session, "other", 501.0, Facts("hp_y"))
+    assert journal.mark() == again
+
+
+def test_a_guess_finds_the_session_whose_last_turn_said_the_longest_of_it(journal: Journal) -> None:
+    short, long, scope = "11" * 32, "22" * 32, "5c" * 32
+    first, second = replace(PIN, session="01" * 32), replace(PIN, session="02" * 32)
+    journal.insert(first, Facts(scope=scope, guessed=True, history=short))
+    journal.insert(second, Facts(scope=scope, guessed=True, history=long))
+    found = journal.find((long, short), PIN.model, scope)
+    assert found is not None
+    assert found.pin == second
+    found = journal.find(("33" * 32, short), PIN.model, scope)
+    assert found is not None
+    assert found.pin == first
+    assert journal.find(("33" * 32,), PIN.model, scope) is None
+    assert journal.find((long,), "other", scope) is None
+
+
+def test_a_guess_never_finds_another_keys_session_or_a_named_one(journal: Journal) -> None:
+    said, scope = "11" * 32, "5c" * 32
+    journal.insert(PIN, Facts(scope="6d" * 32, guessed=True, history=said))
+    journal.insert(replace(PIN, session="02" * 32), Facts(scope=scope, guessed=False, history=said))
+    assert journal.find((said,), PIN.model, scope) is None
+    assert journal.find((said,), PIN.model, None) is None
+
+
+def test_a_guess_is_found_at_the_home_that_its_session_left(journal: Journal) -> None:
+    said = "11" * 32
+    journal.insert(PIN, Facts(scope="5c" * 32, guessed=True, history=said))
+    moved = replace(PIN, generation=2, replica="attic/0")
+    journal.insert(moved)
+    found = journal.find((said,), PIN.model, "5c" * 32)
+    assert found is not None
+    assert found.pin == moved
+
+
+def test_two_keys_sessions_that_say_the_same_are_both_found(journal: Journal) -> None:
+    before, after, keys = "11" * 32, "22" * 32, ("5c" * 32, "6d" * 32)
+    for number, scope in enumerate(keys):
+        one = replace(PIN, session=f"{number:064x}")
+        journal.insert(one, Facts(scope=scope, guessed=True, history=before))
+        journal.note(one.session, one.model, after)
+    found = [journal.find((after,), PIN.model, scope) for scope in keys]
+    assert [entry and entry.scope for entry in found] == list(keys)
+
+
+def test_what_is_noted_counts_before_it_is_on_disk(journal: Journal) -> None:
+    before, after = "11" * 32, "22" * 32
+    journal.insert(PIN, Facts(guessed=True, history=before))
+    journal.note(PIN.session, PIN.model, after)
+    assert journal.find((before,), PIN.model, None) is None
+    found = journal.find((after,), PIN.model, None)
+    assert found is not None
+    assert found.history == after
+    journal.record(PIN.session, PIN.model, after)
+    journal.noted(PIN.session, PIN.model, after)
+    assert journal.find((after,), PIN.model, None) == found
+    assert journal.all()[0].history == after
+
+
+# pins that go
+
+
+def test_a_pin_that_is_removed_is_gone(journal: Journal) -> None:
+    other = replace(PIN, model="other")
+    journal.insert(PIN)
+    journal.insert(other)
+    assert journal.remove([(PIN.session, "smollm2"), ("cd" * 32, "smollm2")]) == ((PIN.session, "smollm2"),)
+    assert [entry.pin for entry in journal.all()] == [other]
+    assert journal.count() == 1
+
+
+def test_while_a_pin_leaves_it_is_as_good_as_gone(journal: Journal) -> None:
+    facts = Facts("hp_x", guessed=True, history="11" * 32)
+    journal.insert(PIN, facts)
+    journal.leaving.add((PIN.session, PIN.model))
+    assert journal.get(PIN.session, PIN.model) is None
+    assert journal.by_public("hp_x") == ()
+    assert journal.find(("11" * 32,), PIN.model, None) is None
+    journal.leaving.clear()
+    assert journal.get(PIN.session, PIN.model) == PIN
+
+
+def test_named_guessed_and_single_pins_are_unused_after_times_of_their_own(journal: Journal) -> None:
+    def pin(number: int, turns: int, *, guessed: bool) -> None:
+        made = replace(PIN, session=f"{number:064x}", created_s=50.0)
+        journal.insert(made, Facts(guessed=guessed))
+        for _ in range(turns):
+            journal.touch(made.session, made.model, 50.0)
+
+    pin(1, 0, guessed=False)
+    pin(2, 2, guessed=True)
+    pin(3, 1, guessed=True)
+
+    def unused(*before_s: float) -> set[int]:
+        return {int(session, 16) for session, _ in journal.unused(*before_s)}
+
+    assert unused(0.0, 0.0, 0.0) == set()
+    assert unused(0.0, 0.0, 60.0) == {3}
+    assert unused(0.0, 60.0, 0.0) == {2}
+    assert unused(60.0, 0.0, 0.0) == {1}
+
+
+def test_a_pin_that_was_used_meanwhile_is_not_removed(journal: Journal) -> None:
+    journal.insert(PIN)
+    journal.touch(PIN.session, PIN.model, 500.0)
+    assert journal.remove([(PIN.session, PIN.model)], unused_since_s=400.0) == ()
+    assert journal.count() == 1
+
+
+# a file of homeport 0.1.0
+
+OLD = """
+CREATE TABLE pins (
+    session TEXT NOT NULL, model TEXT NOT NULL, replica TEXT NOT NULL,
+    generation INTEGER NOT NULL, created_s REAL NOT NULL, used_s REAL NOT NULL, turns INTEGER NOT NULL,
+    written INTEGER NOT NULL, PRIMARY KEY (session, model)
+) WITHOUT ROWID;
+CREATE INDEX pins_written ON pins (written);
+"""
+OTHER = Pin("0e" * 32, "other", "den/1", 3, 50.0)
+
+
+@pytest.fixture
+def old(path: Path) -> Path:
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.executescript(OLD)
+    for number, (pin, used_s, turns) in enumerate(((PIN, 500.0, 2), (OTHER, 60.0, 0)), 1):
+        row = (pin.session, pin.model, pin.replica, pin.generation, pin.created_s, used_s, turns, number)
+        connection.execute("INSERT INTO pins VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
+    connection.commit()
+    connection.close()
+    return path
+
+
+def test_an_older_files_pins_are_all_there_and_it_goes_on(old: Path) -> None:
+    journal = Journal(old)
+    assert journal.warning is None
+    assert journal.all() == (Entry(OTHER, 60.0, 0), Entry(PIN, 500.0, 2))
+    assert journal.count() == 2
+    moved = replace(PIN, generation=2)
+    assert journal.insert(moved, Facts("hp_x")) is moved
+    journal.close()
+    again = Journal(old)
+    assert again.entry(PIN.session, PIN.model) == Entry(moved, 100.0, 0, Facts("hp_x"))
+    again.close()
+
+
+def test_an_older_file_is_read_while_its_host_is_of_the_older_version_too(old: Path) -> None:
+    entries, mark, whole = entries_since(old, NOTHING)
+    assert ([entry.pin for entry in entries], whole) == ([PIN, OTHER], True)
+    assert entries_since(old, mark) == ([], mark, False)
+    Journal(old).close()
+    entries, _, whole = entries_since(old, mark)
+    assert ({entry.pin for entry in entries}, whole) == ({PIN, OTHER}, True)
+
+
+def test_a_host_that_dies_while_it_renews_a_file_leaves_the_older_one(old: Path) -> None:
+    program = f"""
+import os, pathlib, signal
+from serving import journal, journal_file
+journal_file.put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+journal.Journal(pathlib.Path({str(old)!r}))
+"""
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == -9
+    assert [entry.pin for entry in entries_since(old, NOTHING)[0]] == [PIN, OTHER]
+    journal = Journal(old)
+    assert journal.count() == 2
+    journal.close()
+
+
+def test_a_file_of_a_newer_version_is_set_aside(path: Path) -> None:
+    Journal(path).close()
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    journal = Journal(path)
+    assert journal.warning is not None
+    assert "newer homeport" in journal.warning
+    journal.close()
+
+
+# threads, files, damage
 
 
 def test_reading_goes_on_while_another_thread_writes(journal: Journal) -> None:

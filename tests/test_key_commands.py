@@ -111,7 +111,10 @@ def test_all_limits_can_be_given(file: Path) -> None:
             "--models: this is not possible here. Name models as clients do, each once",
         ),
         (["den", "--models", ","], "--models: this is not possible here."),
-        (["den", "--places", "0"], "--places: this is not possible here. Write a whole number of 1 or more."),
+        (
+            ["den", "--places", "0"],
+            "--places: this is not possible here. Write a whole number from 1 to 10000.",
+        ),
         (
             ["den", "--per-minute", "0"],
             "--per-minute: this is not possible here. Write a whole number from 1",

@@ -94,7 +94,7 @@ def test_whoever_only_reads_metrics_is_nobody_who_may_use_it() -> None:
         (line("den", ", machines: [on]"), "1: [0].machines: this is not possible here. Name machines"),
         (
             line("den", ", places: 0"),
-            "1: [0].places: this is not possible here. Write a whole number of 1 or more.",
+            "1: [0].places: this is not possible here. Write a whole number from 1 to 10000.",
         ),
         (
             line("den", ", requests_per_minute: many"),

@@ -167,6 +167,7 @@ def test_a_recurrent_model_goes_on_and_goes_back(state_machine: Path) -> None:
         first, _ = driver.ask(prompt, 20)
         state = saved(driver)
         held = driver.engine.held(0)
+        assert driver.engine.tokens(0) == state.tokens
         longer = (*state.tokens, *driver.engine.tokenize(" and so on"))
         turn = driver.begin(longer, 20)
         assert began(driver, turn).reused == held

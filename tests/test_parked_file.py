@@ -2,6 +2,7 @@
 
 import os
 import stat
+import struct
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,29 @@ def test_opening_the_folder_tells_what_lies_there_and_removes_what_is_unfinished
     (kept,) = parked_file.open_folder(folder)
     assert (kept.session, kept.size, kept.used_s) == (ANN, parked_file.size_of(STATE), 1000.0)
     assert {path.name for path in folder.iterdir()} == {ANN + ".kv", "notes.txt"}
+
+
+def test_its_tokens_are_read_without_the_rest(folder: Path, written: Path) -> None:
+    assert parked_file.read_tokens(folder, ANN, ENGINE) == STATE.tokens
+    assert [kept.tokens for kept in parked_file.open_folder(folder)] == [3]
+    # As good as endless: whoever read it all would not come back.
+    size = 2**40
+    head = parked_file._SIZES.pack(0, 3, size - parked_file._HEAD_BYTES - 32 - 12, size)
+    with written.open("r+b") as file:
+        file.seek(8)
+        file.write(head)
+        file.seek(parked_file._HEAD_BYTES)
+        file.write(struct.pack("<3I", *STATE.tokens))
+        file.truncate(size)
+    assert parked_file.read_tokens(folder, ANN, ENGINE) == STATE.tokens
+
+
+def test_a_file_of_others_or_none_has_no_tokens(folder: Path, written: Path) -> None:
+    assert parked_file.read_tokens(folder, ANN, OTHER_ENGINE) == ()
+    path_of(folder, BEN).write_bytes(written.read_bytes())
+    assert parked_file.read_tokens(folder, BEN, ENGINE) == ()
+    path_of(folder, BEN).write_bytes(b"no state")
+    assert parked_file.read_tokens(folder, BEN, ENGINE) == ()
+    assert sorted(kept.tokens for kept in parked_file.open_folder(folder)) == [0, 3]
+    with pytest.raises(FileNotFoundError):
+        parked_file.read_tokens(folder, "c" * 64, ENGINE)

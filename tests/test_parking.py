@@ -378,3 +378,78 @@ async def test_finishing_says_who_could_not_be_written_in_time(
     finally:
         go_on.set()
         saving.set_result(None)
+
+
+@pytest.mark.parametrize("memory", [0, MIB])
+async def test_the_tokens_of_what_is_kept_are_known_wherever_it_lies(desk: Desk, memory: int) -> None:
+    parking = desk.parking(memory=memory)
+    saving: Future[SavedState | None] = Future()
+    assert (await parking.tokens(ANN), parking.count(ANN)) == ((), None)
+    parking.park(ANN, saving)
+    assert parking.count(ANN) == 0
+    telling = asyncio.create_task(parking.tokens(ANN))
+    await asyncio.sleep(0)
+    saving.set_result(state_of("ann"))
+    assert await telling == tuple(map(ord, "ann"))
+    await written(parking)
+    assert (await parking.tokens(ANN), parking.count(ANN)) == (tuple(map(ord, "ann")), 3)
+    later = desk.parking()
+    assert (await later.tokens(ANN), later.count(ANN)) == (tuple(map(ord, "ann")), 3)
+    parked_file.path_of(desk.folder, ANN).unlink()
+    assert await later.tokens(ANN) == ()
+
+
+async def test_the_tokens_of_who_gives_way_are_known_before_its_save_is_there(desk: Desk) -> None:
+    parking = desk.parking()
+    saving: Future[SavedState | None] = Future()
+    parking.park(ANN, saving, (1, 2))
+    assert (await parking.tokens(ANN), parking.count(ANN)) == ((1, 2), 2)
+    saving.set_result(None)
+    await parking.settle()
+    assert (await parking.tokens(ANN), parking.count(ANN)) == ((), None)
+
+
+async def test_another_engines_tokens_are_nobodys(desk: Desk) -> None:
+    first = desk.parking()
+    first.park(ANN, saved(state_of("ann")))
+    await written(first)
+    assert await desk.parking(fingerprint="f" * 64).tokens(ANN) == ()
+
+
+@pytest.mark.parametrize(("memory", "disk"), [(MIB, 0), (0, MIB), (MIB, MIB)])
+async def test_what_is_kept_of_one_session_becomes_anothers(desk: Desk, memory: int, disk: int) -> None:
+    parking = desk.parking(memory, disk)
+    for session in (ANN, BEN):
+        parking.park(session, saved(state_of(session[0])))
+    await parking.settle()
+    state = await parking.take(BEN)
+    assert isinstance(state, SavedState)
+    parking.rename(BEN, ANN, state)
+    await written(parking)
+    assert await parking.take(ANN) == state_of("b")
+    assert await parking.take(BEN) == "never_parked"
+    assert desk.files() == ({ANN} if disk else set())
+    if disk:
+        assert await desk.parking().take(ANN) == state_of("b")
+
+
+async def test_a_resident_that_gets_another_name_is_to_be_written_anew(desk: Desk) -> None:
+    parking = desk.parking()
+    for session in (ANN, BEN):
+        parking.park(session, saved(state_of(session[0])))
+    await written(parking)
+    parking.resumed(BEN)
+    parking.rename(BEN, ANN, None)
+    await parking.removed()
+    assert desk.files() == set()
+    assert (parking.is_changed(ANN), parking.is_changed(BEN)) == (True, False)
+    assert await parking.take(ANN) == "never_parked"
+
+
+async def test_what_was_forgotten_was_never_evicted(desk: Desk) -> None:
+    parking = desk.parking()
+    parking.park(ANN, saved(None))
+    await parking.settle()
+    assert await parking.take(ANN) == "evicted"
+    parking.forget(ANN)
+    assert await parking.take(ANN) == "never_parked"

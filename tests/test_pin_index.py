@@ -1,6 +1,6 @@
 """Who wins when several routers want a home for a session at the same moment."""
 
-from serving.pin_index import CLAIM_S, UNUSED_S, Candidate, PinIndex
+from serving.pin_index import CLAIM_S, UNUSED_S, Candidate, Lost, PinIndex
 from serving.pins import Pin
 
 NOBODY: frozenset[str] = frozenset()
@@ -88,6 +88,28 @@ def test_a_claim_that_its_host_refused_is_made_anew() -> None:
     assert (again.replica, known) == ("b/0", False)
 
 
+def test_a_claim_that_another_router_counts_on_stays_until_that_one_refuses_it_too() -> None:
+    index = PinIndex()
+    refused = frozenset({"a/0"})
+    claimed, _ = index.claim(digest(1), "m", free("a/0", "b/0"), NOBODY, 0.0, router="ra")
+    assert index.claim(digest(1), "m", free("b/0", "a/0"), NOBODY, 0.1, router="rb") == (claimed, False)
+    assert index.claim(digest(1), "m", free("b/0"), refused, 0.2, router="rb") == (claimed, False)
+    assert index.claim(digest(1), "m", free("b/0"), refused, 0.3, router="rb") == (claimed, False)
+    again, known = index.claim(digest(1), "m", free("b/0"), refused, 0.4, router="ra")
+    assert (again.replica, known) == ("b/0", False)
+
+
+def test_a_moving_sessions_claim_that_another_router_counts_on_stays_too() -> None:
+    index = PinIndex()
+    index.confirm([pin(1, "a/0")], "a/0")
+    lost = Lost("a/0", 1)
+    moved, _ = index.claim(digest(1), "m", free("b/0"), NOBODY, 5.0, lost, router="ra")
+    assert index.claim(digest(1), "m", free("c/0"), frozenset({"b/0"}), 5.1, lost, router="rb") == (
+        moved,
+        False,
+    )
+
+
 def test_a_pin_that_a_journal_confirmed_never_moves_by_a_refusal() -> None:
     index = PinIndex()
     index.confirm([pin(1, "a/0")])
@@ -114,3 +136,139 @@ def test_a_session_has_one_pin_for_each_model() -> None:
     index = PinIndex()
     index.claim(digest(1), "m", free("a/0"), NOBODY, now=0.0)
     assert index.get(digest(1), "other") is None
+
+
+# homes that are lost
+
+
+def test_a_session_whose_home_is_lost_gets_a_new_one_a_generation_higher() -> None:
+    index = PinIndex()
+    index.confirm([pin(1, "a/0")], "a/0")
+    moved, known = index.claim(digest(1), "m", free("b/0"), NOBODY, 5.0, Lost("a/0", 1))
+    assert (moved, known) == (pin(1, "b/0", generation=2, created_s=5.0), False)
+    assert index.get(digest(1), "m") == moved
+
+
+def test_of_two_routers_that_find_it_lost_the_second_gets_the_firsts_choice() -> None:
+    index = PinIndex()
+    index.confirm([pin(1, "a/0")], "a/0")
+    moved, _ = index.claim(digest(1), "m", free("b/0"), NOBODY, 5.0, Lost("a/0", 1))
+    assert index.claim(digest(1), "m", free("c/0"), NOBODY, 5.1, Lost("a/0", 1)) == (moved, False)
+    index.confirm([moved], "b/0")
+    assert index.claim(digest(1), "m", free("c/0"), NOBODY, 5.2, Lost("a/0", 1)) == (moved, True)
+
+
+def test_a_lost_home_that_the_index_forgot_is_outbid_all_the_same() -> None:
+    index = PinIndex()
+    moved, _ = index.claim(digest(1), "m", free("b/0"), NOBODY, 5.0, Lost("a/0", 3))
+    assert (moved.replica, moved.generation) == ("b/0", 4)
+
+
+def test_moving_sessions_spread_as_new_ones_do_and_a_refused_one_keeps_its_generation() -> None:
+    index = PinIndex()
+    index.confirm([pin(1, "a/0"), pin(2, "a/0")], "a/0")
+    homes = [
+        index.claim(digest(n), "m", free("b/0", "c/0"), NOBODY, 5.0, Lost("a/0", 1))[0].replica
+        for n in (1, 2)
+    ]
+    assert sorted(homes) == ["b/0", "c/0"]
+    again, _ = index.claim(digest(1), "m", free("c/0"), frozenset({"b/0"}), 5.1, Lost("a/0", 1))
+    assert (again.replica, again.generation) == ("c/0", 2)
+
+
+def test_a_move_that_came_to_nothing_leaves_the_old_home() -> None:
+    index = PinIndex()
+    index.confirm([pin(1, "a/0")], "a/0")
+    index.claim(digest(1), "m", free("b/0"), NOBODY, 0.0, Lost("a/0", 1))
+    index.confirm([pin(1, "a/0")], "a/0", whole=True)
+    assert index.claim(digest(1), "m", free("b/0"), NOBODY, 1.0)[0].generation == 2
+    assert index.claim(digest(1), "m", free("b/0"), NOBODY, UNUSED_S + 1) == (pin(1, "a/0"), True)
+
+
+def test_a_returned_machine_is_behind_until_it_has_learned() -> None:
+    index = PinIndex()
+    old, new = pin(1, "a/0"), pin(1, "b/0", generation=2)
+    index.confirm([old], "a/0")
+    index.confirm([new], "b/0")
+    assert index.behind["a/0"] == {(digest(1), "m"): new}
+    index.told("a/0", [new])
+    assert not index.behind["a/0"]
+    index.confirm([new], "a/0")
+    assert not any(index.behind.values())
+
+
+# journals that shrank
+
+
+def test_a_journal_that_is_read_anew_takes_its_pins_along() -> None:
+    index = PinIndex()
+    index.confirm([pin(1, "a/0"), pin(2, "a/0")], "a/0")
+    index.confirm([pin(3, "b/0")], "b/0")
+    index.confirm([pin(2, "a/0")], "a/0", whole=True)
+    assert index.get(digest(1), "m") is None
+    assert index.get(digest(2), "m") == pin(2, "a/0")
+    assert index.get(digest(3), "m") == pin(3, "b/0")
+
+
+def test_what_another_journal_still_says_holds() -> None:
+    index = PinIndex()
+    index.confirm([pin(1, "a/0")], "a/0")
+    index.confirm([pin(1, "b/0", generation=2)], "b/0")
+    index.confirm([], "b/0", whole=True)
+    assert index.get(digest(1), "m") == pin(1, "a/0")
+    assert not index.behind["a/0"]
+
+
+def test_a_claim_survives_the_reading_of_a_journal_that_does_not_have_it_yet() -> None:
+    index = PinIndex()
+    claimed, _ = index.claim(digest(1), "m", free("a/0"), NOBODY, now=0.0)
+    index.confirm([], "a/0", whole=True)
+    assert index.get(digest(1), "m") == claimed
+
+
+# ends and names
+
+
+def test_an_ended_session_is_gone_and_all_who_had_it_are_named() -> None:
+    index = PinIndex()
+    index.confirm([pin(1, "b/0", generation=2)], "a/0")
+    index.confirm([pin(1, "b/0", generation=2)], "b/0")
+    assert sorted(index.remove(digest(1), "m")) == ["a/0", "b/0"]
+    assert index.get(digest(1), "m") is None
+    assert index.remove(digest(1), "m") == ()
+
+
+def test_what_was_claimed_or_heard_while_an_end_was_under_way_stays() -> None:
+    index = PinIndex()
+    index.claim(digest(1), "m", free("a/0"), NOBODY, now=1.0)
+    again, _ = index.claim(digest(1), "m", free("a/0"), NOBODY, now=3.0)
+    index.remove(digest(1), "m", since=2.0)
+    assert index.get(digest(1), "m") == again
+    index.remove(digest(1), "m", since=4.0)
+    assert index.get(digest(1), "m") is None
+    index.confirm([pin(1, "a/0")], "a/0", now=5.0)
+    index.confirm([pin(1, "a/0")], "a/0", whole=True, now=9.0)
+    assert index.remove(digest(1), "m", since=4.5) == ()
+    assert index.remove(digest(1), "m", since=6.0) == ("a/0",), "nothing new was heard of it since"
+
+
+def test_a_pin_that_its_host_does_not_have_is_forgotten_and_no_other() -> None:
+    index = PinIndex()
+    index.confirm([pin(1, "a/0", created_s=2.0)], "a/0")
+    assert index.disown(pin(1, "a/0", created_s=1.0)) == ()
+    assert index.disown(pin(1, "a/0", created_s=2.0)) == ("a/0",)
+    claimed, _ = index.claim(digest(1), "m", free("a/0"), NOBODY, now=3.0)
+    assert index.disown(claimed) == ()
+    assert index.get(digest(1), "m") == claimed
+
+
+def test_public_ids_are_known_as_long_as_their_session_is() -> None:
+    index = PinIndex()
+    other = Pin(digest(1), "other", "a/0", 1, 1.0)
+    index.confirm([pin(1, "a/0"), other], "a/0")
+    index.describe(digest(1), "hp_1", "scope")
+    assert index.sessions["hp_1"] == digest(1)
+    index.remove(digest(1), "m")
+    assert index.names[digest(1)] == ("hp_1", "scope")
+    index.confirm([], "a/0", whole=True)
+    assert (index.sessions, index.names) == ({}, {})

@@ -114,6 +114,62 @@ def dot(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
+# what a prompt takes
+
+
+def test_cached_tokens_are_those_that_were_not_evaluated(host: HostProcess) -> None:
+    said_first = said(host.chat(ITALY, who="counted-before"))
+    goes_on = [
+        *ITALY["messages"],
+        {"role": "assistant", "content": said_first},
+        {"role": "user", "content": "And of France, if I may ask?"},
+    ]
+    edited = [{"role": "system", "content": "You are brief."}, {"role": "user", "content": "Hello."}]
+    for messages in (ITALY["messages"], goes_on, goes_on, edited):
+        before = host.state()["tokens_evaluated"]
+        body = host.chat({**ITALY, "messages": messages}, who="counted").body
+        evaluated = host.state()["tokens_evaluated"] - before
+        usage, homeport = body["usage"], body["homeport"]
+        cached = usage["prompt_tokens_details"]["cached_tokens"]
+        assert (usage["prompt_tokens"] - cached, cached) == (evaluated, homeport["reused_tokens"])
+        assert homeport["evaluated_tokens"] == evaluated
+
+
+def test_a_title_evaluates_itself_only_and_the_chat_goes_on_where_it_was(host: HostProcess) -> None:
+    chat = [{"role": "user", "content": "Many words of a long chat. " * 60}]
+    title = [{"role": "user", "content": "A title for a chat of many words, please."}]
+    answer = host.chat({**ITALY, "messages": chat}, who="titled")
+    chat += [{"role": "assistant", "content": said(answer)}, {"role": "user", "content": "Go on."}]
+    for messages, least, most in ((title, 10, 60), (chat, 1, 60), (title, 1, 60)):
+        before = host.state()["tokens_evaluated"]
+        body = host.chat({**ITALY, "messages": messages}, who="titled").body
+        evaluated = host.state()["tokens_evaluated"] - before
+        assert least <= evaluated <= most
+        usage = body["usage"]
+        assert usage["prompt_tokens"] - usage["prompt_tokens_details"]["cached_tokens"] == evaluated
+        assert (body["homeport"]["pin"], body["homeport"]["evaluated_tokens"]) == ("kept", evaluated)
+
+
+def test_progress_of_a_long_prompt_comes_part_by_part(host: HostProcess) -> None:
+    words = {
+        "messages": [{"role": "user", "content": "Many words, one after another. " * 80}],
+        "max_tokens": 4,
+    }
+    events = list(host.stream(words, who="long", return_progress=True).events())
+    progress = [event["prompt_progress"] for event in events if "prompt_progress" in event]
+    homeport = events[-1]["homeport"]
+    total = homeport["reused_tokens"] + homeport["evaluated_tokens"]
+    assert len(progress) > 2
+    assert {(told["total"], told["cache"]) for told in progress} == {(total, homeport["reused_tokens"])}
+    processed = [told["processed"] for told in progress]
+    assert processed[0] == homeport["reused_tokens"]
+    assert processed[-1] == total
+    assert processed == sorted(set(processed))
+    times = [told["time_ms"] for told in progress]
+    assert times == sorted(times)
+    assert times[-1] > 0
+
+
 # several answers
 
 

@@ -1,5 +1,5 @@
-"""serving/turns.py: that contexts are saved one after another, with an engine that has none. Leases are tested through
-the host."""
+"""serving/turns.py: that contexts are saved one after another, with an engine that has none. What turns are to each
+other is tested in test_contexts.py, leases through the host."""
 
 import asyncio
 import threading
@@ -11,57 +11,22 @@ from typing import Any
 import pytest
 
 from serving import parked_file, parking
-from serving.engine import Broke, Ended, Sampling, SavedState, Turn
-from serving.lease import Granted, Lease
-from serving.model import ParkingSpec
-from serving.parking import Parking
-from serving.turns import Turns
-from tests.fakes import Behaviour, FakeEngine
+from serving.engine import Broke, Sampling, SavedState, Turn
+from serving.lease import Granted
+from tests.fakes import Behaviour
+from tests.turn_desk import Desk
 
 PLACES = 4
 NAMES = tuple(f"{number:064x}" for number in range(PLACES))
-ENGINE = "e" * 64
-
-
-class Desk:
-    """Turns of one replica, without a host around them."""
-
-    def __init__(self, folder: Path, memory: int, hold_s: float, behaviour: Behaviour) -> None:
-        self.folder = folder
-        self.engine = FakeEngine(behaviour)
-        self.parking = Parking(folder, ParkingSpec(), warn=lambda text: None)
-        self.parking.open(ENGINE, memory)
-        self.turns = Turns(self.engine, PLACES, hold_s, 60.0, self.parking)
-        self.engine.load(lambda share: None)
-        self.turns.attach(asyncio.get_running_loop())
-
-    async def turn(self, session: str | None, words: str) -> Lease:
-        """One whole turn."""
-        lease = self.turns.ask(session, "request")
-        try:
-            async with asyncio.timeout(10.0):
-                over = False
-                while not over:
-                    for happening in await lease.next():
-                        if isinstance(happening, Granted):
-                            prompt = tuple(map(ord, words))
-                            turn = Turn(lease.turn, happening.place, prompt, None, Sampling())
-                            await self.turns.begin(lease, turn)
-                        over = over or isinstance(happening, Ended)
-        finally:
-            self.turns.release(lease)
-        return lease
-
-    async def residents(self) -> None:
-        """Have a resident in every place."""
-        for name in NAMES:
-            await self.turn(name, name)
-
-    def files(self) -> set[str]:
-        return {path.stem for path in self.folder.glob("*.kv")}
 
 
 MakeDesk = Callable[..., Desk]
+
+
+async def residents(desk: Desk) -> None:
+    """Have one in every place."""
+    for name in NAMES:
+        await desk.turn(name, name)
 
 
 @pytest.fixture
@@ -70,13 +35,12 @@ async def make_desk(tmp_path: Path) -> AsyncIterator[MakeDesk]:
 
     def make(memory: int = 2**20, hold_s: float = 60.0, **behaviour: Any) -> Desk:
         told = Behaviour(sequences=PLACES, **behaviour)
-        made.append(Desk(tmp_path / str(len(made)), memory, hold_s, told))
+        made.append(Desk(tmp_path / str(len(made)), told, memory, hold_s))
         return made[-1]
 
     yield make
     for desk in made:
-        await asyncio.to_thread(desk.engine.close)
-        desk.parking.close()
+        await desk.close()
 
 
 @pytest.fixture
@@ -95,7 +59,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("narrow")
 async def test_a_stop_saves_one_resident_after_another(make_desk: MakeDesk) -> None:
     desk = make_desk()
-    await desk.residents()
+    await residents(desk)
     desk.turns.stop()
     assert await desk.turns.park_all(asyncio.get_running_loop().time() + 10.0) == 0
     assert desk.files() == set(NAMES)
@@ -104,7 +68,7 @@ async def test_a_stop_saves_one_resident_after_another(make_desk: MakeDesk) -> N
 @pytest.mark.usefixtures("narrow")
 async def test_a_stop_in_the_middle_of_an_unload_loses_no_context(make_desk: MakeDesk) -> None:
     desk = make_desk()
-    await desk.residents()
+    await residents(desk)
     unloading = asyncio.create_task(desk.turns.unload())
     await asyncio.sleep(0)
     assert sum(place.state == "quiet" for place in desk.turns.state.places) == PLACES - 1
@@ -121,7 +85,7 @@ async def test_a_stop_without_the_time_says_who_is_not_on_disk(
     go_on = threading.Event()
     monkeypatch.setattr(parked_file, "write", lambda *args: go_on.wait(10.0))
     desk = make_desk()
-    await desk.residents()
+    await residents(desk)
     desk.turns.stop()
     try:
         assert await desk.turns.park_all(asyncio.get_running_loop().time() + 0.1) == PLACES
@@ -132,7 +96,7 @@ async def test_a_stop_without_the_time_says_who_is_not_on_disk(
 @pytest.mark.usefixtures("narrow")
 async def test_unloading_saves_one_resident_after_another(make_desk: MakeDesk) -> None:
     desk = make_desk(memory=0)
-    await desk.residents()
+    await residents(desk)
     await desk.turns.unload()
     assert all(place.state == "free" for place in desk.turns.state.places)
     await asyncio.to_thread(desk.engine.close)
@@ -140,17 +104,17 @@ async def test_unloading_saves_one_resident_after_another(make_desk: MakeDesk) -
     assert desk.files() == set(NAMES)
     desk.engine.load(lambda share: None)
     desk.turns.attach(asyncio.get_running_loop())
-    lease = await desk.turn(NAMES[0], NAMES[0])
+    lease = (await desk.turn(NAMES[0], NAMES[0])).lease
     assert (lease.granted, lease.missing) == (Granted(0, resident=False), None)
 
 
 @pytest.mark.usefixtures("narrow")
 async def test_residents_that_are_due_together_are_written_one_after_another(make_desk: MakeDesk) -> None:
     desk = make_desk(hold_s=0.0)
-    await desk.residents()
+    await residents(desk)
     desk.turns._tick()
-    if desk.turns._writing_behind is not None:
-        await asyncio.wait_for(desk.turns._writing_behind, 10.0)
+    if desk.turns._behind.round is not None:
+        await asyncio.wait_for(desk.turns._behind.round, 10.0)
     assert await desk.parking.finish(asyncio.get_running_loop().time() + 10.0) == set()
     assert desk.files() == set(NAMES)
     assert desk.parking.report(NAMES)["sessions"] == 0

@@ -1,0 +1,155 @@
+"""What the controller answers over HTTP: to routers, which never import Ray, and only with the cluster's token."""
+
+import hmac
+import json
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from serving.machine_book import NotForgotten
+from serving.pin_index import Candidate, Lost, PinIndex
+from serving.pins import Pin, is_session, pin_from_json
+
+
+class ControllerApp:
+    """`fleet` gives the fleet as JSON; `has_learned` says whether a session that the index does not know is new;
+    `forget` forgets a machine by its name, or raises NotForgotten; `ended` is told of a session's end, with the model
+    and the replicas that may still have something of it; `is_there` says of a replica whether it serves."""
+
+    def __init__(
+        self,
+        token: str,
+        index: PinIndex,
+        fleet: Callable[[], bytes],
+        has_learned: Callable[[], bool],
+        forget: Callable[[str], None],
+        ended: Callable[[str, str, Sequence[str]], None],
+        is_there: Callable[[str], bool],
+    ) -> None:
+        self._expected = f"Bearer {token}".encode()
+        self._index = index
+        self._fleet = fleet
+        self._has_learned = has_learned
+        self._forget = forget
+        self._ended = ended
+        self._is_there = is_there
+
+    def asgi(self) -> Starlette:
+        """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
+        /machines/{name}/forget."""
+        return Starlette(
+            routes=[
+                Route("/fleet", self._guard(self._get_fleet)),
+                Route("/claim", self._guard(self._claim), methods=["POST"]),
+                Route("/pins", self._guard(self._take_in), methods=["POST"]),
+                Route("/pins/{name}", self._guard(self._pin), methods=["GET"]),
+                Route("/pins/{name}", self._guard(self._end), methods=["DELETE"]),
+                Route("/machines/{name}/forget", self._guard(self._forget_machine), methods=["POST"]),
+            ]
+        )
+
+    def _guard(self, handler: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        async def guarded(request: Request) -> Response:
+            given = request.headers.get("authorization", "").encode()
+            if not hmac.compare_digest(given, self._expected):
+                return _error(401, "The cluster's token is needed.")
+            answer: Response = await handler(request)
+            return answer
+
+        return guarded
+
+    async def _get_fleet(self, _request: Request) -> Response:
+        return Response(self._fleet(), media_type="application/json")
+
+    async def _claim(self, request: Request) -> Response:
+        try:
+            body = await request.json()
+            ranked = [Candidate(str(c["replica"]), int(c["free"])) for c in body["ranked"]]
+            session, model, refused = body["session"], str(body["model"]), frozenset(body.get("refused", ()))
+            router, lost = str(body.get("router", "")), body.get("instead_of")
+            instead_of = None if lost is None else Lost(str(lost["replica"]), int(lost["generation"]))
+            if not is_session(session) or (instead_of is not None and instead_of.generation < 1):
+                raise ValueError("a session is 64 lower-case hex digits, a generation counts from 1")
+        except (ValueError, KeyError, TypeError) as error:
+            return _error(400, f"Not a claim: {error}")
+        if not ranked:
+            return _error(400, "A claim needs a candidate.")
+        if not self._has_learned():
+            return _not_yet()
+        if instead_of is not None and self._is_there(instead_of.replica):
+            instead_of = None  # That one router cannot reach it is no loss.
+        pin, known = self._index.claim(session, model, ranked, refused, time.time(), instead_of, router)
+        return JSONResponse({"pin": pin.to_json(), "known": known})
+
+    async def _take_in(self, request: Request) -> Response:
+        """Pins that a router saw a host write down."""
+        try:
+            told = (await request.json())["pins"]
+            pins = [pin_from_json(each) for each in told]
+            names = [(str(each.get("public") or ""), each.get("scope")) for each in told]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            return _error(400, f"Not a list of pins: {error}")
+        for pin, (public, scope) in zip(pins, names, strict=True):
+            self._index.confirm([pin], pin.replica, now=time.time())
+            self._index.describe(pin.session, public, scope)
+        winners = (self._index.get(pin.session, pin.model) or pin for pin in pins)
+        return JSONResponse({"pins": [self._told(pin) for pin in winners]})
+
+    async def _pin(self, request: Request) -> Response:
+        pin = self._find(request)
+        if pin is None and not self._has_learned():
+            return _not_yet()
+        if pin is None:
+            return _error(404, "No such pin.")
+        return JSONResponse(self._told(pin))
+
+    async def _end(self, request: Request) -> Response:
+        """Its home is told by whoever asks; other hosts that had it once are told from here. In the body, `took_s`: for
+        how long the end has been under way; `only`: a pin that its host does not have, so that no other one ends."""
+        try:
+            body = dict(json.loads(await request.body() or b"{}"))
+            only = pin_from_json(body["only"]) if "only" in body else None
+            since = time.time() - float(body["took_s"]) if "took_s" in body else math.inf
+        except (ValueError, KeyError, TypeError) as error:
+            return _error(400, f"Not an end: {error}")
+        pin = only or self._find(request)
+        if pin is None:
+            return JSONResponse({"ended": False})
+        index = self._index
+        journals = index.disown(only) if only else index.remove(pin.session, pin.model, since)
+        self._ended(pin.session, pin.model, [name for name in journals if name != pin.replica])
+        return JSONResponse({"ended": only is None or bool(journals)})
+
+    async def _forget_machine(self, request: Request) -> Response:
+        try:
+            self._forget(request.path_params["name"])
+        except NotForgotten as error:
+            return _error(409 if error.known else 404, str(error))
+        except OSError as error:
+            return _error(507, f"The head's state folder cannot be written ({error}); make room on its disk.")
+        return JSONResponse({"forgotten": request.path_params["name"]})
+
+    def _find(self, request: Request) -> Pin | None:
+        name, model = request.path_params["name"], request.query_params.get("model", "")
+        session = name if is_session(name) else self._index.sessions.get(name)
+        return None if session is None else self._index.get(session, model)
+
+    def _told(self, pin: Pin) -> dict[str, object]:
+        public, scope = self._index.names.get(pin.session, ("", None))
+        confirmed = (pin.session, pin.model) not in self._index.claims
+        return {**pin.to_json(), "public": public, "scope": scope, "confirmed": confirmed}
+
+
+def _error(status: int, message: str) -> Response:
+    return JSONResponse({"error": {"message": message}}, status_code=status)
+
+
+def _not_yet() -> Response:
+    message = "The controller has not read all journals yet. Ask again in a second."
+    return JSONResponse({"error": {"message": message}}, status_code=503, headers={"retry-after": "1"})

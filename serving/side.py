@@ -1,0 +1,45 @@
+"""Whether a request under a session's name goes on with its context or is made aside, on a scratch. Pure.
+
+Clients ask for titles and summaries under the name of the chat that they are about. Such a request would throw the
+chat's context out; made aside it leaves it alone. The tokens alone decide: what is held and what is asked for.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+from serving.prefixes import common_prefix
+
+Side = Literal["main", "scratch", "promote"]
+
+MUCH = 256
+"""Losing no more tokens than these is no loss."""
+FEW = 8
+"""So many tokens at an answer's end a template may write otherwise in a history."""
+
+
+def scratch_of(session: str) -> str:
+    """The name of a session's scratch: 64 hex digits, nobody else's."""
+    return hashlib.sha256(f"{session} scratch".encode()).hexdigest()
+
+
+def side(prompt: Sequence[int], main: Sequence[int], scratch: Sequence[int], asked: int = 0) -> Side:
+    """Where a prompt runs. `main`, `scratch`: what the session's context and its scratch hold, in the engine or
+    parked; `asked`: how many of the scratch's tokens its last request brought (0: nobody knows).
+
+    main: it shares half of what is held there, or it loses little. promote: it goes on from the scratch's answer, as a
+    compacted history does, so that the scratch is the session's context from now on. scratch: all others, and a title
+    asked for again, whose prompt is longer but does not bring the scratch's answer.
+    """
+    shared = common_prefix(main, prompt)
+    if main and (2 * shared >= len(main) or len(main) - shared <= MUCH):
+        return "main"
+    if _goes_on(prompt, scratch, asked) and common_prefix(scratch, prompt) > shared:
+        return "promote"
+    return "scratch" if main else "main"
+
+
+def _goes_on(prompt: Sequence[int], scratch: Sequence[int], asked: int) -> bool:
+    return asked < len(scratch) < len(prompt) and common_prefix(scratch, prompt) >= max(
+        len(scratch) - FEW, asked
+    )
