@@ -4,25 +4,30 @@ Sessions appear by their public ids only. Reads the picture and asks hosts; chan
 """
 
 import asyncio
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from router.fleet import Fleet, Known
-from router.identity import public_id
+from router.identity import key_scope, public_id
+from router.keys import Key
 from router.peers import HostState, ListedMachine, Peers, Unreachable
 from router.relay import Relay
 
 
-def fleet_json(fleet: Fleet, digest_key: bytes, now: float) -> dict[str, Any]:
-    """The snapshot for people: revision, models, machines with their replicas, the controller's reach."""
+def fleet_json(fleet: Fleet, digest_key: bytes, now: float, key: Key) -> dict[str, Any]:
+    """The snapshot for people: revision, models, machines with their replicas, the controller's reach.
+
+    Sessions are named for an admin only: whose they are, the picture does not say.
+    """
     machines: dict[str, dict[str, Any]] = {
         machine.name: _machine(machine) for machine in fleet.listed.machines
     }
     for name in sorted(fleet.known, key=_by_slot):
         known = fleet.known[name]
         machine = machines.setdefault(known.machine.name, _machine(known.machine))
-        machine["replicas"].append(_replica(known, digest_key, now))
+        machine["replicas"].append(_replica(known, digest_key, now, key.role == "admin"))
     return {
         "revision": fleet.listed.revision,
         "models": [
@@ -30,23 +35,25 @@ def fleet_json(fleet: Fleet, digest_key: bytes, now: float) -> dict[str, Any]:
             for model in fleet.snapshot().models.values()
         ],
         "machines": list(machines.values()),
+        "forgotten": [msgspec.structs.asdict(machine) for machine in fleet.listed.forgotten],
         "problems": fleet.listed.problems or {},
         "controller": {"reachable": fleet.controller_reachable is True},
     }
 
 
-async def sessions_json(fleet: Fleet, peers: Peers, relay: Relay, wall_s: float) -> dict[str, Any]:
-    """Every session that a reachable host or an open turn knows; `unreachable`: hosts that are left out.
+async def sessions_json(fleet: Fleet, peers: Peers, relay: Relay, wall_s: float, key: Key) -> dict[str, Any]:
+    """Every session that a reachable host or an open turn knows, of this key or for an admin's of all.
 
-    State: `running` (a turn of it runs), `waiting` (one waits), `resident`, else `parked`.
+    `unreachable`: hosts that are left out. State: `running` (a turn of it runs), `waiting` (one waits), `resident`,
+    else `parked`.
     """
-    digest_key = relay.digest_key
+    digest_key, scope = relay.addressing.digest_key, key_scope(key.name)
     names = sorted(fleet.known, key=_by_slot)
     answers = await asyncio.gather(*(_ask(fleet, peers, name) for name in names))
-    waiting = {
-        (turn.ask.session, turn.ask.model): turn.replica or ""
+    open_turns = {
+        (turn.ask.session, turn.ask.model): turn
         for turn in relay.turns
-        if turn.ask is not None and turn.ask.session is not None
+        if turn.ask is not None and turn.ask.session is not None and _sees(key, key_scope(turn.key.name))
     }
     found: dict[tuple[str, str], dict[str, Any]] = {}
     unreachable = []
@@ -54,27 +61,60 @@ async def sessions_json(fleet: Fleet, peers: Peers, relay: Relay, wall_s: float)
         if answer is None:
             unreachable.append(name)
             continue
-        pins, host = answer
-        residents = {resident.session: resident for resident in host.residents}
-        for pin in pins:
-            key = (str(pin.get("session")), str(pin.get("model")))
-            resident = residents.get(key[0])
-            if resident is not None and resident.busy:
-                state = "running"
-            elif key in waiting:
-                state = "waiting"
-            else:
-                state = "parked" if resident is None else "resident"
-            tokens = pin.get("tokens", 0) if resident is None else resident.tokens
-            age_s = max(0.0, wall_s - float(pin.get("created_s", wall_s)))
-            found[key] = _session(digest_key, key, name, state) | {
-                "context_tokens": tokens,
-                "age_s": round(age_s, 1),
-                "turns": pin.get("turns"),
-            }
-    for key, replica in waiting.items():
-        found.setdefault(key, _session(digest_key, key, replica, "waiting"))
+        for session in _at_host(name, *answer, wall_s):
+            if not _sees(key, session.pop("scope"), scope):
+                continue
+            digest, model = session.pop("session"), session["model"]
+            turn = open_turns.pop((digest, model), None)
+            if turn is not None:
+                session["source"] = turn.source
+                session["state"] = session["state"] if session["state"] == "running" else "waiting"
+            family = session.pop("family")
+            session["parent"] = public_id(digest_key, family) if family not in (None, digest) else None
+            found[digest, model] = {"id": public_id(digest_key, digest), **session}
+    for (digest, model), turn in open_turns.items():
+        session = _session(model, turn.replica or "", "waiting") | {"source": turn.source}
+        family = turn.ask.family if turn.ask is not None else None
+        session["parent"] = None if family is None else public_id(digest_key, family)
+        found.setdefault((digest, model), {"id": public_id(digest_key, digest), **session})
     return {"sessions": list(found.values()), "unreachable": unreachable}
+
+
+def _sees(key: Key, scope: str | None, own: str | None = None) -> bool:
+    return key.role == "admin" or scope == (own or key_scope(key.name))
+
+
+def _at_host(
+    name: str, pins: list[dict[str, Any]], host: HostState, wall_s: float
+) -> Iterator[dict[str, Any]]:
+    """The sessions of one host, with `session`, `scope` and `family` as they are."""
+    residents = {resident.session: resident for resident in host.residents}
+    line = {waiting.session: waiting for waiting in host.line if waiting.session is not None}
+    for pin in pins:
+        digest, model = str(pin.get("session")), str(pin.get("model"))
+        resident, waiting = residents.get(digest), line.get(digest)
+        if resident is not None and resident.busy:
+            state = "running"
+        elif waiting is not None:
+            state = "waiting"
+        else:
+            state = str(pin.get("state") or ("parked" if resident is None else "resident"))
+        session = _session(model, name, state) | {
+            "session": digest,
+            "scope": pin.get("scope"),
+            "family": pin.get("family"),
+            "source": "guess" if pin.get("guessed") else None,
+            "context_tokens": pin.get("tokens", 0) if resident is None else resident.tokens,
+            "age_s": round(max(0.0, wall_s - float(pin.get("created_s", wall_s))), 1),
+            "turns": pin.get("turns"),
+        }
+        if waiting is not None:
+            session["line"] = {
+                "position": waiting.position,
+                "waited_s": waiting.waited_s,
+                "about_s": waiting.about_s,
+            }
+        yield session
 
 
 async def _ask(fleet: Fleet, peers: Peers, name: str) -> tuple[list[dict[str, Any]], HostState] | None:
@@ -86,10 +126,8 @@ async def _ask(fleet: Fleet, peers: Peers, name: str) -> tuple[list[dict[str, An
     return (pins, host) if host.replica == name else None
 
 
-def _session(digest_key: bytes, key: tuple[str, str], replica: str, state: str) -> dict[str, Any]:
-    session, model = key
+def _session(model: str, replica: str, state: str) -> dict[str, Any]:
     return {
-        "id": public_id(digest_key, session),
         "model": model,
         "machine": replica.rpartition("/")[0],
         "replica": replica,
@@ -97,6 +135,7 @@ def _session(digest_key: bytes, key: tuple[str, str], replica: str, state: str) 
         "context_tokens": 0,
         "age_s": 0.0,
         "turns": None,
+        "line": None,
     }
 
 
@@ -105,12 +144,12 @@ def _machine(machine: ListedMachine) -> dict[str, Any]:
     return plain | {"replicas": []}
 
 
-def _replica(known: Known, digest_key: bytes, now: float) -> dict[str, Any]:
+def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.structs.asdict(known.listed)
     replica, host = known.replica(), known.state
     residents = [
         {
-            "session": public_id(digest_key, resident.session),
+            "session": public_id(digest_key, resident.session) if named else None,
             "quiet_s": resident.quiet_s,
             "busy": resident.busy,
             "tokens": resident.tokens,
@@ -128,7 +167,7 @@ def _replica(known: Known, digest_key: bytes, now: float) -> dict[str, Any]:
         "running": replica.running,
         "waiting": replica.waiting,
         "residents": residents,
-        "owners": [resident["session"] for resident in residents],
+        "owners": [resident["session"] for resident in residents if named],
     }
     if host is not None:
         plain |= {

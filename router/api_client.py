@@ -1,4 +1,7 @@
-"""How the command line reads a running homeport: small blocking calls to the router. Renders nothing."""
+"""How the command line asks a running homeport: small blocking calls to the router. Renders nothing.
+
+`secret` is the cluster's token, with which this machine's owner needs no key.
+"""
 
 import http.client
 import json
@@ -17,13 +20,26 @@ class Refused(Exception):
     """The router answered with an error; the message is its own."""
 
 
-def get(url: str, path: str, timeout_s: float = ANSWER_S) -> Any:
+def get(url: str, path: str, timeout_s: float = ANSWER_S, secret: str = "") -> Any:
     """GET JSON. Raises Away or Refused."""
-    connection, answer = _ask(url, "GET", path, None, {}, timeout_s)
+    return ask(url, "GET", path, None, timeout_s, secret)
+
+
+def ask(
+    url: str, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_S, secret: str = ""
+) -> Any:
+    """Send JSON (None: nothing), and return the JSON of the answer. Raises Away or Refused."""
+    data = None if body is None else json.dumps(body).encode()
+    headers = {} if data is None else {"content-type": "application/json"}
+    connection, answer = _ask(url, method, path, data, {**headers, **bearer(secret)}, timeout_s)
     try:
         return _body(answer)
     finally:
         connection.close()
+
+
+def bearer(secret: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {secret}"} if secret else {}
 
 
 def answered(url: str) -> bool:
@@ -63,7 +79,10 @@ def _ask(
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)
     try:
-        connection.request(method, path, body=body, headers=dict(headers))
+        sent = {
+            name: value.encode() for name, value in headers.items()
+        }  # a session's name may be in any script
+        connection.request(method, path, body=body, headers=sent)
         return connection, connection.getresponse()
     except (OSError, http.client.HTTPException) as error:
         connection.close()

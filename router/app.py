@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import quote
 
 import aiohttp
 import uvicorn
@@ -25,26 +26,34 @@ import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from router.addressing import Addressing
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
+from router.finding import Finder
 from router.fleet import Fleet
 from router.homes import Homes
+from router.identity import DEFAULT, IdentityOptions, naming_headers
+from router.key_file import KeyFile, key_ring
+from router.keys import Key, KeyRing, guard, secret_of, too_many
 from router.metrics import Metrics
-from router.pages import make_pages
+from router.names import Names, may_come_from, may_name
+from router.pages import Told, make_pages
 from router.peers import Peers
 from router.relay import Relay
 from router.reply import answer
 from router.request import (
     ENDPOINTS,
+    Address,
     Head,
     Message,
     Receive,
     Scope,
     SendMessage,
-    is_loopback,
-    is_loopback_origin,
+    read_address,
     read_head,
 )
+from router.sessions import Sessions
 from router.snapshot import Model
+from serving.config import RouterConfig
 from serving.model import ModelSpec
 
 DRAIN_S = 2
@@ -64,28 +73,48 @@ class Settings:
     digest_key: bytes
     fleet_file: Path
     models: tuple[ModelSpec, ...]
+    keys_file: Path | None = None
+    """None: everybody may come in, from this machine only."""
+    names: tuple[str, ...] = ()
+    """What clients may call this machine beside its own name."""
+    identity: IdentityOptions = DEFAULT
 
 
 class Front:
-    """The ASGI callable. Host, Origin and request id are the same matter on every path."""
+    """The ASGI callable. Host, Origin, key and request id are the same matter on every path."""
 
-    def __init__(self, relay: Relay, pages: FastAPI, metrics: Metrics, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        relay: Relay,
+        pages: FastAPI,
+        metrics: Metrics,
+        names: Names,
+        ring: KeyRing,
+        naming: frozenset[bytes],
+        clock: Callable[[], float],
+    ) -> None:
+        """`naming`: headers that may name a session."""
         self._relay = relay
         self._pages = pages
         self._metrics = metrics
-        self._new_id = new_id
+        self._names = names
+        self._ring = ring
+        self._naming = naming
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: SendMessage) -> None:
         if scope["type"] != "http":
             return
-        head = read_head(scope["headers"], self._new_id)
-        error = _foreign(scope, head)
-        endpoint = ENDPOINTS.get(scope["path"])
+        head = read_head(scope["headers"], lambda: uuid.uuid4().hex, self._naming)
+        address = read_address(scope)
+        key = self._ring.find(secret_of(scope["headers"]) if self._ring.required else None)
+        error = self._foreign(scope, head) or guard(self._ring, key, scope["method"], address.path)
+        endpoint = ENDPOINTS.get(address.path)
         if error is None and endpoint is not None:
-            if scope["method"] == "POST":
-                await self._relay(endpoint, head, receive, send)
+            error = wrong_method(["POST"]) if scope["method"] != "POST" else self._too_many(key)
+            if error is None and key is not None:
+                await self._relay(endpoint, head, address, key, receive, send)
                 return
-            error = wrong_method(["POST"])
         if error is not None:
             self._metrics.ended("", "", error.code)
             headers = [(b"x-request-id", head.request_id), *error.headers()]
@@ -99,7 +128,34 @@ class Front:
                 message["headers"] = [*message["headers"], (b"x-request-id", head.request_id)]
             await send(message)
 
-        await self._pages(scope, receive, send_named)
+        await self._pages(_inner(scope, address, key), receive, send_named)
+
+    def _too_many(self, key: Key | None) -> ApiError | None:
+        wait_s = None if key is None else self._ring.allow(key, self._clock())
+        return None if key is None or wait_s is None else too_many(key, wait_s)
+
+    def _foreign(self, scope: Scope, head: Head) -> ApiError | None:
+        """Why it may not come in: a name that is not this router's (DNS rebinding), or a page of another site."""
+        if head.host is None:
+            if scope.get("http_version") != "1.0":
+                return foreign_host()
+        elif not may_name(head.host, self._names):
+            return foreign_host()
+        if head.origin is not None and not may_come_from(head.origin, self._names):
+            return foreign_origin()
+        return None
+
+
+def _inner(scope: Scope, address: Address, key: Key | None) -> Scope:
+    """What the pages see: the path without what stands before it, which they are told beside it."""
+    if address.path == scope["path"]:
+        return {**scope, "homeport": Told(key, None)}
+    return {
+        **scope,
+        "path": address.path,
+        "raw_path": quote(address.path).encode(),
+        "homeport": Told(key, address.machine),
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +165,7 @@ class Parts:
     front: Front
     fleet: Fleet
     relay: Relay
+    keys: KeyFile | None
 
 
 def build(
@@ -123,12 +180,18 @@ def build(
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
     fleet = Fleet(peers, settings.fleet_file, models, clock)
     homes = Homes(fleet, peers, clock, wall)
+    finder = Finder(fleet, peers)
     metrics = Metrics(registry, version(), lambda: _pins(fleet))
     specs = {spec.name: spec for spec in settings.models}
-    relay = Relay(fleet, homes, client, settings.token, specs, settings.digest_key, metrics, clock)
+    addressing = Addressing(fleet, homes, finder, specs, settings.digest_key, settings.identity)
+    relay = Relay(fleet, homes, addressing, client, settings.token, specs, metrics, clock)
     fleet.on_lost = relay.lost
-    pages = make_pages(fleet, peers, relay, registry, clock, wall, version())
-    return Parts(Front(relay, pages, metrics, lambda: uuid.uuid4().hex), fleet, relay)
+    ring, keys = key_ring(settings.keys_file, settings.token)
+    sessions = Sessions(fleet, peers, finder, relay, wall)
+    pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
+    names = Names(settings.host, socket.gethostname(), settings.names)
+    front = Front(relay, pages, metrics, names, ring, naming_headers(settings.identity), clock)
+    return Parts(front, fleet, relay, keys)
 
 
 def new_client() -> aiohttp.ClientSession:
@@ -190,14 +253,18 @@ def version() -> str:
 def read_settings(path: Path) -> Settings:
     """Raises OSError, KeyError or ValueError for a file that is not the parent's."""
     data = json.loads(path.read_text())
+    router = RouterConfig.from_json(data)
     return Settings(
-        host=data["host"],
-        port=data["port"],
+        host=router.host,
+        port=router.port,
         control_url=data["control_url"],
         token=Path(data["token_file"]).read_text().strip(),
         digest_key=Path(data["digest_key_file"]).read_text().strip().encode(),
         fleet_file=Path(data["fleet_file"]),
         models=tuple(ModelSpec.from_json(model) for model in data["models"]),
+        keys_file=None if router.keys_file is None else Path(router.keys_file),
+        names=router.names,
+        identity=IdentityOptions(router.identity.headers, router.identity.fields),
     )
 
 
@@ -208,10 +275,13 @@ async def serve(settings: Settings, listening: socket.socket) -> None:
         server = Server(parts.front, parts.relay)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
         async with asyncio.TaskGroup() as group:
-            polling = group.create_task(parts.fleet.run())
+            watching = [group.create_task(parts.fleet.run())]
+            if parts.keys is not None:
+                watching.append(group.create_task(parts.keys.run()))
             log.info("listening on http://%s:%d", *listening.getsockname()[:2])
             await server.serve(sockets=[listening])
-            polling.cancel()
+            for task in watching:
+                task.cancel()
 
 
 def main(argv: Sequence[str]) -> int:
@@ -224,7 +294,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this in order
     try:
         settings = read_settings(arguments.config_json)
-        if not ipaddress.ip_address(settings.host).is_loopback:
+        if settings.keys_file is None and not ipaddress.ip_address(settings.host).is_loopback:
             raise ValueError(
                 f"it may listen on loopback only while there are no keys, not on {settings.host}"
             )
@@ -258,18 +328,6 @@ def _listen(host: str, port: int) -> socket.socket:
         raise
     listening.setblocking(False)
     return listening
-
-
-def _foreign(scope: Scope, head: Head) -> ApiError | None:
-    """Why it may not come in: a name that is not loopback's (DNS rebinding), or a page of another site."""
-    if head.host is None:
-        if scope.get("http_version") != "1.0":
-            return foreign_host()
-    elif not is_loopback(head.host):
-        return foreign_host()
-    if head.origin is not None and not is_loopback_origin(head.origin):
-        return foreign_origin()
-    return None
 
 
 def _pins(fleet: Fleet) -> dict[str, int]:

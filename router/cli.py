@@ -15,6 +15,7 @@ from importlib.metadata import version as distribution_version
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.console import Console
@@ -22,7 +23,7 @@ from rich.live import Live
 
 from cluster.paths import Paths, read_json
 from cluster.processes import ours
-from router import api_client, lifecycle, live
+from router import api_client, key_commands, lifecycle, live
 from serving.config import ConfigError
 
 app = typer.Typer(
@@ -31,11 +32,13 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.add_typer(key_commands.app, name="key")
 out = Console()
 err = Console(stderr=True)
 
 FAILED, WRONG, NOT_RUNNING = 1, 2, 3
 READY_S = 180.0
+ACT_S = 10.0
 REFRESH_S = 0.5
 QUIET_REFRESH_S = 1.0
 
@@ -110,6 +113,42 @@ def sessions(as_json: Json = False) -> None:
         out.print(
             "No session has a home yet. Send a request with the header x-session-id, or try `homeport chat`."
         )
+
+
+@app.command()
+def end(
+    session: Annotated[
+        str, typer.Argument(help="Its public id, as `homeport sessions` shows it, or its name.")
+    ],
+) -> None:
+    """End a session: its turn, its context and its home. Its next request begins anew."""
+    run = _running_or_exit(False)
+    done = _ask_or_exit(run, "DELETE", f"/api/sessions/{quote(session, safe='')}")
+    out.print(f"{done['id']} is ended.")
+
+
+@app.command()
+def move(
+    session: Annotated[
+        str, typer.Argument(help="Its public id, as `homeport sessions` shows it, or its name.")
+    ],
+    machine: Annotated[str, typer.Argument(help="The machine that is to be its home.")],
+) -> None:
+    """Give a session another home. Its context is evaluated anew there at its next turn."""
+    run = _running_or_exit(False)
+    path = f"/api/sessions/{quote(session, safe='')}/move"
+    done = _ask_or_exit(run, "POST", path, {"machine": machine})
+    out.print(f"{done['id']} has its home at {', '.join(done['replicas'])} now.")
+
+
+@app.command()
+def forget(
+    machine: Annotated[str, typer.Argument(help="A machine that is gone for good.")],
+) -> None:
+    """Give a machine up: its sessions get new homes in its zone, each at its next turn."""
+    run = _running_or_exit(False)
+    _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/forget")
+    out.print(f"{machine} is forgotten. Should it come back, it joins anew.", markup=False)
 
 
 @app.command()
@@ -220,10 +259,11 @@ def _watch(paths: Paths, parent: subprocess.Popen[bytes], show: Show, detach: bo
     while parent.poll() is None:
         run = read_json(paths.run) or {}
         try:
-            fleet = api_client.get(run.get("url", ""), "/api/fleet")
+            fleet = api_client.get(run.get("url", ""), "/api/fleet", secret=_secret(paths))
             used = [(r.get("turns"), r.get("running"), r.get("waiting")) for r in live.replicas_of(fleet)]
             if ready and used != use:
-                found, use = api_client.get(run.get("url", ""), "/api/sessions")["sessions"], used
+                found = api_client.get(run["url"], "/api/sessions", secret=_secret(paths))["sessions"]
+                use = used
         except (api_client.Away, api_client.Refused, KeyError):
             pass
         replicas = live.replicas_of(fleet)
@@ -258,7 +298,8 @@ def _turn(url: str, model: str, session: str, messages: list[dict[str, str]]) ->
     words: list[str] = []
     about: dict[str, Any] = {}
     try:
-        for event in api_client.stream_chat(url, body, {"x-session-id": session}, timeout_s=120.0):
+        named = {"x-session-id": session, **api_client.bearer(_secret(Paths.from_env(os.environ)))}
+        for event in api_client.stream_chat(url, body, named, timeout_s=120.0):
             about = event.get("homeport") or about
             for choice in event.get("choices", ()):
                 piece = choice.get("delta", {}).get("content") or ""
@@ -290,7 +331,8 @@ def _say_running(run: dict[str, Any]) -> None:
     age = live.age_text(time.time() - run.get("since", time.time()))
     out.print(f"homeport has been running for {age} at {run.get('url', '?')}/v1.")
     try:
-        fleet = api_client.get(run.get("url", ""), "/api/fleet")
+        secret = _secret(Paths.from_env(os.environ))
+        fleet = api_client.get(run.get("url", ""), "/api/fleet", secret=secret)
     except (api_client.Away, api_client.Refused):
         out.print("Its router does not answer at this moment.")
     else:
@@ -312,11 +354,26 @@ def _running_or_exit(as_json: bool) -> dict[str, Any]:
 
 
 def _get_or_exit(run: dict[str, Any], path: str) -> Any:
+    return _ask_or_exit(run, "GET", path)
+
+
+def _ask_or_exit(run: dict[str, Any], method: str, path: str, body: Any = None) -> Any:
+    secret = _secret(Paths.from_env(os.environ))
     try:
-        return api_client.get(run["url"], path)
-    except (api_client.Away, api_client.Refused, KeyError) as error:
+        return api_client.ask(run["url"], method, path, body, secret=secret, timeout_s=ACT_S)
+    except api_client.Refused as refused:
+        err.print(str(refused), style="red", markup=False, highlight=False)
+    except (api_client.Away, KeyError) as error:
         err.print(f"The router cannot answer: {error}", style="red", markup=False)
-        raise typer.Exit(FAILED) from None
+    raise typer.Exit(FAILED)
+
+
+def _secret(paths: Paths) -> str:
+    """What lets this machine's owner in without a key; empty where it cannot be read."""
+    try:
+        return paths.cluster_token.read_text().strip()
+    except OSError:
+        return ""
 
 
 def main() -> None:

@@ -14,11 +14,20 @@ from types import MappingProxyType
 import msgspec
 
 from cluster.paths import write_private
-from router.peers import HostState, ListedFleet, ListedMachine, ListedReplica, Peers, Unreachable, read_fleet
+from router.peers import (
+    ForgottenMachine,
+    HostState,
+    ListedFleet,
+    ListedMachine,
+    ListedReplica,
+    Peers,
+    Unreachable,
+    read_fleet,
+)
 from router.snapshot import OUT_S, SUSPECT_S, Machine, Model, Replica, Snapshot
 
 POLL_S = 1.0
-LOST_S = 15.0
+SILENT_S = 15.0
 """A host that has been silent this long has lost the turns that it was answering."""
 
 log = logging.getLogger("homeport.router")
@@ -31,6 +40,7 @@ class Known:
     machine: ListedMachine
     listed: ListedReplica
     base: str
+    known_at: float = 0.0
     is_listed: bool = True
     state: HostState | None = None
     heard_at: float | None = None
@@ -55,6 +65,7 @@ class Known:
             residents=host.residents if host else (),
             heard_at=self.heard_at,
             refused=self.refused,
+            known_at=self.known_at,
         )
 
 
@@ -82,6 +93,8 @@ class Fleet:
         self._text = b""
         self._membership: object = None
         self._open: dict[str, int] = {}
+        self._zones: dict[str, str] = {}
+        """Of every machine that was ever listed, forgotten ones too."""
         self._snapshot: Snapshot | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._group: asyncio.TaskGroup | None = None
@@ -102,12 +115,13 @@ class Fleet:
             self._snapshot = Snapshot(
                 models=dict(self._models),
                 machines={
-                    known.machine.name: Machine(known.machine.name, known.machine.state, known.machine.zone)
-                    for known in self.known.values()
+                    machine.name: Machine(machine.name, machine.state, machine.zone)
+                    for machine in (*(known.machine for known in self.known.values()), *self.listed.machines)
                 },
                 replicas={name: known.replica() for name, known in self.known.items()},
                 open_turns=MappingProxyType(self._open),
                 is_current=self.controller_reachable is True,
+                forgotten={each.name: self._zones.get(each.name, each.zone) for each in self._forgotten()},
             )
         return self._snapshot
 
@@ -123,6 +137,10 @@ class Fleet:
                 self._open[replica] = left
             else:
                 del self._open[replica]
+
+    def now(self) -> float:
+        """The clock by which replicas of a snapshot are up or out."""
+        return self._clock()
 
     def base(self, replica: str) -> str | None:
         """`http://address:port` of its host; None for one that is not known."""
@@ -216,14 +234,18 @@ class Fleet:
             self._models = {m.name: Model(m.name, m.context, m.engine) for m in listed.models}
         for known in self.known.values():
             known.is_listed = False
+        self._zones |= {
+            machine.name: machine.zone for machine in listed.forgotten if machine.zone is not None
+        }
         for machine in listed.machines:
+            self._zones[machine.name] = machine.zone
             for replica in machine.replicas:
                 base = _base(replica.address or machine.address, replica.port)
                 before = self.known.get(replica.name)
                 if before is None:
                     new.append(replica.name)
                 if before is None or before.base != base:
-                    self.known[replica.name] = Known(machine, replica, base)
+                    self.known[replica.name] = Known(machine, replica, base, self._clock())
                 else:
                     before.machine, before.listed, before.is_listed = machine, replica, True
         self._changed()
@@ -234,6 +256,17 @@ class Fleet:
             for name in names:
                 self._group.create_task(self._watch(name))
 
+    def _forgotten(self) -> list[ForgottenMachine]:
+        there = {machine.name for machine in self.listed.machines}
+        return [machine for machine in self.listed.forgotten if machine.name not in there]
+
+    def _is_absent(self, known: Known) -> bool:
+        """Whether the list says that it is gone; of a machine that the list leaves out it says nothing."""
+        if known.is_listed:
+            return False
+        told = {machine.name for machine in self.listed.machines}
+        return known.machine.name in told | {machine.name for machine in self.listed.forgotten}
+
     async def _watch(self, name: str) -> None:
         """Poll one host until it is neither listed nor answering."""
         lost = False
@@ -242,10 +275,10 @@ class Fleet:
             await self.refresh(name)
             known, now = self.known[name], self._clock()
             silent_s = now - known.heard_at if known.heard_at is not None else OUT_S
-            if silent_s >= LOST_S and not lost:
+            if silent_s >= SILENT_S and not lost:
                 self.on_lost(name)
-            lost = silent_s >= LOST_S
-            if not known.is_listed and (known.refused or silent_s >= OUT_S):
+            lost = silent_s >= SILENT_S
+            if self._is_absent(known) and (known.refused or silent_s >= OUT_S):
                 del self.known[name]
                 self._changed()
                 return
@@ -268,6 +301,10 @@ class Fleet:
             return
         plain = msgspec.structs.replace(
             self.listed,
+            forgotten=tuple(
+                msgspec.structs.replace(machine, zone=self._zones.get(machine.name))
+                for machine in self.listed.forgotten
+            ),
             machines=tuple(
                 msgspec.structs.replace(
                     machine,
@@ -303,4 +340,5 @@ def _membership(listed: ListedFleet) -> object:
             )
             for machine in listed.machines
         ),
+        listed.forgotten,
     )

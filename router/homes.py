@@ -6,14 +6,16 @@ What is remembered here is never the truth: the host that gets the turn decides,
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 
-from router.choose import Ask, Decision, Home, Wait, choose, ranked
+from router.choose import choose, model_barred, ranked
+from router.decision import Ask, Decision, Home, Move, Routed, Send, Wait, machine_of
 from router.fleet import Fleet
 from router.peers import NotYet, Peers, Unreachable
+from serving.pin_index import Candidate
 from serving.pins import Pin, merge
 
 REMEMBERED = 100_000
@@ -35,10 +37,20 @@ class _Unproven(Exception):
         self.replica = replica
 
 
+class _Held(Exception):
+    """The session's home is promised, and another router's turn may be on its way there."""
+
+    def __init__(self, replica: str) -> None:
+        super().__init__(replica)
+        self.replica = replica
+
+
 @dataclass(slots=True)
 class _Remembered:
     home: Home
     asked_at: float
+    unsure: bool = False
+    """Its host may have written the pin down, or not."""
 
 
 class Homes:
@@ -58,21 +70,24 @@ class Homes:
         self._wall = wall
         self._size = size
         self._homes: OrderedDict[Key, _Remembered] = OrderedDict()
+        self._zones: OrderedDict[Key, str] = OrderedDict()
+        """Where a session that moves must stay, while the home that it was to have is given up."""
         self._open: Counter[tuple[Key, str]] = Counter()
 
-    async def decide(self, ask: Ask, refused: set[str], settle_at: float) -> Decision:
-        """Where the turn goes. A new session is claimed on the way.
+    async def decide(self, ask: Ask, refused: set[str], settle_at: float) -> Routed:
+        """Where the turn goes. A new session is claimed on the way, and so is a new home in a lost one's stead.
 
         `refused` are replicas that had no place for this new session or did not answer; grows here.
         Until `settle_at` a session counts as new without a controller only if every host says so.
         """
-        if ask.session is None or ask.model not in self._fleet.snapshot().models:
-            return choose(ask, None, self._fleet.snapshot(), self._clock(), refused)
         try:
-            return await self._decide(ask, (ask.session, ask.model), refused, settle_at)
+            return await self._decide(ask, refused, settle_at)
         except NotYet:
             message = "The controller is still reading which sessions have a home. Ask again in a moment."
             return Wait("machine_unavailable", message, self._clock() + 1.0)
+        except _Held as held:
+            message = f"This session's home is to be {held.replica}, which does not serve yet. Ask again in a moment."
+            return Wait("machine_unavailable", message, self._clock() + 1.0, held.replica)
         except _Unproven as unproven:
             message = (
                 f"The controller does not answer, and {unproven.replica} cannot be asked whether it is this "
@@ -80,27 +95,118 @@ class Homes:
             )
             return Wait("machine_unavailable", message, min(settle_at, self._clock() + 1.0))
 
-    async def _decide(self, ask: Ask, key: Key, refused: set[str], settle_at: float) -> Decision:
+    async def _decide(self, ask: Ask, refused: set[str], settle_at: float) -> Routed:
+        if ask.session is None or model_barred(ask, self._fleet.snapshot()) is not None:
+            return _settled(choose(ask, None, self._fleet.snapshot(), self._clock(), refused))
+        key = (ask.session, ask.model)
         remembered = self._homes.get(key)
+        if (
+            remembered is not None
+            and remembered.home.fresh
+            and not self._open[key, remembered.home.pin.replica]
+        ):
+            self._release(key, remembered.home.pin.replica)
+            remembered = None
         if remembered is None:
-            home = await self._find(ask, key, refused, settle_at)
+            if ask.family is not None:
+                ask = replace(ask, parent=await self._parent(ask))
+            home, decision = await self._claimed(ask, key, refused, settle_at)
         else:
             self._homes.move_to_end(key)
             home = remembered.home
-        decision = choose(ask, home, self._fleet.snapshot(), self._clock(), refused)
-        if not isinstance(decision, Wait) or home is None:
-            return decision
+            decision = choose(ask, home, self._fleet.snapshot(), self._clock(), refused)
+        if isinstance(decision, Send) or home is None:
+            return _settled(decision)
         if home.fresh:
             if self._open[key, home.pin.replica]:
-                return decision  # its host may be writing it down for another turn of the session
+                return _settled(decision)  # its host may be writing it down for another turn of the session
             self._release(key, home.pin.replica)
             refused.add(home.pin.replica)
-            again = await self._find(ask, key, refused, settle_at)
+            _, decision = await self._claimed(ask, key, refused, settle_at)
+        elif (again := await self._look_again(key, home)) != home:
+            decision = choose(ask, again, self._fleet.snapshot(), self._clock(), refused)
+        if isinstance(decision, Move):
+            return await self._move(ask, key, decision, refused)
+        return decision
+
+    async def _claimed(
+        self, ask: Ask, key: Key, refused: set[str], settle_at: float
+    ) -> tuple[Home | None, Decision]:
+        """Its home and what follows from it. Nobody goes unclaimed to a replica that came to serve meanwhile."""
+        ask = replace(ask, zone=self._zones.get(key, ask.zone))
+        while True:
+            home = await self._find(ask, key, refused, settle_at)
+            decision = choose(ask, home, self._fleet.snapshot(), self._clock(), refused)
+            if home is not None or not isinstance(decision, Send):
+                return home, decision
+
+    async def _move(self, ask: Ask, key: Key, move: Move, refused: set[str]) -> Routed:
+        """A new home for a session whose home is lost. The controller says whether it is; without one nobody moves."""
+        try:
+            order = await self._beside_parent(ask, move)
+            pin, known = await self._peers.claim(*key, order, refused, instead_of=move.lost)
+        except Unreachable as error:
+            log.info("a lost home stays as it is: the controller gives no other (%s)", error)
+            return move.otherwise
+        if (pin.replica, pin.generation) == (move.lost.replica, move.lost.generation):
+            return move.otherwise
+        self._check_held(pin, known, order, refused)
+        first = self._homes.get(key)
+        if first is not None and first.home.pin.generation >= pin.generation:
+            home = first.home  # another turn of it was faster
         else:
-            again = await self._look_again(key, home)
-        if again == home:
-            return decision
-        return choose(ask, again, self._fleet.snapshot(), self._clock(), refused)
+            home = self._remember(pin, fresh=not known)
+        decision = choose(ask, home, self._fleet.snapshot(), self._clock(), refused)
+        return move.otherwise if isinstance(decision, Move) else decision
+
+    async def _beside_parent(self, ask: Ask, move: Move) -> Sequence[Candidate]:
+        """Where it may go: to its parent's home, which may be a new one, if that is among them."""
+        parent = None if ask.family is None else await self._parent(ask)
+        there = [each for each in move.ranked if parent is not None and each.replica == parent.replica]
+        return there or move.ranked
+
+    async def _parent(self, ask: Ask) -> Pin | None:
+        """The home of the session that began this one; a new one where its own is lost and it may move."""
+        key = (ask.family or "", ask.model)
+        remembered = self._homes.get(key)
+        pin = await self._known(key) if remembered is None else remembered.home.pin
+        if pin is None:
+            return None
+        of_parent = replace(ask, session=ask.family, family=None, parent=None)
+        decision = choose(of_parent, Home(pin, False), self._fleet.snapshot(), self._clock())
+        if isinstance(decision, Move):
+            await self._move(of_parent, key, decision, set())
+            remembered = self._homes.get(key)
+            pin = pin if remembered is None else remembered.home.pin
+        return pin
+
+    async def _known(self, key: Key, written: bool = False) -> Pin | None:
+        """What the controller knows of a session, else the hosts. Claims nothing."""
+        try:
+            return await self._peers.indexed_pin(*key, written=written)
+        except Unreachable:
+            return (await self._ask_hosts(key))[0]
+
+    def pin_of(self, session: str, model: str) -> Pin | None:
+        """The home that is remembered."""
+        remembered = self._homes.get((session, model))
+        return None if remembered is None else remembered.home.pin
+
+    def forget(self, session: str, model: str) -> None:
+        """The session was ended: its next turn begins anew."""
+        self._homes.pop((session, model), None)
+
+    async def unknown(self, ask: Ask, replica: str) -> None:
+        """The host at `replica` has no pin of this session: that is no home of it, whatever the index says."""
+        remembered = self._homes.get((ask.session or "", ask.model))
+        if remembered is None or remembered.home.fresh or remembered.home.pin.replica != replica:
+            return  # another turn of it was faster
+        pin = remembered.home.pin
+        self.forget(pin.session, pin.model)
+        try:
+            await self._peers.disown(pin)
+        except Unreachable as error:
+            log.info("the controller cannot be told that %s has a session no longer (%s)", replica, error)
 
     @contextmanager
     def turn_at(self, ask: Ask, replica: str) -> Iterator[None]:
@@ -119,11 +225,28 @@ class Homes:
         remembered = self._homes.get((ask.session or "", ask.model))
         return remembered is not None and remembered.home.fresh and remembered.home.pin.replica == replica
 
-    def confirm(self, ask: Ask, replica: str) -> None:
-        """A host has this session, or may have it: from now on it has a home there."""
+    def is_told(self, ask: Ask, replica: str) -> bool:
+        """Whether a host or the index has said that its home is there."""
+        remembered = self._homes.get((ask.session or "", ask.model))
+        if remembered is None or remembered.home.pin.replica != replica:
+            return False
+        return not (remembered.home.fresh or remembered.unsure)
+
+    def suspect(self, ask: Ask, replica: str) -> None:
+        """The turn was lost at that host, which may have written its pin down before."""
         if self.is_fresh(ask, replica):
-            remembered = self._homes[(ask.session or "", ask.model)]
-            remembered.home = Home(remembered.home.pin, fresh=False)
+            self._settle(ask, unsure=True)
+
+    def confirm(self, ask: Ask, replica: str) -> None:
+        """A host has this session: from now on it has a home there."""
+        remembered = self._homes.get((ask.session or "", ask.model))
+        if remembered is not None and remembered.home.pin.replica == replica:
+            self._settle(ask, unsure=False)
+
+    def _settle(self, ask: Ask, unsure: bool) -> None:
+        remembered = self._homes[(ask.session or "", ask.model)]
+        remembered.home = replace(remembered.home, fresh=False)
+        remembered.unsure = unsure
 
     def release(self, ask: Ask, replica: str) -> None:
         """The caller's turn, still at that host, came to nothing and nothing is written down.
@@ -138,11 +261,26 @@ class Homes:
         remembered = self._homes.get(key)
         if remembered is not None and remembered.home.fresh and remembered.home.pin.replica == replica:
             del self._homes[key]
+            zone = self._fleet.snapshot().zone_of(machine_of(remembered.home.pin))
+            if remembered.home.pin.generation > 1 and zone is not None:
+                self._zones[key] = zone
+                while len(self._zones) > self._size:
+                    self._zones.popitem(last=False)
+
+    def corrected(self, pin: Pin, replica: str) -> Home:
+        """The host at `replica` says that this holds. That it is the home itself is not merged: it knows better."""
+        remembered = self._homes.get((pin.session, pin.model))
+        if remembered is not None and remembered.home.pin.replica == replica:
+            del self._homes[pin.session, pin.model]
+        return self.told(pin)
 
     def told(self, pin: Pin) -> Home:
         """A host or the index knows of a home. What holds from now on: the merge with what is remembered."""
         remembered = self._homes.get((pin.session, pin.model))
-        if remembered is not None and not remembered.home.fresh:
+        if remembered is not None and remembered.home.fresh:
+            if remembered.home.pin.generation > pin.generation:
+                return remembered.home  # that is the home that was left
+        elif remembered is not None:
             pin = merge(remembered.home.pin, pin)
         return self._remember(pin, fresh=False)
 
@@ -152,16 +290,25 @@ class Homes:
         try:
             if order:
                 pin, known = await self._peers.claim(*key, order, refused)
+                if key not in self._homes:
+                    self._check_held(pin, known, order, refused)
                 if (first := self._homes.get(key)) is not None:
                     return first.home  # another turn of it was faster
                 return self._remember(pin, fresh=not known)
-            found = await self._peers.indexed_pin(*key)
+            found = await self._peers.indexed_pin(*key, written=True)
         except Unreachable as error:
             log.info("controller gives no pin (%s); asking the hosts", error)
             found, silent = await self._ask_hosts(key)
             if found is None:
                 return self._settle_alone(ask, key, refused, None if self._clock() >= settle_at else silent)
         return None if found is None else self.told(found)
+
+    def _check_held(self, pin: Pin, known: bool, order: Sequence[Candidate], refused: set[str]) -> None:
+        """Raises _Held where it stays at a refused replica, whatever others there are. It is asked again then."""
+        others = {each.replica for each in order} - refused
+        if others and not known and pin.replica in refused:
+            refused.discard(pin.replica)
+            raise _Held(pin.replica)
 
     def _settle_alone(self, ask: Ask, key: Key, refused: set[str], silent: str | None) -> Home | None:
         """No head, and no host knows the session: choose on the own picture.
@@ -185,11 +332,9 @@ class Homes:
             return home
         remembered.asked_at = self._clock()
         try:
-            found = await self._peers.indexed_pin(*key)
+            found = await self._known(key, written=True)
         except NotYet:
             return home
-        except Unreachable:
-            found, _ = await self._ask_hosts(key)
         return home if found is None else self.told(found)
 
     async def _ask_hosts(self, key: Key) -> tuple[Pin | None, str | None]:
@@ -210,8 +355,13 @@ class Homes:
 
     def _remember(self, pin: Pin, fresh: bool) -> Home:
         home = Home(pin, fresh)
+        self._zones.pop((pin.session, pin.model), None)
         self._homes[(pin.session, pin.model)] = _Remembered(home, self._clock())
         self._homes.move_to_end((pin.session, pin.model))
         while len(self._homes) > self._size:
             self._homes.popitem(last=False)
         return home
+
+
+def _settled(decision: Routed | Move) -> Routed:
+    return decision.otherwise if isinstance(decision, Move) else decision

@@ -1,62 +1,180 @@
 """Which session is this? Pure.
 
-Names a session from what a request says of itself. Looks nothing up, and knows neither pins nor machines.
+Names a session from what a request says of itself. Looks nothing up, and knows neither pins nor machines: what a
+guess may continue, and what a public id stands for, the hosts and the controller know.
 """
 
 import hashlib
 import hmac
+import json
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-Source = Literal["header", "none"]
+from router.likeness import Message, history
 
-SESSION_HEADERS = (b"x-homeport-session", b"x-session-id")
-"""The ladder: the first of these that a request carries names its session."""
+Source = Literal["header", "path", "body", "guess", "none"]
+
+OWN_HEADER = b"x-homeport-session"
+CLAUDE_SESSION = b"x-claude-code-session-id"
+CLAUDE_AGENT = b"x-claude-code-agent-id"
+SESSION_HEADERS = (
+    OWN_HEADER,
+    b"x-session-id",
+    b"session_id",
+    b"session-id",
+    b"x-session-affinity",
+    CLAUDE_SESSION,
+    b"thread-id",
+    b"x-openwebui-chat-id",
+    b"x-conversation-id",
+    b"x-litellm-session-id",
+    b"x-litellm-trace-id",
+)
+"""The headers' part of the ladder: the first of these that a request carries names its session."""
+OWN_PARENT = b"x-homeport-parent"
+PARENT_HEADERS = (OWN_PARENT, b"x-parent-session-id")
+NEVER_EMPTY = frozenset({OWN_HEADER, OWN_PARENT, b"x-session-id"})
+"""An empty one of these is a mistake; any other is a client's template that had nothing to fill in."""
 
 LONGEST_NAME = 512
 """Characters in a session's name."""
 
+ANONYMOUS = "local"
+"""The name of the one key that everybody has while there are no keys."""
+
 _PUBLIC_ID = re.compile(r"hp_[0-9a-f]{24}")
+_OLD_USER_ID = re.compile(r"user_.*_session_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
 class BadName(ValueError):
     """The request names its session in a way that cannot be used. The message says how to name it."""
 
-    def __init__(self, header: str, message: str) -> None:
+    def __init__(self, where: str, message: str, code: str = "invalid_session_name") -> None:
         super().__init__(message)
-        self.header = header
+        self.where = where
+        """The header or the body's field at fault, or `path` or `model`."""
+        self.code = code
+
+    @property
+    def header(self) -> str:
+        return self.where
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityOptions:
+    """What the config adds to the ladder, each in its order."""
+
+    headers: tuple[str, ...] = ()
+    """Tried after the known headers."""
+    fields: tuple[str, ...] = ()
+    """Fields of the body, tried after the known ones: `user` and `safety_identifier` count only if they are here,
+    since for most clients they are a person."""
+
+
+@dataclass(frozen=True, slots=True)
+class BodyClues:
+    """The fields of a body that may name its session, of any type, and what is said in its messages."""
+
+    prompt_cache_key: object = None
+    conversation: object = None
+    metadata: object = None
+    session_id: object = None
+    others: Mapping[str, object] = field(default_factory=dict)
+    """Fields that count only if the config names them."""
+    messages: Callable[[], Sequence[Message]] = tuple
+    """Called only if nothing names the session, since reading them takes time. Empty for what is no chat."""
+
+
+@dataclass(frozen=True, slots=True)
+class Clues:
+    """All that one request says of its session."""
+
+    headers: Sequence[tuple[bytes, bytes]] = ()
+    """With lower-case names, those of `naming_headers` at least, in order."""
+    path_session: str | None = None
+    path_machine: str | None = None
+    model_machine: str | None = None
+    """Of a model that is named MODEL@MACHINE."""
+    zone: str | None = None
+    body: BodyClues = BodyClues()
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """The session of a request: 64 hex digits, or None where it names none; and what told so."""
+    """The session of a request, or what it takes to find it. Digests are 64 hex digits."""
 
-    session: str | None
     source: Source
+    session: str | None = None
+    """Digest of the session that was named; None for a guess, for nobody, and for a public id."""
+    public: str | None = None
+    """The public id that a client sent back: to be looked up, and to be found among this key's sessions only."""
+    history: str | None = None
+    """Of a guess: digest of all that the request says so far."""
+    continues: tuple[str, ...] = ()
+    """Of a guess: digests of the histories that this request would continue, longest first."""
+    machine: str | None = None
+    zone: str | None = None
+    """A machine and a zone that the request names are part of the session's key."""
+    parent: str | None = None
+    """Digest of the session that this one was begun by."""
+    parent_public: str | None = None
+    """The same, where the parent is named by its public id."""
 
 
-NOBODY = Identity(None, "none")
-ANONYMOUS = "local"
-"""The name of the one key that everybody has while there are no keys."""
+NOBODY = Identity("none")
+DEFAULT = IdentityOptions()
 
 
-def identify(headers: Iterable[tuple[bytes, bytes]], key_name: str = ANONYMOUS, scope: str = "") -> Identity:
-    """The session that lower-case `headers` name, scoped to the API key's name and to a machine or zone.
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A name and the rung of the ladder that gave it; `claude` where Claude Code's sub-agents share it."""
 
-    Raises BadName for a name that is empty, too long, not printable, given twice with different values, or a
-    public id (those are answers; to send one back does not work yet).
+    source: Source
+    name: str
+    claude: bool = False
+
+
+def identify(clues: Clues, key_name: str = ANONYMOUS, options: IdentityOptions = DEFAULT) -> Identity:
+    """Whose turn a request is. The ladder, first match wins: path, headers, body, then a guess from its messages.
+
+    Raises BadName (a 400) for a name that is not 1 to 512 printable characters, for a header that is there
+    twice with different values, and for two machines in one request. Fields of the body that hold something
+    else than a text name nothing.
     """
-    named: dict[bytes, bytes] = {}
-    for header, value in headers:
-        if header in SESSION_HEADERS and named.setdefault(header, value) != value:
-            text = header.decode()
-            raise BadName(text, f"The header {text} is there twice with different values; send it once.")
-    for header in SESSION_HEADERS:
-        if header in named:
-            return Identity(digest(key_name, scope, _name(header.decode(), named[header])), "header")
-    return NOBODY
+    machine = _machine(clues)
+    scope = scope_of(machine, clues.zone)
+    headers = _by_name(clues.headers)
+    who = Identity("none", machine=machine, zone=clues.zone)
+    parent = _parent(headers)
+    if (named := next(_ladder(clues, headers, options), None)) is not None:
+        session, public = _told(named.name, key_name, scope)
+        agent = _header(headers, CLAUDE_AGENT) if named.claude and public is None else None
+        if agent is not None:
+            parent = parent or named.name
+            session = digest(key_name, scope, f"{named.name}\n{agent}")
+        who = replace(who, source=named.source, session=session, public=public)
+    elif said := history(clues.body.messages(), bytes.fromhex(digest(key_name, scope, "\nhistory"))):
+        who = replace(who, source="guess", history=said.whole, continues=said.continues)
+    if parent is not None and (told := _told(parent, key_name, scope)) != (who.session, who.public):
+        who = replace(who, parent=told[0], parent_public=told[1])
+    return who
+
+
+def naming_headers(options: IdentityOptions = DEFAULT) -> frozenset[bytes]:
+    """The lower-case headers that `identify` reads."""
+    return frozenset((*SESSION_HEADERS, *PARENT_HEADERS, CLAUDE_AGENT, *_more_headers(options)))
+
+
+def guessed_session(key_name: str, scope: str, nonce: str) -> str:
+    """The digest of a guessed session that nobody knows yet. No name that a client sends gives the same."""
+    return digest(key_name, scope, f"\nguess {nonce}")
+
+
+def scope_of(machine: str | None, zone: str | None) -> str:
+    """What scopes a session beside its key: empty without a machine and a zone, else different for every pair."""
+    return "" if machine is None and zone is None else json.dumps([machine, zone])
 
 
 def digest(key_name: str, scope: str, name: str) -> str:
@@ -79,21 +197,116 @@ def public_id(digest_key: bytes, session: str) -> str:
     return "hp_" + hmac.digest(digest_key, session.encode(), "sha256")[:12].hex()
 
 
-def _name(header: str, value: bytes) -> str:
+def _machine(clues: Clues) -> str | None:
+    path, model = clues.path_machine, clues.model_machine
+    if path is not None and model is not None and path != model:
+        raise BadName(
+            "model",
+            f"The path names the machine {path!r} and the model names {model!r}; name one of them.",
+            "machine_conflict",
+        )
+    return model if path is None else path
+
+
+def _told(name: str, key_name: str, scope: str) -> tuple[str | None, str | None]:
+    """A name as a session's digest, or as the public id that it is."""
+    return (None, name) if _PUBLIC_ID.fullmatch(name) else (digest(key_name, scope, name), None)
+
+
+def _ladder(
+    clues: Clues, headers: Mapping[bytes, Sequence[bytes]], options: IdentityOptions
+) -> Iterator[_Named]:
+    """Every name in the request, best first; read no further than the first."""
+    if clues.path_session is not None:
+        yield _Named("path", _checked("path", "the path", clues.path_session))
+    for header in (*SESSION_HEADERS, *_more_headers(options)):
+        if name := _header(headers, header):
+            yield _Named("header", name, claude=header == CLAUDE_SESSION)
+    yield from _in_body(clues.body, options)
+
+
+def _in_body(body: BodyClues, options: IdentityOptions) -> Iterator[_Named]:
+    conversation, metadata = body.conversation, body.metadata
+    about = metadata if isinstance(metadata, dict) else {}
+    if isinstance(conversation, dict):
+        conversation = conversation.get("id")
+    for where, value in (("prompt_cache_key", body.prompt_cache_key), ("conversation", conversation)):
+        if name := _text(where, value):
+            yield _Named("body", name)
+    if name := _usable(about.get("session_id")):
+        yield _Named("body", name)
+    if name := _usable(_claude_session(about.get("user_id"))):
+        yield _Named("body", name, claude=True)
+    for where, value in (("session_id", body.session_id), *((f, body.others.get(f)) for f in options.fields)):
+        if name := _text(where, value):
+            yield _Named("body", name)
+
+
+def _claude_session(user_id: object) -> object:
+    """The session in what Claude Code sends as `metadata.user_id`: JSON, or in older versions a text of ids."""
+    if not isinstance(user_id, str):
+        return None
+    if old := _OLD_USER_ID.fullmatch(user_id):
+        return old.group(1)
+    if not user_id.startswith("{"):
+        return None
     try:
-        name = value.decode()
+        told = json.loads(user_id)
+    except (ValueError, RecursionError):
+        return None
+    return told.get("session_id") if isinstance(told, dict) else None
+
+
+def _parent(headers: Mapping[bytes, Sequence[bytes]]) -> str | None:
+    return next((name for header in PARENT_HEADERS if (name := _header(headers, header))), None)
+
+
+def _more_headers(options: IdentityOptions) -> tuple[bytes, ...]:
+    return tuple(header.lower().encode() for header in options.headers)
+
+
+def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
+    values: dict[bytes, list[bytes]] = {}
+    for header, value in headers:
+        values.setdefault(header, []).append(value)
+    return values
+
+
+def _header(headers: Mapping[bytes, Sequence[bytes]], header: bytes) -> str | None:
+    """The name in a header; None where it is not there, or is empty and may be."""
+    values = headers.get(header)
+    if values is None:
+        return None
+    text = header.decode()
+    if len(set(values)) > 1:
+        raise BadName(text, f"The header {text} is there twice with different values; send it once.")
+    if not values[0] and header not in NEVER_EMPTY:
+        return None
+    try:
+        name = values[0].decode()
     except UnicodeDecodeError:
         name = ""
-    if not (1 <= len(name) <= LONGEST_NAME and name.isprintable()):
+    return _checked(text, f"the header {text}", name)
+
+
+def _text(field_name: str, value: object) -> str | None:
+    return _checked(field_name, f"`{field_name}`", value) if isinstance(value, str) and value else None
+
+
+def _usable(value: object) -> str | None:
+    """As `_text`, for metadata: it belongs to the client, so that nothing in it may fail a request."""
+    return value if isinstance(value, str) and _is_name(value) else None
+
+
+def _checked(where: str, place: str, name: str) -> str:
+    if not _is_name(name):
         raise BadName(
-            header,
-            f"The header {header} must hold 1 to {LONGEST_NAME} printable characters; "
+            where,
+            f"The session's name in {place} must be 1 to {LONGEST_NAME} printable characters; "
             "send a shorter or plainer name.",
         )
-    if _PUBLIC_ID.fullmatch(name):
-        raise BadName(
-            header,
-            f"The header {header} holds a public id. Sending one back does not work yet in this version; "
-            "send the name that the session was begun with.",
-        )
     return name
+
+
+def _is_name(name: str) -> bool:
+    return 1 <= len(name) <= LONGEST_NAME and name.isprintable()

@@ -142,8 +142,13 @@ def start(
             (network.first, network.last),
         )
         write_revision(paths, config, machine, (network.first, network.last))
-        url = f"http://{config.router.host}:{config.router.port}"
-        run = {"url": url, "owner": owner, "machine": machine.to_json(), "steps": {}, "since": time.time()}
+        run = {
+            "url": config.router.url,
+            "owner": owner,
+            "machine": machine.to_json(),
+            "steps": {},
+            "since": time.time(),
+        }
         write_private(paths.run, json.dumps(run, indent=1))
         with (paths.logs / "parent.log").open("ab") as log:
             return subprocess.Popen(
@@ -194,8 +199,7 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
         paths.fleet.unlink(missing_ok=True)
     write_private(paths.revision, json.dumps({"revision": number, **wanted}, indent=1))
     router = {
-        "host": config.router.host,
-        "port": config.router.port,
+        **config.router.to_json(),
         "control_url": f"http://127.0.0.1:{config.network.control}",
         "token_file": str(paths.cluster_token),
         "digest_key_file": str(paths.digest_key),

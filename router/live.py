@@ -115,19 +115,30 @@ def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableT
 def sessions_table(sessions: Iterable[Mapping[str, Any]]) -> Table:
     """One row a session, by its public id."""
     table = Table(
-        "session", "model", "home", "state", "context", "turns", "age", box=None, header_style="bold"
+        *("session", "model", "machine", "home", "state", "context", "turns", "age"),
+        box=None,
+        header_style="bold",
     )
     for session in sessions:
         table.add_row(
             session["id"],
             session["model"],
+            session["machine"],
             session["replica"],
-            session["state"],
+            _state_text(session),
             f"{session.get('context_tokens') or 0} tokens",
             str(session.get("turns") or 0),
             age_text(session.get("age_s") or 0.0),
         )
     return table
+
+
+def _state_text(session: Mapping[str, Any]) -> str:
+    line = session.get("line")
+    if not line:
+        return str(session["state"])
+    about = "" if line.get("about_s") is None else f", about {age_text(line['about_s'])}"
+    return f"{session['state']}, place {line['position']} in the line{about}"
 
 
 def age_text(seconds: float) -> str:

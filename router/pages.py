@@ -1,9 +1,11 @@
 """Everything but what hosts answer, as a FastAPI app: models, health, metrics, and what people are told.
 
-Answers from the picture. Checks no Host and adds no request id: `app` does that for all paths.
+Answers from the picture. Checks no Host and no key, and adds no request id: `app` does that for all paths.
 """
 
+import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,16 +16,45 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from router import admin
-from router.errors import ApiError, internal_error, not_found, wrong_method
+from router.errors import (
+    ApiError,
+    Rejected,
+    bad_request,
+    internal_error,
+    not_found,
+    wrong_method,
+)
 from router.fleet import Fleet
+from router.keys import Key
 from router.peers import Peers
-from router.relay import Relay
+from router.sessions import Sessions, wanted_machine
+
+MAX_BODY = 64 << 10
+"""Of what an action is told in its body."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What `app` found out about a request: whose it is, and the machine that stood before its path."""
+
+    key: Key | None
+    machine: str | None
+
+
+def told(request: Request) -> Told:
+    found = request.scope.get("homeport")
+    return found if isinstance(found, Told) else Told(None, None)
+
+
+def who(request: Request) -> Key:
+    """Whose request it is; `app` lets nobody in without a key but to pages that do not ask for it."""
+    return told(request).key or Key("")
 
 
 def make_pages(
     fleet: Fleet,
     peers: Peers,
-    relay: Relay,
+    sessions: Sessions,
     registry: CollectorRegistry,
     clock: Callable[[], float],
     wall: Callable[[], float],
@@ -31,17 +62,19 @@ def make_pages(
 ) -> FastAPI:
     """The app. Errors have OpenAI's shape, those of unknown paths too."""
     pages = FastAPI(title="homeport", docs_url=None, redoc_url=None, openapi_url=None)
+    relay = sessions.relay
     _add_models(pages, fleet, int(wall()))
     _add_state(pages, fleet, clock, version)
     _add_errors(pages)
+    _add_actions(pages, sessions)
 
     @pages.get("/api/fleet")
-    async def api_fleet() -> dict[str, Any]:
-        return admin.fleet_json(fleet, relay.digest_key, clock())
+    async def api_fleet(request: Request) -> dict[str, Any]:
+        return admin.fleet_json(fleet, relay.addressing.digest_key, clock(), who(request))
 
     @pages.get("/api/sessions")
-    async def api_sessions() -> dict[str, Any]:
-        return await admin.sessions_json(fleet, peers, relay, wall())
+    async def api_sessions(request: Request) -> dict[str, Any]:
+        return await admin.sessions_json(fleet, peers, relay, wall(), who(request))
 
     @pages.get("/metrics")
     async def metrics() -> Response:
@@ -50,20 +83,67 @@ def make_pages(
     return pages
 
 
+def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
+    @pages.delete("/api/sessions/{session:path}")  # a name may hold slashes
+    async def end(session: str, request: Request) -> dict[str, Any]:
+        return await sessions.end(session, who(request))
+
+    @pages.post("/api/sessions/{session:path}/move")
+    async def move(session: str, request: Request) -> dict[str, Any]:
+        return await sessions.move(session, wanted_machine(await _json(request)), who(request))
+
+    @pages.post("/api/machines/{name}/forget")
+    async def forget(name: str) -> dict[str, Any]:
+        return await sessions.forget(name)
+
+
+async def _json(request: Request) -> Any:
+    """The body. Raises Rejected."""
+    data = b""
+    async for part in request.stream():
+        data += part
+        if len(data) > MAX_BODY:
+            message = (
+                f"The request body is larger than {MAX_BODY >> 10} KiB; say no more than the action needs."
+            )
+            raise Rejected(ApiError(413, "body_too_large", message))
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise Rejected(bad_request("The request body is not JSON.", "invalid_json")) from error
+
+
 def _add_models(pages: FastAPI, fleet: Fleet, started_s: int) -> None:
     def model_json(name: str) -> dict[str, Any]:
         return {"id": name, "object": "model", "created": started_s, "owned_by": "homeport"}
 
+    def known(request: Request) -> list[str]:
+        """What this key may use: of the machine that the path names, if it names one."""
+        snapshot, key, machine = fleet.snapshot(), who(request), told(request).machine
+        names = {name for name in snapshot.models if key.allows_model(name)}
+        if machine is not None:
+            mine = [
+                each.name
+                for each in snapshot.machines.values()
+                if key.allows_machine(each.name) and key.allows_zone(each.zone)
+            ]
+            if machine not in mine:
+                machines = ", ".join(sorted(mine)) or "none"
+                message = f"There is no machine of that name; known machines: {machines}."
+                raise Rejected(ApiError(404, "machine_not_found", message))
+            names &= {each.model for each in snapshot.replicas.values() if each.machine == machine}
+        return sorted(names)
+
     @pages.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [model_json(name) for name in sorted(fleet.snapshot().models)]}
+    async def models(request: Request) -> dict[str, Any]:
+        return {"object": "list", "data": [model_json(name) for name in known(request)]}
 
     @pages.get("/v1/models/{name:path}")
-    async def model(name: str) -> Response:
-        known = sorted(fleet.snapshot().models)
-        if name in known:
+    async def model(name: str, request: Request) -> Response:
+        names = known(request)
+        if name in names:
             return JSONResponse(model_json(name))
-        message = f"There is no model of that name; known models: {', '.join(known) or 'none'}."
+        message = f"There is no model of that name; known models: {', '.join(names) or 'none'}."
         return _error(ApiError(404, "model_not_found", message, "model"))
 
 
@@ -92,6 +172,10 @@ def _add_errors(pages: FastAPI) -> None:
             allowed = (error.headers or {}).get("allow", "GET")
             return _error(wrong_method([allowed]), {"allow": allowed})
         return _error(ApiError(error.status_code, "http_error", str(error.detail)))
+
+    @pages.exception_handler(Rejected)
+    async def rejected(_request: Request, seen: Rejected) -> Response:
+        return _error(seen.error)
 
     @pages.exception_handler(Exception)
     async def broken(_request: Request, _seen: Exception) -> Response:

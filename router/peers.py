@@ -4,8 +4,11 @@ One question a method, over one pooled client session. Decides nothing; turns go
 """
 
 import errno
-from collections.abc import Iterable, Sequence
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 import aiohttp
 import msgspec
@@ -31,6 +34,15 @@ class Unreachable(Exception):
         self.refused = refused
 
 
+class InLine(msgspec.Struct, frozen=True):
+    """Who waits at a host: its place in the line, since when, and for how long about."""
+
+    position: int
+    session: str | None = None
+    waited_s: float = 0.0
+    about_s: float | None = None
+
+
 class HostState(msgspec.Struct, frozen=True):
     """A host's own account of itself, `GET /state`."""
 
@@ -43,6 +55,7 @@ class HostState(msgspec.Struct, frozen=True):
     running: int = 0
     waiting: int = 0
     residents: tuple[Resident, ...] = ()
+    line: tuple[InLine, ...] = ()
     pins: int = 0
     turns: int = 0
     tokens_generated: int = 0
@@ -86,14 +99,44 @@ class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
     engine: str
 
 
+class ForgottenMachine(msgspec.Struct, frozen=True, kw_only=True):
+    """A machine that is gone for good. `zone`: where its sessions may go; None: not told."""
+
+    id: str
+    name: str
+    zone: str | None = None
+
+
 class ListedFleet(msgspec.Struct, frozen=True, kw_only=True):
     """The controller's account of the cluster, `GET /fleet`."""
 
     revision: int = 0
     models: tuple[ListedModel, ...] = ()
     machines: tuple[ListedMachine, ...] = ()
+    forgotten: tuple[ForgottenMachine, ...] = ()
     problems: Any = None
     """Models that are left out, and why, by machine."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPin:
+    """A pin as the controller or a host tells it. `facts` has all of it, for whom it is handed on to."""
+
+    pin: Pin
+    facts: Mapping[str, Any]
+
+    @property
+    def scope(self) -> str | None:
+        """Whose session it is, where that is known."""
+        return self._text("scope")
+
+    @property
+    def state(self) -> str | None:
+        return self._text("state")
+
+    def _text(self, name: str) -> str | None:
+        value = self.facts.get(name)
+        return value if isinstance(value, str) else None
 
 
 class _Claimed(msgspec.Struct, frozen=True):
@@ -118,6 +161,8 @@ class Peers:
         self._client = client
         self._control = control_url.rstrip("/")
         self._of_pins = (f"{self._control}/claim", f"{self._control}/pins/")
+        self._router = uuid.uuid4().hex
+        """What the controller knows this process by."""
         self._headers = {"authorization": f"Bearer {token}"}
 
     async def fleet(self) -> bytes:
@@ -132,11 +177,22 @@ class Peers:
             raise Unreachable(f"its state cannot be read: {error}") from error
 
     async def claim(
-        self, session: str, model: str, order: Sequence[Candidate], refused: Iterable[str]
+        self,
+        session: str,
+        model: str,
+        order: Sequence[Candidate],
+        refused: Iterable[str],
+        instead_of: Pin | None = None,
     ) -> tuple[Pin, bool]:
-        """The session's pin, and whether it existed before. The controller settles races."""
+        """The session's pin, and whether it existed before. The controller settles races.
+
+        `instead_of`: the pin whose home is lost; if it still holds, there is a new one of the next generation.
+        """
         ranked = [{"replica": candidate.replica, "free": candidate.free} for candidate in order]
-        asked = {"session": session, "model": model, "ranked": ranked, "refused": sorted(refused)}
+        asked: dict[str, Any] = {"session": session, "model": model, "ranked": ranked}
+        asked |= {"refused": sorted(refused), "router": self._router}
+        if instead_of is not None:
+            asked["instead_of"] = {"replica": instead_of.replica, "generation": instead_of.generation}
         text = await self._ask("POST", f"{self._control}/claim", QUICK, msgspec.json.encode(asked))
         try:
             claimed = _CLAIMED.decode(text or b"")
@@ -144,11 +200,61 @@ class Peers:
         except (msgspec.DecodeError, ValueError) as error:
             raise Unreachable(f"its claim cannot be read: {error}") from error
 
-    async def indexed_pin(self, session: str, model: str) -> Pin | None:
-        return await self._pin(self._control, session, model)
+    async def indexed_pin(self, session: str, model: str, written: bool = False) -> Pin | None:
+        """What the controller's index has; `session` may be a public id. `written`: only what a journal has."""
+        found = await self.indexed(session, model)
+        if found is None or (written and found.facts.get("confirmed") is False):
+            return None
+        return found.pin
 
     async def host_pin(self, base: str, session: str, model: str) -> Pin | None:
+        found = await self.at_host(base, session, model)
+        return None if found is None else found.pin
+
+    async def indexed(self, session: str, model: str) -> KnownPin | None:
+        """As `indexed_pin`, with what is told beside the pin."""
+        return await self._pin(self._control, session, model)
+
+    async def at_host(self, base: str, session: str, model: str) -> KnownPin | None:
         return await self._pin(base, session, model)
+
+    async def find(self, base: str, histories: Sequence[str], model: str, scope: str) -> KnownPin | None:
+        """The guessed session of that host whose history is the first of `histories` that any has."""
+        asked = {"histories": list(histories), "model": model, "scope": scope}
+        return _known_pin(await self._ask("POST", f"{base}/pins/find", QUICK, msgspec.json.encode(asked)))
+
+    async def learn(self, base: str | None, pins: Sequence[Mapping[str, Any]]) -> list[Pin]:
+        """Tell a host (None: the controller) of pins; those that hold from now on, if it says so."""
+        data = msgspec.json.encode({"pins": list(pins)})
+        text = await self._ask("POST", f"{base or self._control}/pins", POLL, data)
+        try:
+            told = msgspec.json.decode(text or b"{}", type=dict[str, Any]).get("pins", ())
+            return [pin_from_json(pin) for pin in told if isinstance(pin, dict)]
+        except (msgspec.DecodeError, ValueError, TypeError) as error:
+            raise Unreachable(f"its pins cannot be read: {error}") from error
+
+    async def end(self, base: str, session: str, model: str) -> None:
+        """Have a host forget a session; nothing where it knows none."""
+        await self._ask("DELETE", f"{base}/pins/{session}", POLL, None, {"model": model})
+
+    async def ended(self, session: str, model: str, took_s: float) -> None:
+        """Have the controller forget a session that its hosts have ended, which began `took_s` ago."""
+        data = msgspec.json.encode({"took_s": took_s})
+        await self._ask("DELETE", f"{self._control}/pins/{session}", POLL, data, {"model": model})
+
+    async def disown(self, pin: Pin) -> None:
+        """Have the controller forget this very pin, which the host of its home does not have."""
+        data, url = msgspec.json.encode({"only": pin.to_json()}), f"{self._control}/pins/{pin.session}"
+        await self._ask("DELETE", url, QUICK, data, {"model": pin.model})
+
+    async def forget(self, machine: str) -> tuple[int, str]:
+        """Tell the controller that a machine is gone for good: its status, and what it says."""
+        url = f"{self._control}/machines/{quote(machine, safe='')}/forget"
+        try:
+            async with self._client.post(url, headers=self._headers, timeout=POLL) as answer:
+                return answer.status, _message(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(type(error).__name__, connection_refused(error)) from error
 
     async def host_pins(self, base: str) -> list[dict[str, Any]]:
         """All pins of one host as it tells them, with what it adds to a pin."""
@@ -158,14 +264,8 @@ class Peers:
         except (msgspec.DecodeError, KeyError) as error:
             raise Unreachable(f"its pins cannot be read: {error}") from error
 
-    async def _pin(self, base: str, session: str, model: str) -> Pin | None:
-        text = await self._get(f"{base}/pins/{session}", QUICK, {"model": model})
-        if text is None:
-            return None
-        try:
-            return pin_from_json(msgspec.json.decode(text, type=dict[str, Any]))
-        except (msgspec.DecodeError, ValueError) as error:
-            raise Unreachable(f"its pin cannot be read: {error}") from error
+    async def _pin(self, base: str, session: str, model: str) -> KnownPin | None:
+        return _known_pin(await self._get(f"{base}/pins/{session}", QUICK, {"model": model}))
 
     async def _get(
         self, url: str, limits: aiohttp.ClientTimeout, query: dict[str, str] | None = None
@@ -195,6 +295,23 @@ class Peers:
                 return await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(type(error).__name__, connection_refused(error)) from error
+
+
+def _known_pin(text: bytes | None) -> KnownPin | None:
+    if text is None:
+        return None
+    try:
+        facts = msgspec.json.decode(text, type=dict[str, Any])
+        return KnownPin(pin_from_json(facts), facts)
+    except (msgspec.DecodeError, ValueError) as error:
+        raise Unreachable(f"its pin cannot be read: {error}") from error
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(body, type=dict[str, Any])["error"]["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return ""
 
 
 def connection_refused(error: BaseException) -> bool:

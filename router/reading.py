@@ -17,7 +17,7 @@ CODES = frozenset(
         *("body_too_large", "cancelled", "context_length_exceeded", "empty_array", "empty_body"),
         *("engine_failed", "failed", "host_stopping", "invalid_json", "invalid_prompt", "invalid_type"),
         *("invalid_value", "journal_failed", "loading", "missing_required_parameter", "model_not_found"),
-        *("queue_timeout", "state_folder_full", "unknown_parameter", "unsupported_content"),
+        *("queue_timeout", "session_ended", "state_folder_full", "unknown_parameter", "unsupported_content"),
         *("unsupported_parameter", "unsupported_value"),
     }
 )

@@ -1,70 +1,26 @@
-"""One turn: from a client's request to its home, and the host's bytes back.
+"""The turns that are open: each is begun here, counted at its end, and can be ended from elsewhere.
 
-Where a turn goes is decided by `homes` and `choose`. Retries end with the engine's first event: after it a
-failure is an error event, and the stream ends without `[DONE]`. The host's bytes pass unchanged; only half an
-event is held back.
+How a turn goes is `turn`'s matter.
 """
 
-import asyncio
-import io
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal, assert_never
 
 import aiohttp
 
-from router.choose import Ask, Refuse, Send, Wait
-from router.errors import (
-    ApiError,
-    RawHeaders,
-    Rejected,
-    bad_request,
-    host_error,
-    host_lost,
-    host_refused,
-    host_silent,
-    host_unsettled,
-    internal_error,
-    router_stopping,
-)
+from router.addressing import Addressing
 from router.fleet import Fleet
-from router.homes import PATIENCE_S, Homes
-from router.identity import NOBODY, BadName, Identity, identify, key_scope, public_id
+from router.homes import Homes
+from router.keys import Key
 from router.metrics import Metrics
-from router.peers import connection_refused
-from router.reading import Disagreement, code_of, last_code, only_comments, read_disagreement, whole_events
-from router.reply import EVENT_STREAM, Reply, home_headers, passed
-from router.request import (
-    ClientGone,
-    Endpoint,
-    Head,
-    Message,
-    Receive,
-    SendMessage,
-    Wanted,
-    host_headers,
-    read_body,
-    read_wanted,
-    refuse_promises,
-)
+from router.reply import Reply
+from router.request import Address, Endpoint, Head, Receive, SendMessage
+from router.turn import Turn
 from serving.model import ModelSpec
 from serving.trouble import trace_of
 
-STREAM = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=120.0)
-WHOLE = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
-"""A whole answer takes as long as it takes; a host that falls silent meanwhile is noticed by the fleet."""
-DISAGREEMENTS = 3
-"""How often hosts may answer 421 to one turn."""
-LOSSES = 2
-"""How often hosts may be lost before the engine's first event: a turn that kills its host is not for ever."""
-HEAD_AFTER_S = 5.0
-COMMENT_EVERY_S = 10.0
 QUEUE_S = 60.0
 """For a model whose specification this router has not seen."""
-IN_ONE_PIECE = 1 << 20
-
-Interruption = Literal["client_gone", "router_stopping"]
 
 log = logging.getLogger("homeport.router")
 
@@ -76,27 +32,29 @@ class Relay:
         self,
         fleet: Fleet,
         homes: Homes,
+        addressing: Addressing,
         client: aiohttp.ClientSession,
         token: str,
         models: Mapping[str, ModelSpec],
-        digest_key: bytes,
         metrics: Metrics,
         clock: Callable[[], float],
     ) -> None:
-        """`models` tell how long a turn may wait; `digest_key` makes public ids."""
+        """`models` tell how long a turn may wait."""
         self.fleet = fleet
         self.homes = homes
+        self.addressing = addressing
         self.client = client
         self.bearer = f"Bearer {token}"
-        self.scope = key_scope()
-        self.digest_key = digest_key
         self.metrics = metrics
         self.clock = clock
         self.turns: set[Turn] = set()
         self._models = models
 
-    async def __call__(self, endpoint: Endpoint, head: Head, receive: Receive, send: SendMessage) -> None:
-        turn = Turn(self, endpoint, head, receive, Reply(send, [(b"x-request-id", head.request_id)]))
+    async def __call__(
+        self, endpoint: Endpoint, head: Head, address: Address, key: Key, receive: Receive, send: SendMessage
+    ) -> None:
+        reply = Reply(send, [(b"x-request-id", head.request_id)])
+        turn = Turn(self, endpoint, head, address, key, receive, reply)
         self.turns.add(turn)
         try:
             outcome = await turn.run()
@@ -117,315 +75,24 @@ class Relay:
         spec = self._models.get(model)
         return QUEUE_S if spec is None else spec.queue_s
 
+    def of(self, session: str, model: str) -> list[Turn]:
+        """The open turns of a session."""
+        return [t for t in self.turns if t.ask and (t.ask.session, t.ask.model) == (session, model)]
+
     def lost(self, replica: str) -> None:
         """Its host has been silent for so long that nothing more will come of the turns it was answering."""
         for turn in list(self.turns):
             if turn.at == replica:
                 turn.host_silent()
 
+    def ended(self, session: str, model: str) -> None:
+        """The session was ended: forget its home, and end the turns that no host has."""
+        self.homes.forget(session, model)
+        for turn in self.of(session, model):
+            if turn.at is None:
+                turn.interrupt("session_ended")
+
     def stop(self) -> None:
         """End every open turn with an error that says so."""
         for turn in list(self.turns):
             turn.interrupt("router_stopping")
-
-
-@dataclass(eq=False, slots=True)
-class Turn:
-    """One request's way through the router.
-
-    `run` returns its outcome's name and has then sent exactly one ending.
-    """
-
-    relay: Relay
-    endpoint: Endpoint
-    head: Head
-    receive: Receive
-    _reply: Reply
-    ask: Ask | None = None
-    replica: str | None = None
-    """The last one that it was sent to, or whose return it waits for."""
-    at: str | None = None
-    """The one whose host has it now."""
-    pin: str | None = None
-    first_at: float | None = None
-    """When the engine's first event came; known of streams only."""
-    arrived: float = 0.0
-    _wanted: Wanted | None = None
-    _body: bytes = b""
-    _comment_at: float = 0.0
-    _disagreements: int = 0
-    _losses: int = 0
-    _refused: set[str] = field(default_factory=set)
-    _task: "asyncio.Task[object] | None" = None
-    _interrupted: Interruption | None = None
-    _silent: bool = False
-    _begun: bool = False
-    """Something of the engine's came: the boundary for retries."""
-
-    async def run(self) -> str:
-        self.arrived = self.relay.clock()
-        self._comment_at = self.arrived + HEAD_AFTER_S
-        self._task = asyncio.current_task()
-        try:
-            self.ask = await self._read()
-        except ClientGone:
-            return "client_gone"
-        except Rejected as rejected:
-            if rejected.error.status in (413, 415):
-                return await self._reply.fail_unread(rejected.error, self.head, self.receive)
-            return await self._reply.fail(rejected.error)
-        watcher = asyncio.ensure_future(self.receive())
-        watcher.add_done_callback(self._heard)
-        try:
-            return await self._route(self.ask)
-        except asyncio.CancelledError:
-            if self._interrupted is None or self._uncancel():
-                raise
-            if self._interrupted == "client_gone":
-                return "client_gone"
-            return await self._reply.fail(router_stopping())
-        finally:
-            watcher.cancel()
-
-    async def broke(self) -> str:
-        """The ending after a fault of the router's own; its outcome's name."""
-        error = internal_error()
-        return error.code if self._reply.ended else await self._reply.fail(error)
-
-    def interrupt(self, reason: Interruption) -> None:
-        """End the turn wherever it is. Does nothing to one whose ending is sent."""
-        if self.ask is not None and self._interrupted is None and not self._reply.ended:
-            self._interrupted = reason
-            self._cancel()
-
-    def host_silent(self) -> None:
-        """Give up on the host that has it now, as if its connection had broken."""
-        if not self._silent and not self._reply.ended:
-            self._silent = True
-            self._cancel()
-
-    def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-
-    def _heard(self, watcher: "asyncio.Future[Message]") -> None:
-        if not watcher.cancelled() and watcher.exception() is None:
-            self.interrupt("client_gone")
-
-    def _uncancel(self) -> bool:
-        """Take back one cancellation of our own; True while there are others."""
-        return self._task is not None and self._task.uncancel() > 0
-
-    async def _read(self) -> Ask:
-        identity = self._identify()
-        refuse_promises(self.head)
-        self._body = await read_body(self.head, self.receive)
-        self._wanted = read_wanted(self.endpoint, self._body)
-        return Ask(self._wanted.model, identity.session, self.head.request_id.decode())
-
-    def _identify(self) -> Identity:
-        if not self.head.named or not self.endpoint.sessions:
-            identity = NOBODY
-        else:
-            try:
-                identity = identify(self.head.named)
-            except BadName as error:
-                raise Rejected(bad_request(str(error), "invalid_session_name", error.header)) from error
-        self._reply.own.append((b"x-homeport-source", identity.source.encode()))
-        if identity.session is not None:
-            public = public_id(self.relay.digest_key, identity.session)
-            self._reply.own.append((b"x-homeport-session", public.encode()))
-        return identity
-
-    async def _route(self, ask: Ask) -> str:
-        queue_s = self.relay.queue_s(ask.model)
-        deadline = self.arrived + queue_s
-        settle_at = self.arrived + min(PATIENCE_S, queue_s / 2)
-        while True:
-            decision = await self.relay.homes.decide(ask, self._refused, settle_at)
-            match decision:
-                case Send():
-                    outcome = await self._attempt(ask, decision, deadline)
-                    if outcome is not None:
-                        return outcome
-                case Wait():
-                    if self.relay.clock() >= deadline:
-                        return await self._reply.fail(self._unavailable(ask, decision))
-                    await self._wait(ask, decision, deadline)
-                case Refuse(status, code, message, reasons):
-                    retry_s = 10.0 if status == 503 else None
-                    final = code == "home_removed"
-                    param = "model" if status == 404 else None
-                    more = {"reasons": list(reasons)} if status == 503 else {}
-                    return await self._reply.fail(
-                        ApiError(status, code, message, param, retry_s, more, final)
-                    )
-                case _:
-                    assert_never(decision)
-
-    async def _wait(self, ask: Ask, wait: Wait, deadline: float) -> None:
-        """Until the picture changes. A stream gets its head after 5 s, then a comment every 10 s."""
-        now = self.relay.clock()
-        self.replica = wait.replica
-        if self._streams and now >= self._comment_at:
-            await self._reply.begin([*EVENT_STREAM, *self._home_headers(ask, wait.replica)])
-            waited_for = wait.replica or "a replica"
-            comment = f": waiting for {waited_for}, {now - self.arrived:.0f} s so far\n\n"
-            await self._reply.part(comment.encode())
-            self._comment_at = now + COMMENT_EVERY_S
-        until = min(deadline, max(wait.until, now + 0.5))
-        if self._streams:
-            until = min(until, self._comment_at)
-        await self.relay.fleet.changed(until - now)
-
-    def _home_headers(self, ask: Ask, replica: str | None, meant: str = "kept") -> RawHeaders:
-        """The home as it stands: the host's word on the pin, else what was meant; a claim alone is none yet."""
-        if replica is None:
-            return []
-        claimed = self.relay.homes.is_fresh(ask, replica)
-        return home_headers(replica, self.pin or ("none" if claimed else meant))
-
-    def _unavailable(self, ask: Ask, wait: Wait) -> ApiError:
-        if not self._reply.head_sent:
-            self._reply.own += self._home_headers(ask, wait.replica)
-        return ApiError(503, wait.reason, wait.message, retry_after_s=wait.until - self.relay.clock())
-
-    async def _attempt(self, ask: Ask, to: Send, deadline: float) -> str | None:
-        """Send it to one host. The outcome, or None where the place must be chosen again."""
-        response = None
-        homes = self.relay.homes
-        self.replica = self.at = to.replica
-        with self.relay.fleet.turn_at(to.replica), homes.turn_at(ask, to.replica):
-            try:
-                response = await self._post(ask, to, deadline)
-                self.pin = response.headers.get("x-homeport-pin", self.pin)
-                if response.status == 200 or "x-homeport-pin" in response.headers:
-                    homes.confirm(ask, to.replica)  # its host has written the pin down
-                if response.status != 200:
-                    return await self._not_ok(ask, to, response)
-                return await (self._pass_stream(response) if self._streams else self._pass_whole(response))
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                return await self._lost(ask, to, error)
-            except asyncio.CancelledError:
-                if response is None:
-                    homes.confirm(ask, to.replica)  # its host may have written the pin down
-                if not self._silent or self._uncancel():
-                    raise
-                self._silent = False
-                return await self._lost(ask, to, TimeoutError())
-            finally:
-                self.at = None
-                if response is not None:
-                    response.close()
-
-    async def _post(self, ask: Ask, to: Send, deadline: float) -> aiohttp.ClientResponse:
-        url = f"{self.relay.fleet.base(to.replica)}{self.endpoint.path}"
-        data = self._body if len(self._body) <= IN_ONE_PIECE else io.BytesIO(self._body)
-        timeout = STREAM if self._streams else WHOLE
-        left_s = max(0.0, deadline - self.relay.clock())
-        headers = host_headers(ask, to, self.head, self.relay.bearer, self.relay.scope, left_s)
-        return await self.relay.client.post(url, data=data, headers=headers, timeout=timeout)
-
-    async def _pass_whole(self, response: aiohttp.ClientResponse) -> str:
-        """A whole answer is taken in first: a host lost on the way is then an error and not half a body."""
-        self._begun = True
-        body = await response.read()
-        await self._reply.whole(200, passed(response.raw_headers), body)
-        return "ok"
-
-    async def _pass_stream(self, response: aiohttp.ClientResponse) -> str:
-        await self._reply.begin(passed(response.raw_headers))
-        send, read = self._reply.part, response.content.readany
-        held = last = b""
-        while chunk := await read():
-            if held or not chunk.endswith(b"\n\n"):
-                chunk, held = whole_events(held + chunk)
-                if not chunk:
-                    continue
-            if not self._begun and not only_comments(chunk):
-                self._begun = True
-                self.first_at = self.relay.clock()
-                self._body = b""
-            last = chunk
-            await send(chunk)
-        await self._reply.finish(held)
-        return "ok" if not held and last.endswith(b"data: [DONE]\n\n") else last_code(last)
-
-    async def _not_ok(self, ask: Ask, to: Send, response: aiohttp.ClientResponse) -> str | None:
-        body = await response.read()
-        fleet = self.relay.fleet
-        if response.status == 421:
-            self._disagreements += 1
-            if self._disagreements > DISAGREEMENTS:
-                return await self._fail_at(ask, to, host_unsettled(to.replica))
-            await self._settle(ask, to, read_disagreement(body))
-            return None
-        if response.status == 401:
-            return await self._fail_at(ask, to, host_refused(to.replica))
-        if response.status == 503:
-            await fleet.refresh(to.replica)
-            known = fleet.snapshot().replicas.get(to.replica)
-            if known is None or not known.serves(self.relay.clock()):
-                self._give_up(ask, to)
-                return None
-        code = code_of(body)
-        if code is None:
-            return await self._fail_at(ask, to, host_error(to.replica, response.status))
-        if self._reply.head_sent:
-            await self._reply.part(b"data: " + b" ".join(body.splitlines()) + b"\n\n")
-            await self._reply.finish()
-        else:
-            await self._reply.whole(response.status, passed(response.raw_headers), body)
-        return code
-
-    async def _settle(self, ask: Ask, to: Send, disagreement: Disagreement) -> None:
-        """The host knows better: learn from it before the place is chosen again."""
-        fleet, homes = self.relay.fleet, self.relay.homes
-        if disagreement.reason == "taken":
-            self._give_up(ask, to)
-        pin = disagreement.pin
-        if pin is not None and (pin.session, pin.model) == (ask.session, ask.model):
-            homes.told(pin)
-        if disagreement.reason == "replica":
-            await fleet.refresh_controller()
-        await fleet.refresh(to.replica)
-
-    async def _lost(self, ask: Ask, to: Send, error: Exception) -> str | None:
-        """The host is gone. Before the engine's first event the turn is tried again, at its own home only."""
-        fleet = self.relay.fleet
-        self.at = None
-        if self._begun:
-            fleet.saw_silent(to.replica)
-            return await self._fail_at(ask, to, host_lost(to.replica))
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            if connection_refused(error):
-                fleet.saw_refused(to.replica)
-            else:
-                fleet.saw_silent(to.replica)
-            self._give_up(ask, to)
-            return None
-        self.relay.homes.confirm(ask, to.replica)  # its host may have written the pin down before it went
-        if isinstance(error, aiohttp.SocketTimeoutError):  # it may be at work on it still
-            fleet.saw_silent(to.replica)
-            return await self._fail_at(ask, to, host_silent(to.replica))
-        self._losses += 1
-        if self._losses > LOSSES:
-            return await self._fail_at(ask, to, host_lost(to.replica))
-        await fleet.refresh(to.replica)
-        return None
-
-    async def _fail_at(self, ask: Ask, to: Send, error: ApiError) -> str:
-        """An error of the router's own about a host: it says which."""
-        if not self._reply.head_sent:
-            self._reply.own += self._home_headers(ask, to.replica, to.pin)
-        return await self._reply.fail(error)
-
-    def _give_up(self, ask: Ask, to: Send) -> None:
-        """A new session, or a turn without one, looks elsewhere; one whose home it is waits on."""
-        self.relay.homes.release(ask, to.replica)
-        if to.pin != "kept":
-            self._refused.add(to.replica)
-
-    @property
-    def _streams(self) -> bool:
-        return self._wanted is not None and self._wanted.stream is True

@@ -34,6 +34,10 @@ class Reply:
         """The last part was handed over: nothing may follow."""
         self._send = send
 
+    def say(self, name: bytes, value: bytes) -> None:
+        """One of the router's headers, in the stead of what it said before."""
+        self.own = [*((each, said) for each, said in self.own if each != name), (name, value)]
+
     async def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """The whole response at once."""
         self.ended = True

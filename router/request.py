@@ -4,17 +4,20 @@ Checks no more than routing needs: the host checks the conversation itself.
 """
 
 import asyncio
-import ipaddress
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
+from urllib.parse import unquote
 
 import msgspec
 from multidict import CIMultiDict
 
-from router.choose import Ask, Send
+from router.clues import BodyFields
+from router.decision import Ask, Send
 from router.errors import ApiError, Rejected, bad_request, body_too_large, encoded_body
+from router.identity import key_scope, naming_headers
+from serving.model import WhenLost
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -24,9 +27,12 @@ Scope = MutableMapping[str, Any]
 MAX_BODY = 32 << 20
 DISCARD_LIMIT = 64 << 20
 DISCARD_S = 5.0
-LOOPBACK_NAMES = frozenset({b"localhost", b"127.0.0.1", b"[::1]"})
-NOT_YET = frozenset({b"x-homeport-zone", b"x-homeport-parent", b"x-homeport-when-lost"})
-"""Headers that ask for a promise which this version cannot keep; to ignore them would be to break it."""
+LEAST_WEIGHT = 0.001
+"""The least that a host takes."""
+POLICIES: tuple[WhenLost, ...] = get_args(WhenLost)
+NAMING = naming_headers()
+ZONE, WHEN_LOST = b"x-homeport-zone", b"x-homeport-when-lost"
+PLACING = frozenset({ZONE, WHEN_LOST})
 FORWARDED = frozenset({b"accept", b"traceparent", b"tracestate", b"user-agent"})
 """What a host gets of the client's headers: nothing that names a person, a key or a session."""
 
@@ -38,15 +44,26 @@ class ClientGone(Exception):
     """The client left before its request was complete."""
 
 
-class Wanted(msgspec.Struct, frozen=True, gc=False):
+class Wanted(BodyFields, frozen=True, gc=False, kw_only=True):
     """The parts of a body that routing needs."""
 
     model: str
     stream: bool | None = None
 
 
-class _Chat(Wanted, frozen=True, gc=False, kw_only=True):
+class Chat(Wanted, frozen=True, gc=False, kw_only=True):
+    """A chat's, its messages unread."""
+
     messages: msgspec.Raw
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A path, and the session and machine that stand before it: `/s/{session}` and `/m/{machine}`, in any order."""
+
+    path: str
+    session: str | None = None
+    machine: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +82,21 @@ class Endpoint:
 ENDPOINTS = {
     endpoint.path: endpoint
     for endpoint in (
-        Endpoint("/v1/chat/completions", "messages", msgspec.json.Decoder(_Chat)),
+        Endpoint("/v1/chat/completions", "messages", msgspec.json.Decoder(Chat)),
         Endpoint("/v1/completions", "prompt", msgspec.json.Decoder(Wanted)),
         Endpoint("/v1/embeddings", "input", msgspec.json.Decoder(Wanted), sessions=False),
     )
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """What a host is told of a session beside its pin."""
+
+    public: str = ""
+    history: str = ""
+    """Of a guess: the digest of all that the request says so far."""
+    continues: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -83,12 +110,34 @@ class Head:
     encoding: bytes | None = None
     expects_continue: bool = False
     named: tuple[tuple[bytes, bytes], ...] = ()
-    """Headers that may name the session or promise something, in order."""
+    """Headers that may name the session, and those of `PLACING`, in order."""
     forwarded: tuple[tuple[str, str], ...] = ()
 
+    def value(self, header: bytes) -> bytes | None:
+        """Of the headers in `named`; the first, where it is there twice."""
+        return next((value for name, value in self.named if name == header), None)
 
-def read_head(headers: Sequence[tuple[bytes, bytes]], new_id: Callable[[], str]) -> Head:
-    """`headers` are lower-case. The client's request id is kept if it is 1 to 128 printable characters."""
+
+def read_address(scope: Scope) -> Address:
+    """What the path says. A name may hold whatever percent-encoding can write, slashes too."""
+    whole: str = scope["path"]
+    if not whole.startswith(("/s/", "/m/")):
+        return Address(whole)
+    parts = (scope.get("raw_path") or whole.encode()).decode("latin-1").partition("?")[0].split("/")[1:]
+    found: dict[str, str] = {}
+    while len(parts) > 2 and parts[0] in ("s", "m") and parts[0] not in found:
+        found[parts[0]] = unquote(parts[1])
+        parts = parts[2:]
+    return Address("/" + "/".join(map(unquote, parts)), found.get("s"), found.get("m"))
+
+
+def read_head(
+    headers: Sequence[tuple[bytes, bytes]], new_id: Callable[[], str], naming: Set[bytes] = NAMING
+) -> Head:
+    """`headers` are lower-case. The client's request id is kept if it is 1 to 128 printable characters.
+
+    `naming`: those that may name a session.
+    """
     head = Head(b"")
     named, forwarded = [], []
     for name, value in headers:
@@ -106,7 +155,7 @@ def read_head(headers: Sequence[tuple[bytes, bytes]], new_id: Callable[[], str])
             head.expects_continue = value.lower() == b"100-continue"
         elif name == b"content-encoding" and value.lower() != b"identity":
             head.encoding = value
-        elif name.startswith(b"x-homeport-") or name == b"x-session-id":
+        elif name in naming or name in PLACING:
             named.append((name, value))
     if not head.request_id:
         head.request_id = new_id().encode()
@@ -114,10 +163,10 @@ def read_head(headers: Sequence[tuple[bytes, bytes]], new_id: Callable[[], str])
     return head
 
 
-def host_headers(ask: Ask, to: Send, head: Head, bearer: str, scope: str, left_s: float) -> CIMultiDict[str]:
+def host_headers(ask: Ask, to: Send, who: Who, head: Head, bearer: str, left_s: float) -> CIMultiDict[str]:
     """What a host is told beside the body: what the router believes, and a little of the client.
 
-    `scope`: the key's, see `key_scope`. `left_s`: how long the turn may still wait in line.
+    `left_s`: how long the turn may still wait in line.
     """
     headers = CIMultiDict(head.forwarded)
     headers["authorization"] = bearer
@@ -126,46 +175,60 @@ def host_headers(ask: Ask, to: Send, head: Head, bearer: str, scope: str, left_s
     headers["x-homeport-replica"] = to.replica
     headers["x-homeport-incarnation"] = str(to.incarnation)
     headers["x-homeport-pin"] = to.pin
-    headers["x-homeport-scope"] = scope
+    headers["x-homeport-scope"] = key_scope(ask.key.name)
     headers["x-homeport-queue-left-ms"] = str(round(left_s * 1000))
+    if ask.key.places is not None:
+        headers["x-homeport-key-places"] = str(ask.key.places)
+    if ask.key.weight != 1.0:
+        headers["x-homeport-weight"] = f"{max(ask.key.weight, LEAST_WEIGHT):g}"
     if ask.session is not None:
         headers["x-homeport-session-key"] = ask.session
         headers["x-homeport-generation"] = str(to.generation)
+        headers["x-homeport-public"] = who.public
+        if ask.rank == "guessed":
+            headers["x-homeport-rank"] = ask.rank
+            headers["x-homeport-history"] = who.history
+            if who.continues:
+                headers["x-homeport-continues"] = ",".join(who.continues)
+        if ask.family is not None:
+            headers["x-homeport-parent-key"] = ask.family
     if to.claim_free:
         headers["x-homeport-claim"] = "free"
     return headers
 
 
-def is_loopback(authority: bytes) -> bool:
-    """Whether a Host header (`name` or `name:port`) names this machine's loopback."""
-    name, colon, port = authority.lower().rpartition(b":")
-    if not colon or not port.isdigit():
-        name = authority.lower()
-    if name in LOOPBACK_NAMES:
-        return True
-    try:
-        return ipaddress.ip_address(name.decode().strip("[]")).is_loopback
-    except ValueError:
-        return False
+def read_policy(head: Head, default: WhenLost) -> WhenLost:
+    """What becomes of the turn if its session's machine is lost. Raises Rejected (400)."""
+    if (told := head.value(WHEN_LOST)) is None:
+        return default
+    for policy in POLICIES:
+        if told == policy.encode():
+            return policy
+    name = WHEN_LOST.decode()
+    raise Rejected(bad_request(f"The header {name} must be wait, move or fail.", "invalid_value", name))
 
 
-def is_loopback_origin(origin: bytes) -> bool:
-    scheme, _, authority = origin.partition(b"://")
-    return scheme in (b"http", b"https") and is_loopback(authority)
+def read_zone(head: Head) -> str | None:
+    """The zone that the request names. Raises Rejected (400)."""
+    if (told := head.value(ZONE)) is None:
+        return None
+    if not re.fullmatch(rb"[A-Za-z0-9._-]{1,63}", told):
+        name = ZONE.decode()
+        raise Rejected(bad_request(f"The header {name} must hold a zone's name.", "invalid_value", name))
+    return told.decode()
 
 
-def refuse_promises(head: Head) -> None:
-    """Raises Rejected where a header asks for what does not work yet."""
-    for name, _ in head.named:
-        if name in NOT_YET:
-            text = name.decode()
-            raise Rejected(
-                bad_request(
-                    f"The header {text} does not work yet in this version; leave it out.",
-                    "unsupported_header",
-                    text,
-                )
-            )
+def split_model(name: str) -> tuple[str, str | None]:
+    """MODEL@MACHINE in its two parts; no model's name has an @."""
+    model, at, machine = name.partition("@")
+    return (model, machine) if at and machine and model else (name, None)
+
+
+def with_model(body: bytes, model: str) -> bytes:
+    """The same body with this model; all else keeps its bytes."""
+    fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+    fields["model"] = msgspec.Raw(msgspec.json.encode(model))
+    return msgspec.json.encode(fields)
 
 
 async def read_body(head: Head, receive: Receive) -> bytes:

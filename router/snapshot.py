@@ -13,6 +13,8 @@ SUSPECT_S = 3.0
 """A host that has been silent this long gets no new work."""
 OUT_S = 5.0
 """A host that has been silent this long is out of routing."""
+LOST_S = 30.0
+"""A host that has been silent this long is lost: its sessions wait, move or fail, as their model says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Replica:
     """When the host itself last answered; None: never since this router started."""
     refused: bool = False
     """Whether the last connection to it was refused."""
+    known_at: float = 0.0
+    """Since when this router has known of it: what it never heard counts as silence from then on."""
 
     def reach(self, now: float) -> Reach:
         """up; suspect after 3 s of silence; out after 5 s or refused; unknown before the first answer."""
@@ -61,6 +65,10 @@ class Replica:
 
     def serves(self, now: float) -> bool:
         return self.state == "ready" and self.reach(now) == "up"
+
+    def is_lost(self, now: float) -> bool:
+        """Whether nothing has been heard of it for so long that its sessions are not to wait in line for it."""
+        return now - (self.known_at if self.heard_at is None else self.heard_at) >= LOST_S
 
     def free(self, open_turns: int) -> int:
         """Places that nobody has, as far as this router knows; `open_turns` are its own turns there."""
@@ -100,6 +108,13 @@ class Snapshot:
     open_turns: Mapping[str, int] = field(default_factory=dict)
     is_current: bool = True
     """Whether the controller answers, so that what it leaves out is not there."""
+    forgotten: Mapping[str, str | None] = field(default_factory=dict)
+    """Machines that are gone for good, with their zones as far as these are known."""
 
     def of_model(self, model: str) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.model == model]
+
+    def zone_of(self, machine: str) -> str | None:
+        """None for a machine that is not known."""
+        known = self.machines.get(machine)
+        return self.forgotten.get(machine) if known is None else known.zone

@@ -19,8 +19,9 @@ from prometheus_client import CollectorRegistry
 from cluster.slices import Need
 from router.app import Parts, Server, Settings, build, new_client
 from router.request import ENDPOINTS
-from serving.model import ModelSpec
-from serving.pin_index import Candidate, PinIndex
+from serving.model import ModelSpec, WhenLost
+from serving.pin_index import Candidate, Lost, PinIndex
+from serving.pins import Pin, pin_from_json
 
 TOKEN = "the-cluster-token"
 MODEL = "tiny"
@@ -70,6 +71,13 @@ class AnswersHost:
     """Set once a client has gone in mid-stream."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     state_asked: int = 0
+    zone: str = "default"
+    line: list[dict[str, Any]] = field(default_factory=list)
+    histories: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """What guessed sessions said when their last turn began."""
+    ended: list[str] = field(default_factory=list)
+    told: list[dict[str, Any]] = field(default_factory=list)
+    """Pins that it was told of."""
     _runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -77,6 +85,9 @@ class AnswersHost:
         app.router.add_get("/state", self.get_state)
         app.router.add_get("/pins", self.get_pins)
         app.router.add_get("/pins/{session}", self.get_pin)
+        app.router.add_post("/pins", self.post_pins)
+        app.router.add_post("/pins/find", self.post_find)
+        app.router.add_delete("/pins/{session}", self.delete_pin)
         for path in ENDPOINTS:
             app.router.add_post(path, self.post_chat)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.2)
@@ -120,6 +131,7 @@ class AnswersHost:
                 "running": self.running,
                 "waiting": self.waiting,
                 "residents": self.residents,
+                "line": self.line,
                 "pins": len(self.pins),
                 "unknown_to_the_router": True,
             }
@@ -128,9 +140,42 @@ class AnswersHost:
     async def get_pins(self, request: web.Request) -> web.Response:
         return web.json_response({"pins": list(self.pins.values())})
 
+    def known(self, name: str, model: str) -> dict[str, Any] | None:
+        """By a session's digest or its public id."""
+        for (session, of), pin in self.pins.items():
+            if of == model and name in (session, pin.get("public")):
+                return pin
+        return None
+
     async def get_pin(self, request: web.Request) -> web.Response:
-        pin = self.pins.get((request.match_info["session"], request.query["model"]))
+        pin = self.known(request.match_info["session"], request.query["model"])
         return web.json_response(pin) if pin else web.json_response({}, status=404)
+
+    async def post_pins(self, request: web.Request) -> web.Response:
+        pins = (await request.json())["pins"]
+        self.told += pins
+        for pin in pins:
+            key = (pin["session"], pin["model"])
+            if pin["replica"] == self.replica:
+                self.pins[key] = pin
+            else:
+                self.pins.pop(key, None)
+        return web.json_response({"pins": pins})
+
+    async def post_find(self, request: web.Request) -> web.Response:
+        asked = await request.json()
+        for history in asked["histories"]:
+            pin = self.pins.get(self.histories.get(history, ("", "")))
+            if pin is not None and (asked["model"], asked["scope"]) == (pin["model"], pin["scope"]):
+                return web.json_response(pin)
+        return web.json_response({}, status=404)
+
+    async def delete_pin(self, request: web.Request) -> web.Response:
+        pin = self.known(request.match_info["session"], request.query["model"])
+        if pin is not None:
+            self.ended.append(pin["session"])
+            del self.pins[pin["session"], pin["model"]]
+        return web.json_response({"ended": pin is not None})
 
     async def post_chat(self, request: web.Request) -> web.StreamResponse:
         self.seen.append({name.lower(): value for name, value in request.headers.items()})
@@ -145,6 +190,13 @@ class AnswersHost:
             return misdirected("replica")
         if headers["x-homeport-incarnation"] != str(self.incarnation):
             return misdirected("incarnation")
+        if self.parts(headers):
+            return misdirected("parted")
+        if (
+            headers["x-homeport-pin"] == "kept"
+            and (headers["x-homeport-session-key"], MODEL) not in self.pins
+        ):
+            return misdirected("unknown")
         told = {
             "x-homeport-machine": self.replica.rpartition("/")[0],
             "x-homeport-replica": self.replica,
@@ -155,14 +207,31 @@ class AnswersHost:
             return await self.stream(request, told)
         return await self.whole(request, told)
 
-    def pin(self, session: str | None, headers: Any) -> str:
+    def parts(self, headers: Mapping[str, str]) -> bool:
+        """Whether a guessed turn does not go on from what its session said last."""
+        key = (headers.get("x-homeport-session-key", ""), MODEL)
+        said = next((history for history, at in self.histories.items() if at == key), None)
+        if headers.get("x-homeport-rank") != "guessed" or said is None:
+            return False
+        goes_on = headers.get("x-homeport-continues", "").split(",")
+        return said not in (headers["x-homeport-history"], *goes_on)
+
+    def pin(self, session: str | None, headers: Mapping[str, str]) -> str:
         if session is None:
             return "none"
         key = (session, MODEL)
-        outcome = "kept" if key in self.pins or headers["x-homeport-pin"] == "kept" else "new"
+        outcome = "kept" if key in self.pins else headers["x-homeport-pin"]
         generation = int(headers["x-homeport-generation"])
         made = {"session": session, "model": MODEL, "replica": self.replica, "created_s": 1.0}
-        self.pins.setdefault(key, made | {"generation": generation})
+        facts = {
+            "public": headers["x-homeport-public"],
+            "scope": headers["x-homeport-scope"],
+            "family": headers.get("x-homeport-parent-key"),
+            "guessed": headers.get("x-homeport-rank") == "guessed",
+        }
+        self.pins.setdefault(key, made | facts | {"generation": generation})
+        if (said := headers.get("x-homeport-history")) is not None:
+            self.histories = {h: at for h, at in self.histories.items() if at != key} | {said: key}
         return outcome
 
     async def whole(self, request: web.Request, told: dict[str, str]) -> web.StreamResponse:
@@ -303,6 +372,14 @@ class FailsHost(AnswersHost):
         return error(self.status, self.code)
 
 
+class FailsBeforePinningHost(AnswersHost):
+    """Refuses every turn before it has written anything down."""
+
+    async def post_chat(self, request: web.Request) -> web.StreamResponse:
+        await request.read()
+        return error(400, "context_length_exceeded")
+
+
 class FailsAfterPinningHost(AnswersHost):
     """Writes the pin down, and then its engine fails."""
 
@@ -367,6 +444,13 @@ class Controller:
     models: tuple[str, ...] = (MODEL,)
     reads_journals: bool = False
     """Whether it still does, and cannot say who is new."""
+    forgotten: list[str] = field(default_factory=list)
+    there: bool = True
+    """Whether its machines count as there, so that none may be forgotten."""
+    told: list[dict[str, Any]] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    disowned: list[Pin] = field(default_factory=list)
+    """Pins that the hosts of their homes did not have."""
     _runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -374,6 +458,9 @@ class Controller:
         app.router.add_get("/fleet", self.get_fleet)
         app.router.add_post("/claim", self.post_claim)
         app.router.add_get("/pins/{session}", self.get_pin)
+        app.router.add_post("/pins", self.post_pins)
+        app.router.add_delete("/pins/{session}", self.delete_pin)
+        app.router.add_post("/machines/{name}/forget", self.post_forget)
         self._runner = web.AppRunner(app, shutdown_timeout=0.2)
         await self._runner.setup()
         self.port = self.port or free_port()
@@ -389,12 +476,14 @@ class Controller:
         machines: dict[str, dict[str, Any]] = {}
         for host in self.hosts:
             name = host.replica.rpartition("/")[0]
+            if name in self.forgotten:
+                continue
             machine = machines.setdefault(
                 name,
                 {
                     "id": f"id-of-{name}",
                     "name": name,
-                    "zone": "default",
+                    "zone": host.zone,
                     "address": "127.0.0.1",
                     "state": self.machine_state,
                     "hardware": {"cores": [], "memory_bytes": 0, "gpus": []},
@@ -405,7 +494,12 @@ class Controller:
             machine["replicas"].append(host.listed())
         models = [{"name": name, "context": 512, "engine": "llama.cpp"} for name in self.models]
         return web.json_response(
-            {"revision": self.revision, "models": models, "machines": list(machines.values())}
+            {
+                "revision": self.revision,
+                "models": models,
+                "machines": list(machines.values()),
+                "forgotten": [{"id": f"id-of-{name}", "name": name} for name in self.forgotten],
+            }
         )
 
     async def post_claim(self, request: web.Request) -> web.Response:
@@ -414,19 +508,61 @@ class Controller:
         if self.reads_journals:
             return web.json_response({}, status=503)
         order = [Candidate(each["replica"], each["free"]) for each in asked["ranked"]]
+        lost = asked.get("instead_of")
         pin, known = self.index.claim(
-            asked["session"], asked["model"], order, frozenset(asked["refused"]), 100.0
+            asked["session"],
+            asked["model"],
+            order,
+            frozenset(asked["refused"]),
+            100.0,
+            None if lost is None else Lost(lost["replica"], lost["generation"]),
+            asked["router"],
         )
         return web.json_response({"pin": pin.to_json(), "known": known})
 
     async def get_pin(self, request: web.Request) -> web.Response:
         if self.reads_journals:
             return web.json_response({}, status=503)
-        pin = self.index.get(request.match_info["session"], request.query["model"])
-        return web.json_response(pin.to_json()) if pin else web.json_response({}, status=404)
+        name, model = request.match_info["session"], request.query["model"]
+        if name.startswith("hp_"):
+            # It has read the journals of the hosts that it lists.
+            found = next((known for host in self.hosts if (known := host.known(name, model))), None)
+            return web.json_response(found) if found else web.json_response({}, status=404)
+        pin = self.index.get(name, model)
+        if pin is None:
+            return web.json_response({}, status=404)
+        return web.json_response({**pin.to_json(), "confirmed": (name, model) not in self.index.claims})
+
+    async def post_pins(self, request: web.Request) -> web.Response:
+        pins = (await request.json())["pins"]
+        self.told += pins
+        for pin in pins:
+            self.index.confirm([pin_from_json(pin)], pin["replica"])
+        return web.json_response({"pins": pins})
+
+    async def delete_pin(self, request: web.Request) -> web.Response:
+        session, model = request.match_info["session"], request.query["model"]
+        asked = await request.json()
+        if "only" in asked:
+            self.disowned.append(pin := pin_from_json(asked["only"]))
+            self.index.disown(pin)
+        else:
+            self.ended.append(session)
+            self.index.remove(session, model)
+        return web.json_response({"ended": True})
+
+    async def post_forget(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if not any(host.replica.startswith(f"{name}/") for host in self.hosts):
+            return web.json_response({}, status=404)
+        if self.there:
+            told = {"error": {"message": f"{name} is there; stop it first."}}
+            return web.json_response(told, status=409)
+        self.forgotten.append(name)
+        return web.json_response({"forgotten": name})
 
 
-def model_spec(name: str = MODEL, queue_s: float = 60.0) -> ModelSpec:
+def model_spec(name: str = MODEL, queue_s: float = 60.0, when_lost: WhenLost = "wait") -> ModelSpec:
     return ModelSpec(
         name=name,
         engine="llama.cpp",
@@ -439,7 +575,7 @@ def model_spec(name: str = MODEL, queue_s: float = 60.0) -> ModelSpec:
         sessions=1,
         hold_s=min(10.0, queue_s / 2),
         queue_s=queue_s,
-        when_lost="wait",
+        when_lost=when_lost,
     )
 
 
@@ -472,7 +608,10 @@ class Router:
             return Answer(response.status, response.headers, await response.read())
 
     async def get(self, path: str, **kwargs: Any) -> "Answer":
-        async with self.client.get(self.url + path, **kwargs) as response:
+        return await self.ask("GET", path, **kwargs)
+
+    async def ask(self, method: str, path: str, **kwargs: Any) -> "Answer":
+        async with self.client.request(method, self.url + path, **kwargs) as response:
             return Answer(response.status, response.headers, await response.read())
 
     async def until(self, holds: Callable[[], bool]) -> None:
@@ -514,17 +653,18 @@ class Answer:
 
 @contextlib.asynccontextmanager
 async def running_router(
-    home: Path, control_port: int, *, queue_s: float = 60.0, token: str = TOKEN
+    home: Path, control_port: int, *, queue_s: float = 60.0, when_lost: WhenLost = "wait", **more: Any
 ) -> AsyncIterator[Router]:
     """A router under uvicorn on a free port, polling; ended with the block."""
     settings = Settings(
         host="127.0.0.1",
         port=0,
         control_url=f"http://127.0.0.1:{control_port}",
-        token=token,
+        token=TOKEN,
         digest_key=b"a digest key",
         fleet_file=home / "router" / "fleet.json",
-        models=(model_spec(queue_s=queue_s),),
+        models=(model_spec(queue_s=queue_s, when_lost=when_lost),),
+        **more,
     )
     listening = socket.create_server(("127.0.0.1", 0))
     registry = CollectorRegistry()
@@ -556,10 +696,10 @@ async def running(*parts: AnswersHost | DropsPackets | Controller) -> AsyncItera
 
 
 @contextlib.asynccontextmanager
-async def routed(home: Path, *hosts: AnswersHost, queue_s: float = 60.0) -> AsyncIterator[Router]:
+async def routed(home: Path, *hosts: AnswersHost, **options: Any) -> AsyncIterator[Router]:
     """Hosts, a controller that lists them, and a router that has heard of all that are ready."""
     controller = Controller(list(hosts))
-    async with running(*hosts, controller), running_router(home, controller.port, queue_s=queue_s) as router:
+    async with running(*hosts, controller), running_router(home, controller.port, **options) as router:
         router.controller = controller
         await router.ready(*(host.replica for host in hosts if host.state == "ready"))
         yield router

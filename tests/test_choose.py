@@ -1,13 +1,17 @@
 """Where a turn goes: the table "What happens to a session", as far as the router decides it."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.choose import Ask, Home, Refuse, Send, Wait, choose, ranked
+from router.choose import choose, ranked
+from router.decision import Ask, Home, Move, Refuse, Send, Wait
+from router.keys import Key
 from router.snapshot import Machine, Model, Replica, Resident, Snapshot
+from serving.model import WhenLost
 from serving.pins import Pin
 
 NOW = 1000.0
@@ -19,15 +23,29 @@ NAMELESS = Ask("tiny", None, "request-1")
 def replica(name: str, **known: object) -> Replica:
     machine = name.rpartition("/")[0]
     plain = Replica(
-        name, machine, "tiny", "127.0.0.1", 8100, state="ready", incarnation=3, heard_at=NOW - 0.5
+        name,
+        machine,
+        "tiny",
+        "127.0.0.1",
+        8100,
+        state="ready",
+        incarnation=3,
+        heard_at=NOW - 0.5,
+        known_at=NOW - 1.0,
     )
     return replace(plain, **known)  # type: ignore[arg-type]
+
+
+ZONES = {"den": "home", "attic": "home", "lab": "work"}
 
 
 def fleet(*replicas: Replica, machine_state: str = "ready", **open_turns: int) -> Snapshot:
     return Snapshot(
         models={"tiny": Model("tiny", 512, "llama.cpp")},
-        machines={each.machine: Machine(each.machine, machine_state) for each in replicas},
+        machines={
+            each.machine: Machine(each.machine, machine_state, ZONES.get(each.machine, "default"))
+            for each in replicas
+        },
         replicas={each.name: each for each in replicas},
         open_turns={name.replace("_", "/"): count for name, count in open_turns.items()},
     )
@@ -197,6 +215,214 @@ def test_a_machine_that_takes_no_new_pins_still_serves_its_own(state: str) -> No
     assert isinstance(refused, Refuse)
     assert refused.code == "model_unavailable"
     assert refused.reasons == (f"den/0 takes no new session (its machine is {state})",)
+
+
+# it names a machine or a zone, or its key is limited
+
+
+def test_a_named_machine_gets_it_although_others_are_free() -> None:
+    both = fleet(busy("den/0"), replica("attic/0"))
+    decision = choose(replace(ASK, machine="den"), None, both, NOW)
+    assert decision == Send("den/0", 3, 1, "new", claim_free=False)
+
+
+def test_an_unknown_machine_is_refused_with_the_known_names() -> None:
+    decision = choose(replace(ASK, machine="shed"), None, fleet(replica("den/0"), replica("attic/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code) == (404, "machine_not_found")
+    assert decision.reasons == ("attic", "den")
+    assert "attic, den" in decision.message
+
+
+def test_a_named_machine_that_is_coming_is_waited_for() -> None:
+    both = fleet(replica("den/0", state="loading"), replica("attic/0"))
+    assert isinstance(choose(replace(ASK, machine="den"), None, both, NOW), Wait)
+
+
+def test_a_named_machine_without_the_model_is_refused() -> None:
+    both = fleet(replica("den/0", model="other"), replica("attic/0"))
+    decision = choose(replace(ASK, machine="den"), None, both, NOW)
+    assert isinstance(decision, Refuse)
+    assert decision.code == "model_unavailable"
+
+
+def test_no_machine_is_unknown_before_one_has_reported() -> None:
+    assert isinstance(choose(replace(ASK, machine="den"), None, fleet(), NOW), Wait)
+
+
+def test_a_named_zone_keeps_it_there() -> None:
+    both = fleet(busy("lab/0"), replica("den/0"))
+    decision = choose(replace(ASK, zone="work"), None, both, NOW)
+    assert isinstance(decision, Send)
+    assert decision.replica == "lab/0"
+
+
+def test_an_unknown_zone_is_refused_with_the_known_names() -> None:
+    decision = choose(replace(ASK, zone="moon"), None, fleet(replica("den/0"), replica("lab/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code, decision.reasons) == (404, "zone_not_found", ("home", "work"))
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    [
+        {"key": Key("anna", models=frozenset({"other"}))},
+        {"key": Key("anna", machines=frozenset({"attic"})), "machine": "den"},
+        {"key": Key("anna", zones=frozenset({"work"})), "machine": "den"},
+        {"key": Key("anna", zones=frozenset({"work"})), "zone": "home"},
+        {"key": Key("anna", zones=frozenset({"elsewhere"}))},
+    ],
+)
+def test_a_key_that_is_not_for_it_is_403(wanted: dict[str, Any]) -> None:
+    decision = choose(replace(ASK, **wanted), None, fleet(replica("den/0"), replica("lab/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code) == (403, "key_not_allowed")
+
+
+@pytest.mark.parametrize(
+    "key", [Key("anna", zones=frozenset({"work"})), Key("anna", machines=frozenset({"lab"}))]
+)
+@pytest.mark.parametrize("ask", [ASK, NAMELESS])
+def test_a_limited_key_stays_within_its_limits(ask: Ask, key: Key) -> None:
+    decision = choose(replace(ask, key=key), None, fleet(busy("lab/0", 5), replica("den/0")), NOW)
+    assert isinstance(decision, Send)
+    assert decision.replica == "lab/0"
+
+
+def test_a_home_outside_its_keys_limits_is_not_served() -> None:
+    ask = replace(ASK, key=Key("anna", zones=frozenset({"work"})))
+    decision = choose(ask, home("den/0"), fleet(replica("den/0"), replica("lab/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.replica) == (403, "den/0")
+
+
+def test_a_home_elsewhere_than_the_named_machine_is_a_conflict() -> None:
+    ask = replace(ASK, machine="attic")
+    decision = choose(ask, home("den/0"), fleet(replica("den/0"), replica("attic/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code) == (400, "machine_conflict")
+
+
+# a child in its family asks
+
+CHILD = replace(ASK, parent=Pin("cd" * 32, "tiny", "den/0", 4, 1.0), family="cd" * 32)
+
+
+def test_a_child_goes_to_its_parents_home_however_full() -> None:
+    both = fleet(busy("den/0", 3), replica("attic/0"))
+    assert choose(CHILD, None, both, NOW) == Send("den/0", 3, 1, "new", claim_free=False)
+    assert [each.replica for each in ranked(CHILD, both, NOW)] == ["den/0"]
+
+
+def test_a_child_waits_with_its_parents_home() -> None:
+    both = fleet(replica("den/0", state="loading"), replica("attic/0"))
+    decision = choose(CHILD, None, both, NOW)
+    assert isinstance(decision, Wait)
+    assert decision.replica == "den/0"
+    assert ranked(CHILD, both, NOW) == []
+
+
+def test_a_child_with_a_home_of_its_own_stays_there() -> None:
+    decision = choose(CHILD, home("attic/0"), fleet(replica("den/0"), replica("attic/0")), NOW)
+    assert isinstance(decision, Send)
+    assert decision.replica == "attic/0"
+
+
+# its machine is lost
+
+
+def lost(name: str = "den/0") -> Replica:
+    return replica(name, heard_at=NOW - 31.0)
+
+
+def test_a_home_that_was_silent_for_less_is_waited_for() -> None:
+    silent = replica("den/0", heard_at=NOW - 29.0)
+    ask = replace(ASK, when_lost="move")
+    assert isinstance(choose(ask, home("den/0"), fleet(silent, replica("attic/0")), NOW), Wait)
+
+
+def test_wait_refuses_at_once_and_says_when_to_come_back() -> None:
+    decision = choose(ASK, home("den/0"), fleet(lost(), replica("attic/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code, decision.replica) == (503, "machine_lost", "den/0")
+    assert decision.retry_s is not None
+    assert "homeport forget den" in decision.message
+
+
+def test_fail_refuses_for_good() -> None:
+    decision = choose(replace(ASK, when_lost="fail"), home("den/0"), fleet(lost(), replica("attic/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code, decision.retry_s) == (410, "machine_lost", None)
+
+
+def test_move_claims_another_home_in_the_same_zone() -> None:
+    there = fleet(lost(), replica("lab/0"), busy("attic/0", 9))
+    decision = choose(replace(ASK, when_lost="move"), home("den/0", 3), there, NOW)
+    assert isinstance(decision, Move)
+    assert (decision.lost.replica, decision.lost.generation) == ("den/0", 3)
+    assert [each.replica for each in decision.ranked] == ["attic/0"]
+    assert decision.otherwise.code == "machine_lost"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"machine": "den"},
+        {"key": Key("anna", machines=frozenset({"den", "lab"}))},
+        {"key": Key("anna", zones=frozenset({"home"}), machines=frozenset({"den"}))},
+    ],
+)
+def test_nobody_moves_out_of_what_its_request_and_its_key_allow(changes: dict[str, Any]) -> None:
+    there = fleet(lost(), replica("lab/0"), replica("attic/0"))
+    decision = choose(replace(ASK, when_lost="move", **changes), home("den/0"), there, NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code) == (503, "machine_lost")
+
+
+def test_without_anybody_in_its_zone_it_waits() -> None:
+    decision = choose(replace(ASK, when_lost="move"), home("den/0"), fleet(lost(), replica("lab/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code) == (503, "machine_lost")
+
+
+def test_without_a_head_nobody_moves() -> None:
+    headless = replace(fleet(lost(), replica("attic/0")), is_current=False)
+    decision = choose(replace(ASK, when_lost="move"), home("den/0"), headless, NOW)
+    assert isinstance(decision, Refuse)
+    assert decision.code == "machine_lost"
+
+
+def test_a_machine_that_the_controller_calls_lost_is_lost_at_once() -> None:
+    gone = fleet(replica("den/0", refused=True), replica("attic/0"))
+    machines = {**gone.machines, "den": Machine("den", "lost", "home")}
+    decision = choose(replace(ASK, when_lost="move"), home("den/0"), replace(gone, machines=machines), NOW)
+    assert isinstance(decision, Move)
+
+
+def test_a_host_that_answers_is_never_lost_whatever_the_controller_says() -> None:
+    there = fleet(replica("den/0"), replica("attic/0"), machine_state="lost")
+    assert isinstance(choose(replace(ASK, when_lost="move"), home("den/0"), there, NOW), Send)
+
+
+@pytest.mark.parametrize("policy", ["wait", "fail", "move"])
+def test_sessions_of_a_forgotten_machine_move_whatever_their_policy(policy: WhenLost) -> None:
+    there = replace(fleet(replica("lab/0"), replica("attic/0")), forgotten={"den": "home"})
+    decision = choose(replace(ASK, when_lost=policy), home("den/0"), there, NOW)
+    assert isinstance(decision, Move)
+    assert [each.replica for each in decision.ranked] == ["attic/0"]
+
+
+def test_a_forgotten_machine_whose_zone_nobody_knows_gives_its_sessions_to_none() -> None:
+    there = replace(fleet(replica("attic/0")), forgotten={"den": None})
+    decision = choose(ASK, home("den/0"), there, NOW)
+    assert isinstance(decision, Refuse)
+    assert decision.code == "machine_lost"
+
+
+def test_a_claimed_new_home_is_moved_until_a_host_has_it() -> None:
+    there = fleet(replica("attic/0"))
+    assert choose(ASK, home("attic/0", 2, fresh=True), there, NOW) == Send("attic/0", 3, 2, "moved", True)
+    assert choose(ASK, home("attic/0", 2), there, NOW) == Send("attic/0", 3, 2, "kept", False)
 
 
 # nobody can serve it

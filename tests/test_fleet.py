@@ -202,13 +202,36 @@ async def test_a_host_that_is_neither_listed_nor_there_is_dropped(tmp_path: Path
     controller = Controller([host])
     async with running(host, controller), Polled(tmp_path / "fleet.json", controller.port) as polled:
         await polled.until("den/0", "up")
-        controller.hosts = []
+        controller.hosts = [AnswersHost("den/1", port=free_port())]
         await polled.fleet.refresh_controller()
         await host.stop()
         await polled.until("den/0", "absent")
         controller.hosts = [host]
         await host.start()
         await polled.until("den/0", "up")
+
+
+async def test_a_machine_that_the_list_leaves_out_is_unknown_and_not_absent(tmp_path: Path) -> None:
+    host = AnswersHost("den/0")
+    controller = Controller([host])
+    async with running(host, controller), Polled(tmp_path / "fleet.json", controller.port) as polled:
+        await polled.until("den/0", "up")
+        controller.hosts = []
+        await host.stop()
+        await polled.fleet.refresh_controller()
+        await polled.until("den/0", "out")
+        polled.shift_s = 40.0
+        await polled.fleet.changed(2.0)
+        gone = polled.fleet.snapshot().replicas["den/0"]
+        assert gone.is_lost(polled.clock())
+        controller.forgotten = ["den"]
+        await polled.fleet.refresh_controller()
+        assert polled.fleet.snapshot().forgotten == {"den": "default"}
+        await polled.until("den/0", "absent")
+        controller.hosts = [AnswersHost("attic/0", port=free_port())]
+        await polled.fleet.refresh_controller()
+    async with Polled(tmp_path / "fleet.json", free_port()) as polled:
+        assert polled.fleet.snapshot().forgotten == {"den": "default"}, "its zone is kept on disk"
 
 
 async def test_open_turns_are_counted_and_given_back(tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""Whose turn is this, and where may it run? From a request's path, headers and body to an Ask.
+
+`identity` names the session; what only the controller and the hosts know of it is asked through `finding`. Chooses
+no replica.
+"""
+
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+from router.clues import body_clues
+from router.decision import Ask
+from router.errors import Rejected, bad_request, session_not_found
+from router.finding import Finder, owns
+from router.fleet import Fleet
+from router.homes import Homes
+from router.identity import (
+    NOBODY,
+    BadName,
+    Clues,
+    Identity,
+    IdentityOptions,
+    guessed_session,
+    identify,
+    key_scope,
+    public_id,
+    scope_of,
+)
+from router.keys import Key
+from router.request import Address, Chat, Endpoint, Head, Wanted, Who, read_policy, read_zone, split_model
+from serving.model import ModelSpec, WhenLost
+
+
+@dataclass(frozen=True, slots=True)
+class Addressed:
+    """What a request says of itself; who it is may still have to be found."""
+
+    ask: Ask
+    identity: Identity
+    who: Who
+
+
+class Addressing:
+    """One router's."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        homes: Homes,
+        finder: Finder,
+        models: Mapping[str, ModelSpec],
+        digest_key: bytes,
+        options: IdentityOptions,
+        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+    ) -> None:
+        """`digest_key` makes public ids."""
+        self.digest_key = digest_key
+        self._fleet = fleet
+        self._homes = homes
+        self._finder = finder
+        self._models = models
+        self._options = options
+        self._new_id = new_id
+
+    def read(self, endpoint: Endpoint, head: Head, address: Address, wanted: Wanted, key: Key) -> Addressed:
+        """Asks nobody. Raises Rejected (400)."""
+        model, machine = split_model(wanted.model)
+        zone = read_zone(head)
+        clues = Clues(
+            head.named if endpoint.sessions else (),
+            address.session if endpoint.sessions else None,
+            address.machine,
+            machine,
+            zone,
+        )
+        if endpoint.sessions:
+            messages = wanted.messages if isinstance(wanted, Chat) else None
+            clues = replace(clues, body=body_clues(wanted, messages))
+        try:
+            identity = identify(clues, key.name, self._options)
+        except BadName as error:
+            raise Rejected(bad_request(str(error), error.code, error.where)) from error
+        if not endpoint.sessions:
+            identity = replace(NOBODY, machine=identity.machine, zone=identity.zone)
+        ask = Ask(
+            model,
+            identity.session,
+            head.request_id.decode(),
+            identity.machine,
+            identity.zone,
+            read_policy(head, self._policy(model)),
+            key,
+            "guessed" if identity.source == "guess" else "named",
+            identity.parent,
+        )
+        return Addressed(ask, identity, self._who(identity, identity.session))
+
+    async def find(self, addressed: Addressed) -> Addressed:
+        """The same, with the session that it means. Raises Rejected (404), NotYet, or CannotSay."""
+        ask, identity = addressed.ask, addressed.identity
+        if identity.parent_public is not None:
+            ask = replace(ask, family=await self._session(identity.parent_public, ask))
+        if identity.public is not None:
+            session = await self._session(identity.public, ask)
+            if session is None:
+                raise Rejected(session_not_found())
+            who = replace(addressed.who, public=identity.public)
+            return Addressed(replace(ask, session=session), identity, who)
+        if identity.history is None or ask.model not in self._fleet.snapshot().models:
+            return replace(addressed, ask=ask)
+        scope = key_scope(ask.key.name)
+        histories = (identity.history, *identity.continues)
+        found = await self._finder.by_history(histories, ask.model, scope)
+        if found is None or not owns(ask.key, found):
+            return self.part(replace(addressed, ask=ask))
+        self._homes.told(found.pin)
+        session = found.pin.session
+        return Addressed(replace(ask, session=session), identity, self._who(identity, session))
+
+    def part(self, addressed: Addressed) -> Addressed:
+        """A guess that nobody knows, or that went another way than the session it was taken for: one of its own."""
+        ask, identity = addressed.ask, addressed.identity
+        scope = scope_of(identity.machine, identity.zone)
+        session = guessed_session(ask.key.name, scope, self._new_id())
+        return Addressed(replace(ask, session=session), identity, self._who(identity, session))
+
+    async def _session(self, public: str, ask: Ask) -> str | None:
+        """The session of this key that has that public id, for this model or for another."""
+        others = sorted(name for name in self._fleet.snapshot().models if name != ask.model)
+        for model in (ask.model, *others):
+            found = await self._finder.by_public(public, model)
+            if found is not None:
+                return found.pin.session if owns(ask.key, found) else None
+        return None
+
+    def _who(self, identity: Identity, session: str | None) -> Who:
+        public = "" if session is None else public_id(self.digest_key, session)
+        return Who(public, identity.history or "", identity.continues)
+
+    def _policy(self, model: str) -> WhenLost:
+        spec = self._models.get(model)
+        return "wait" if spec is None else spec.when_lost

@@ -1,0 +1,234 @@
+"""Ending and moving sessions, and giving a machine up: what people ask for through the API.
+
+A key acts on its own sessions only, an admin's on all. Each change is written where the session's home is, then told
+to the controller, then to whoever else may still know of it.
+"""
+
+import asyncio
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+from router.choose import ranked
+from router.decision import Ask, machine_of
+from router.errors import (
+    ApiError,
+    Rejected,
+    bad_request,
+    cannot_say,
+    no_controller,
+    session_busy,
+    session_not_found,
+)
+from router.finding import CannotSay, Finder, owns
+from router.fleet import Fleet
+from router.identity import digest, public_id
+from router.keys import Key, refuse_machine, refuse_model, refuse_zone
+from router.peers import KnownPin, NotYet, Peers, Unreachable
+from router.relay import Relay
+from serving.pins import Pin
+
+FACTS = ("public", "scope", "family", "guessed")
+"""What goes along with a pin to its new home."""
+PUBLIC = re.compile(r"hp_[0-9a-f]{24}")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A session's pin for one model, as it holds; and the replicas that may still know of it."""
+
+    known: KnownPin
+    at: Mapping[str, KnownPin]
+
+    @property
+    def pin(self) -> Pin:
+        return self.known.pin
+
+
+class Sessions:
+    """All methods raise Rejected where it cannot be done; the error names the remedy."""
+
+    def __init__(
+        self, fleet: Fleet, peers: Peers, finder: Finder, relay: Relay, wall: Callable[[], float]
+    ) -> None:
+        self.relay = relay
+        self._fleet = fleet
+        self._peers = peers
+        self._finder = finder
+        self._wall = wall
+
+    def public(self, told: str, key: Key) -> str:
+        """A public id, or the name of a session of this key, as a public id."""
+        if PUBLIC.fullmatch(told):
+            return told
+        return public_id(self.relay.addressing.digest_key, digest(key.name, "", told))
+
+    async def end(self, told: str, key: Key) -> dict[str, Any]:
+        """End its turns and forget it, for every model and wherever it is known."""
+        public = self.public(told, key)
+        keys = self._open(public, key)
+        found = await self._all(public, key, known=bool(keys))
+        keys |= {(each.pin.session, each.pin.model) for each in found}
+        away: set[str] = set()
+        for session, model in sorted(keys):
+            of_it = [each for each in found if (each.pin.session, each.pin.model) == (session, model)]
+            away |= await self._end(
+                session, model, {name for each in of_it for name in (each.pin.replica, *each.at)}
+            )
+        if away:
+            raise Rejected(_not_ended(sorted(away)))
+        return {"id": public, "ended": True, "models": sorted(model for _, model in keys)}
+
+    async def move(self, told: str, machine: str, key: Key) -> dict[str, Any]:
+        """Give it a home on another machine of its zone. Its pin is written there when this returns."""
+        public = self.public(told, key)
+        found = await self._all(public, key)
+        if not self._fleet.controller_reachable:
+            raise Rejected(no_controller())
+        for each in found:
+            self._may_move(each, machine, key)
+        moved = [await self._move(each, machine, key) for each in found]
+        return {"id": public, "machine": machine, "replicas": [pin.replica for pin in moved]}
+
+    async def forget(self, machine: str) -> dict[str, Any]:
+        """The machine is gone for good: its sessions get new homes."""
+        try:
+            status, message = await self._peers.forget(machine)
+        except Unreachable as error:
+            raise Rejected(no_controller()) from error
+        if status == 404:
+            raise Rejected(self._no_machine(machine))
+        if status == 409:
+            raise Rejected(ApiError(409, "machine_is_there", message or "That machine is there.", final=True))
+        if status != 200:
+            raise Rejected(ApiError(502, "controller_error", message or f"The controller answered {status}."))
+        await self._fleet.refresh_controller()
+        return {"machine": machine, "forgotten": True}
+
+    async def _all(self, public: str, key: Key, known: bool = False) -> list[Found]:
+        """By model, sorted. Raises Rejected where there is none of this key, unless one is `known`."""
+        found, silent = [], set[str]()
+        for model in sorted(self._fleet.snapshot().models):
+            try:
+                pin = await self._finder.by_public(public, model)
+            except CannotSay as error:
+                silent |= set(error.replicas)
+                continue
+            except NotYet as error:
+                raise Rejected(cannot_say(())) from error
+            at, _ = await self._finder.at_hosts(public, model)
+            pin = pin or next(iter(at.values()), None)
+            if pin is not None and (key.role == "admin" or owns(key, pin)):
+                found.append(Found(at.get(pin.pin.replica, pin), at))
+        if not found and not known:
+            raise Rejected(cannot_say(sorted(silent)) if silent else session_not_found())
+        return found
+
+    def _open(self, public: str, key: Key) -> set[tuple[str, str]]:
+        """Sessions of that id that have an open turn, perhaps their first."""
+        digest_key = self.relay.addressing.digest_key
+        asks = [turn.ask for turn in self.relay.turns if turn.ask and _is_of(turn.key, key)]
+        return {
+            (a.session, a.model) for a in asks if a.session and public_id(digest_key, a.session) == public
+        }
+
+    async def _end(self, session: str, model: str, at: set[str]) -> set[str]:
+        """End it at every host, then in the index. Which of those that have it, or may, are away: they keep it, and the
+        index goes on knowing them."""
+        began = self._fleet.now()
+        of_model = {each.name for each in self._fleet.snapshot().of_model(model)}
+        here = of_model & set(self._fleet.reachable())
+        bases = {name: base for name in here if (base := self._fleet.base(name))}
+        done = await asyncio.gather(*(self._end_at(base, session, model) for base in bases.values()))
+        self.relay.ended(session, model)
+        away = (at or of_model) - {name for name, ended in zip(bases, done, strict=True) if ended}
+        if not away:
+            with suppress(Unreachable):
+                await self._peers.ended(session, model, self._fleet.now() - began)
+        return away
+
+    async def _end_at(self, base: str, session: str, model: str) -> bool:
+        try:
+            await self._peers.end(base, session, model)
+        except Unreachable:
+            return False
+        return True
+
+    def _may_move(self, found: Found, machine: str, key: Key) -> None:
+        pin, snapshot = found.pin, self._fleet.snapshot()
+        if machine not in snapshot.machines:
+            raise Rejected(self._no_machine(machine))
+        before, after = snapshot.zone_of(machine_of(pin)), snapshot.zone_of(machine)
+        barred = refuse_model(key, pin.model) or refuse_machine(key, machine) or refuse_zone(key, after or "")
+        if barred is not None and key.role != "admin":
+            raise Rejected(barred)
+        if before is not None and before != after:
+            message = (
+                f"This session belongs to the zone {before}, and {machine} is in {after}: what was said in it "
+                "stays in its zone. Begin another one there."
+            )
+            raise Rejected(ApiError(409, "zone_conflict", message, final=True))
+        open_turn = self.relay.of(pin.session, pin.model) or found.known.state in ("running", "waiting")
+        if open_turn and machine_of(pin) != machine:
+            raise Rejected(session_busy(pin.replica))
+
+    async def _move(self, found: Found, machine: str, key: Key) -> Pin:
+        """New home first, so that the session is never without one; then who else knows of it."""
+        pin = found.pin
+        if machine_of(pin) == machine:
+            return pin
+        ask = Ask(pin.model, pin.session, pin.session, machine, key=replace(key, zones=None, machines=None))
+        order = ranked(ask, self._fleet.snapshot(), self._fleet.now())
+        base = self._fleet.base(order[0].replica) if order else None
+        if base is None:
+            message = f"No replica of {pin.model} on {machine} can take it now; see `homeport status`."
+            raise Rejected(ApiError(503, "model_unavailable", message, retry_after_s=5))
+        made = Pin(pin.session, pin.model, order[0].replica, pin.generation + 1, self._wall())
+        told = {**{name: found.known.facts.get(name) for name in FACTS}, **made.to_json()}
+        try:
+            winners = await self._peers.learn(base, [told])
+        except Unreachable as error:
+            message = f"{made.replica} could not write it down ({error}). The session stays at {pin.replica}."
+            raise Rejected(ApiError(503, "machine_unavailable", message, retry_after_s=5)) from error
+        if made not in winners:
+            message = "Somebody else moved this session at the same moment. See `homeport sessions`."
+            raise Rejected(ApiError(409, "session_busy", message, retry_after_s=2))
+        self.relay.homes.told(made)
+        old = [self._fleet.base(name) for name in {*found.at, pin.replica} & set(self._fleet.reachable())]
+        for other in (None, *filter(None, old)):
+            try:
+                await self._peers.learn(other, [told])
+            except Unreachable:
+                continue  # The controller reads it in the journal; a host that comes back is told by the controller.
+        return made
+
+    def _no_machine(self, machine: str) -> ApiError:
+        known = ", ".join(sorted(self._fleet.snapshot().machines)) or "none"
+        return ApiError(
+            404, "machine_not_found", f"There is no machine {machine!r}; known: {known}.", "machine"
+        )
+
+
+def _is_of(owner: Key, key: Key) -> bool:
+    return key.role == "admin" or owner.name == key.name
+
+
+def _not_ended(replicas: list[str]) -> ApiError:
+    where = ", ".join(replicas)
+    message = (
+        f"Its home {where} cannot be reached, so that it is there again when that is back. "
+        "End it then, or give the machine up with `homeport forget`."
+    )
+    return ApiError(503, "machine_unavailable", message, retry_after_s=10)
+
+
+def wanted_machine(body: Any) -> str:
+    """What `{"machine": …}` names. Raises Rejected."""
+    machine = body.get("machine") if isinstance(body, dict) else None
+    if not isinstance(machine, str) or not machine:
+        raise Rejected(
+            bad_request('Say where to: {"machine": NAME}.', "missing_required_parameter", "machine")
+        )
+    return machine
