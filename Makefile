@@ -1,14 +1,14 @@
 # Everything a person does in this clone. `make` alone lists it.
 
 PYTHON ?= python3
-# More arguments for up, test, bench and bench-engine: make test ARGS="-k slices"
+# More arguments for up, test and the benches: make test ARGS="-k slices"
 ARGS ?=
 SETUP := cluster.bootstrap
 COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up test check bench bench-engine clean lock python
+.PHONY: help setup up test test-schedules check bench bench-engine bench-sessions clean lock python
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -24,6 +24,10 @@ test: python ## set up, run all the tests
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m pytest $(ARGS)
 
+test-schedules: python ## play 10,000 random schedules of the whole thing on a simulated clock and network
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m tests.schedules $(ARGS)
+
 check: python ## format, lint, types, import rules: the gate of every change
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/ruff format --check --quiet . || { echo "run .venv/bin/ruff format ." >&2; exit 1; }
@@ -38,6 +42,10 @@ bench: python ## measure, and write the tables of benchmarks/README.md
 bench-engine: python ## measure the engine beside bare llama.cpp and its own server, and write the table
 	@$(PYTHON) -m $(SETUP) bench --quiet
 	@exec .venv/bin/python -m benchmarks.engine $(ARGS)
+
+bench-sessions: python ## measure what becomes of sessions and pins when processes are killed, and write the table
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m benchmarks.sessions $(ARGS)
 
 clean: ## stop what runs, remove .venv and the tools' caches (wheels, models and state stay)
 	@if [ -x .venv/bin/homeport ]; then .venv/bin/homeport down || true; fi

@@ -1,0 +1,1 @@
+"""Random schedules of a whole homeport on a simulated clock and network."""

@@ -1,0 +1,207 @@
+"""Random schedules hold what homeport promises, and faults that are built in on purpose are found.
+
+`make test-schedules` runs 10,000 of them; a seed that fails is repeated with its trace by
+`make test-schedules ARGS="--seed SEED"`.
+"""
+
+import logging
+import random
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+import router.choose
+import router.homes
+from router.decision import Wait
+from router.reply import Reply
+from serving.journal import Journal
+from serving.journal_file import Entry, Facts, entries_since
+from serving.pin_index import PinIndex
+from serving.pins import Pin
+from serving.turns import Turns
+from tests.schedules.clock import Process
+from tests.schedules.hosts import Host
+from tests.schedules.journals import Disk, SimJournal
+from tests.schedules.world import MODEL, Mutation, run
+
+ROOT = Path(__file__).parents[2]
+SCHEDULES = 500
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    logging.disable(logging.CRITICAL)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+@pytest.mark.timeout(900)
+def test_nothing_is_lost_nothing_runs_twice_and_everything_ends() -> None:
+    """In processes of their own, so that a seed that fails here fails alike on its own."""
+    command = [sys.executable, "-m", "tests.schedules", "--count", str(SCHEDULES)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_seed_is_the_same_schedule_every_time() -> None:
+    for seed in range(10):
+        assert run(seed).trace == run(seed).trace
+
+
+# faults that are built in
+
+
+class ForgetsHost(Host):
+    """Loses its journal when it is killed."""
+
+    def kill(self) -> None:
+        super().kill()
+        self.disk = Disk(f"{self.name}-{self.incarnation}", self.disk.wrote)
+
+
+class UnsyncedHost(Host):
+    """Its journal says that a pin is on disk before it is: the last seconds are lost when it is killed."""
+
+    def kill(self) -> None:
+        super().kill()
+        young = [key for key, row in self.disk.rows.items() if row.used_s > row.pin.created_s - 5.0]
+        recent = self.loop.now + 1_800_000_000.0 + self.skew_s - 5.0
+        self.disk.mark = replace(self.disk.mark, removed=self.disk.mark.removed + 1)
+        for key in young:
+            if self.disk.rows[key].pin.created_s > recent:
+                del self.disk.rows[key], self.disk.numbers[key]
+
+
+def two_at_once() -> Any:
+    """An admission that takes every turn for another session's."""
+    ask = Turns.ask
+    counted = iter(range(1 << 30))
+
+    def asked(turns: Turns, session: str | None, *more: Any) -> Any:
+        return ask(turns, None if session is None else f"{next(counted):064x}", *more)
+
+    return mock.patch.object(Turns, "ask", asked)
+
+
+def elsewhere() -> Any:
+    """A router that begins a session anew where its home does not serve."""
+    choose = router.choose.choose
+
+    def chosen(ask: Any, home: Any, *more: Any) -> Any:
+        decision = choose(ask, home, *more)
+        if home is not None and isinstance(decision, Wait):
+            return choose(ask, None, *more)
+        return decision
+
+    return mock.patch.object(router.homes, "choose", chosen)
+
+
+def no_winner() -> Any:
+    """An index that gives everybody what they wish."""
+    claim = PinIndex.claim
+
+    def claimed(index: PinIndex, session: str, model: str, *more: Any, **named: Any) -> Any:
+        index.claims.pop((session, model), None)
+        index.pins.pop((session, model), None)
+        return claim(index, session, model, *more, **named)
+
+    return mock.patch.object(PinIndex, "claim", claimed)
+
+
+def no_last_word() -> Any:
+    """A router that says nothing more once its head is out."""
+    fail = Reply.fail
+
+    async def failed(reply: Reply, error: Any) -> str:
+        return str(error.code) if reply.head_sent else await fail(reply, error)
+
+    return mock.patch.object(Reply, "fail", failed)
+
+
+@pytest.mark.parametrize(
+    ("fault", "found"),
+    [
+        (Mutation(host=ForgetsHost), "pin"),
+        (Mutation(host=UnsyncedHost), "pin"),
+        (two_at_once, "while it runs on"),
+        (elsewhere, "was told"),
+        (no_winner, "session"),
+        (no_last_word, "without an end"),
+    ],
+    ids=["forgets", "unsynced", "two-at-once", "elsewhere", "no-winner", "no-last-word"],
+)
+def test_a_fault_is_found(fault: Any, found: str) -> None:
+    with ExitStack() as stack:
+        mutation = fault if isinstance(fault, Mutation) else None
+        if mutation is None:
+            stack.enter_context(fault())
+        for seed in range(200):
+            if any(found in problem for problem in run(seed, mutation).problems):
+                return
+    raise AssertionError("nobody noticed")
+
+
+# the journal in memory is as the real one
+
+
+@dataclass
+class Both:
+    real: Journal
+    sim: SimJournal
+
+    def same(self, method: str, *args: Any) -> None:
+        assert getattr(self.real, method)(*args) == getattr(self.sim, method)(*args), (method, args)
+
+
+def test_the_simulated_journal_is_as_the_real_one(tmp_path: Path) -> None:
+    rng = random.Random(5)
+    path = tmp_path / "journal.sqlite"
+    disk = Disk("epoch")
+    both = Both(Journal(path), SimJournal(disk, Process("host", "h0")))
+    sessions = [f"{number:064x}" for number in range(5)]
+    histories = [f"{number:064x}" for number in range(100, 104)]
+    known_real, known_sim = entries_since(path, replace(disk.mark, epoch=""))[1], disk.mark
+    for step in range(400):
+        session, history, now = rng.choice(sessions), rng.choice(histories), 1000.0 + step
+        facts = Facts(
+            rng.choice(("", "hp_" + "a" * 24)),
+            rng.choice((None, "s" * 64)),
+            None,
+            rng.random() < 0.5,
+            history,
+        )
+        match rng.randrange(6):
+            case 0 | 1:
+                replica = rng.choice(("h0/0", "h1/0"))
+                both.same("insert", Pin(session, MODEL, replica, rng.randint(1, 3), now), facts)
+            case 2:
+                both.same("touch", session, MODEL, now, replace(facts, history=None))
+            case 3:
+                both.same("record", session, MODEL, history)
+            case 4:
+                both.same("remove", [(session, MODEL)], now - rng.choice((0, 50)))
+            case _:
+                both.same("note", session, MODEL, history)
+                if rng.random() < 0.5:
+                    both.same("noted", session, MODEL, history)
+        both.same("entry", session, MODEL)
+        both.same("get", session, MODEL)
+        both.same("by_public", "hp_" + "a" * 24)
+        both.same("find", [history, histories[0]], MODEL, facts.scope)
+        both.same("unused", now - 10, now - 20, now - 30)
+        both.same("count")
+        if step % 7 == 0:
+            entries, known_real, whole = entries_since(path, known_real)
+            news = disk.since(known_sim)
+            known_sim = news.mark
+            assert whole == news.whole
+            assert sorted(map(str, map(Entry.to_json, entries))) == sorted(map(str, news.pins))
+    assert sorted(both.real.all(), key=str) == sorted(both.sim.all(), key=str)
+    both.real.close()
