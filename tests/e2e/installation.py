@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from email.message import Message
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -100,6 +101,22 @@ class Homeport:
 
     def get(self, path: str) -> Any:
         return get_json(self.url + path)
+
+    def post_whole(
+        self, body: Mapping[str, Any], headers: Mapping[str, str]
+    ) -> tuple[int, "Message[str, str]", Any]:
+        """A chat completion in one piece: its status, headers and body."""
+        request = urllib.request.Request(  # noqa: S310 - our own http address
+            f"{self.url}/v1/chat/completions",
+            json.dumps({"model": "smollm2", "temperature": 0, **body}).encode(),
+            {"content-type": "application/json", **headers},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+                return answer.status, answer.headers, json.load(answer)
+        except urllib.error.HTTPError as error:
+            with error:
+                return error.code, error.headers, json.load(error)
 
     def replicas(self) -> list[dict[str, Any]]:
         return [r for machine in self.get("/api/fleet")["machines"] for r in machine["replicas"]]

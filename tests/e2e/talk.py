@@ -31,16 +31,28 @@ class Answer:
 
 @dataclass
 class Conversation:
-    """A session that grows by a turn at each `say`."""
+    """A session that grows by a turn at each `say`. With an empty name it is not told which one it is."""
 
     url: str
     name: str
     history: list[dict[str, str]] = field(default_factory=lambda: [SYSTEM])
     answers: list[Answer] = field(default_factory=list)
+    headers: dict[str, str] = field(default_factory=dict)
+    """More of them, with each turn."""
 
     def say(self, words: str, max_tokens: int = 24, on_text: Callable[[], None] = lambda: None) -> Answer:
         """One streamed turn; the answer joins the history when it came whole. `on_text` hears each chunk."""
-        messages: Any = [*self.history, {"role": "user", "content": words}]
+        return self.ask([*self.history, {"role": "user", "content": words}], max_tokens, on_text)
+
+    def aside(self, words: str, max_tokens: int = 24) -> Answer:
+        """A request under the same name that is no turn of the conversation."""
+        kept = list(self.history)
+        answer = self.ask([SYSTEM, {"role": "user", "content": words}], max_tokens)
+        self.history = kept
+        return answer
+
+    def ask(self, messages: Any, max_tokens: int = 24, on_text: Callable[[], None] = lambda: None) -> Answer:
+        """One streamed request with these messages; they and the answer become the history when it came whole."""
         answer = Answer({})
         self.answers.append(answer)
         with client(self.url) as sdk:
@@ -52,7 +64,7 @@ class Conversation:
                     stream_options={"include_usage": True},
                     temperature=0,
                     max_tokens=max_tokens,
-                    extra_headers={"x-session-id": self.name},
+                    extra_headers={**({"x-session-id": self.name} if self.name else {}), **self.headers},
                 )
                 answer.headers = dict(raw.headers)
                 for chunk in raw.parse():
@@ -67,7 +79,7 @@ class Conversation:
             except Exception as error:  # noqa: BLE001 - whatever the SDK's transport raises when a stream breaks
                 answer.error = f"{type(error).__name__}: {error}"
         if answer.error is None and answer.finish:
-            self.history += [messages[-1], {"role": "assistant", "content": answer.text}]
+            self.history = [*messages, {"role": "assistant", "content": answer.text}]
         return answer
 
 

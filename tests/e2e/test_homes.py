@@ -55,8 +55,8 @@ def test_without_a_stream_and_without_a_session(homeport: Homeport) -> None:
         )
     body = raw.parse()
     assert "Paris" in (body.choices[0].message.content or "")
-    assert raw.headers["x-homeport-pin"] == "none"
-    assert raw.headers["x-homeport-source"] == "none"
+    assert raw.headers["x-homeport-pin"] == "new"
+    assert raw.headers["x-homeport-source"] == "guess"
     assert raw.headers["x-request-id"]
 
 
