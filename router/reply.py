@@ -15,6 +15,7 @@ DROPPED = frozenset(
 )
 """Of a host's response headers: hop-by-hop ones, and those that the router itself says."""
 
+DONE = b"data: [DONE]\n\n"
 EVENT_STREAM: RawHeaders = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -25,13 +26,15 @@ EVENT_STREAM: RawHeaders = [
 class Reply:
     """One response on its way. `own` are the router's headers; they go out with whichever head is sent."""
 
-    __slots__ = ("_send", "ended", "head_sent", "own")
+    __slots__ = ("_done", "_send", "ended", "head_sent", "own")
 
     def __init__(self, send: SendMessage, own: RawHeaders) -> None:
         self.own = own
         self.head_sent = False
         self.ended = False
         """The last part was handed over: nothing may follow."""
+        self._done = False
+        """The stream said `[DONE]`."""
         self._send = send
 
     def say(self, name: bytes, value: bytes) -> None:
@@ -50,6 +53,7 @@ class Reply:
             await self._send({"type": "http.response.start", "status": 200, "headers": [*self.own, *headers]})
 
     async def part(self, data: bytes) -> None:
+        self._done = data.endswith(DONE)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def finish(self, data: bytes = b"") -> None:
@@ -58,7 +62,11 @@ class Reply:
         await self._send({"type": "http.response.body", "body": data, "more_body": False})
 
     async def fail(self, error: ApiError) -> str:
-        """End with an error: a response of its own, or an event where the head is out. Returns its name."""
+        """End with an error: a response of its own, or an event where the head is out. Returns its name; `ok` where
+        all was said before."""
+        if self._done:
+            await self.finish()
+            return "ok"
         if self.head_sent:
             await self.finish(error.event())
         else:

@@ -33,7 +33,7 @@ from router.homes import PATIENCE_S
 from router.keys import Key
 from router.peers import NotYet, connection_refused
 from router.reading import Disagreement, code_of, last_code, only_comments, read_disagreement, whole_events
-from router.reply import EVENT_STREAM, Reply, home_headers, passed
+from router.reply import DONE, EVENT_STREAM, Reply, home_headers, passed
 from router.request import (
     Address,
     ClientGone,
@@ -310,7 +310,7 @@ class Turn:
             last = chunk
             await send(chunk)
         await self._reply.finish(held)
-        return "ok" if not held and last.endswith(b"data: [DONE]\n\n") else last_code(last)
+        return "ok" if not held and last.endswith(DONE) else last_code(last)
 
     async def _not_ok(self, ask: Ask, to: Send, response: aiohttp.ClientResponse) -> str | None:
         body = await response.read()
@@ -368,10 +368,7 @@ class Turn:
             fleet.saw_silent(to.replica)
             return await self._fail_at(ask, to, host_lost(to.replica))
         if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            if connection_refused(error):
-                fleet.saw_refused(to.replica)
-            else:
-                fleet.saw_silent(to.replica)
+            (fleet.saw_refused if connection_refused(error) else fleet.saw_silent)(to.replica)
             self._give_up(ask, to)
             return None
         self.relay.homes.suspect(ask, to.replica)  # its host may have written the pin down before it went

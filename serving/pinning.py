@@ -41,7 +41,7 @@ class Pinning:
             self._check_home(entry.pin)
             self._check_history(ask.session, entry)
         if entry is None and ask.pin == "kept" and not _is_here(desk.turns.state, ask.session):
-            raise misdirected("this host has no pin of this session", "unknown", None)
+            raise _unknown()
         holds = entry is not None and entry.pin.generation >= ask.generation
         claims = not holds and ask.claim_free and ask.pin in ("new", "moved")
         if claims and free_places(desk.turns.state) == 0 and not _is_here(desk.turns.state, ask.session):
@@ -66,6 +66,8 @@ class Pinning:
                     self.outcome = "kept"
                     self._record(ask.session)
                     return
+            elif ask.pin == "kept":  # It was ended since.
+                raise _unknown()
             pin = Pin(ask.session, desk.model.name, desk.replica, ask.generation, time.time())
             loop = asyncio.get_running_loop()
             winner = await loop.run_in_executor(desk.writer, desk.journal.insert, pin, self._facts())
@@ -152,6 +154,10 @@ class Pinning:
     def _facts(self) -> Facts:
         ask = self._ask
         return Facts(ask.public, ask.scope, self.family, ask.rank == "guessed", ask.history)
+
+
+def _unknown() -> Problem:
+    return misdirected("this host has no pin of this session", "unknown")
 
 
 def _is_here(state: Admission, session: str) -> bool:

@@ -152,7 +152,12 @@ async def test_a_host_that_has_no_pin_takes_no_turn_that_counts_on_one(replica: 
     assert replica.refused(kept) == {"reason": "unknown", "pin": None}
     assert replica.journal.count() == 0
     replica.turns.state = replace(fresh(1, 10.0, 60.0), line=(Waiting(1, ANN, 0.0, USUAL, 60.0),))
-    assert replica.check(kept).outcome is None, "its first turn waits here and has written nothing yet"
+    pinning = replica.check(kept)
+    assert pinning.outcome is None, "its first turn waits here and has written nothing yet"
+    with pytest.raises(Problem) as refusal:
+        await pinning.ensure()
+    assert refusal.value.homeport == {"reason": "unknown", "pin": None}
+    assert replica.journal.count() == 0, "nor has it ever, or it was ended since"
 
 
 async def test_a_pin_that_expires_while_its_turn_comes_is_written_anew(replica: Replica) -> None:

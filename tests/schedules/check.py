@@ -80,12 +80,23 @@ class Check:
         pins.append(pin)
 
     def acknowledged(
-        self, session: int, outcome: str, replica: str, pin: Pin | None, asked_at: float, excused: bool
+        self,
+        session: int,
+        outcome: str,
+        replica: str,
+        pin: Pin | None,
+        asked_at: float,
+        excused: bool,
+        served: bool,
     ) -> None:
         """A response's head named this home; `pin` is what its journal has. `excused`: its router could not ask the
-        controller, or the controller could not read the journal of an earlier home: twins may be born."""
+        controller, or the controller could not read the journal of an earlier home: twins may be born. Where the turn
+        was not `served` its router may not have heard yet that another one ended the session."""
         self.seen[f"pin {outcome}"] += 1
         if asked_at < self.doubts.get(session, 0.0):
+            return
+        if pin is None and not served and session in self.doubts:
+            self.seen["homes of an ended session told"] += 1
             return
         if pin is None:
             self.fault(f"session {session} was told {outcome} of {replica}, whose journal has no pin")

@@ -218,7 +218,9 @@ class World:
             excused = self.harms.dark.excuses(
                 router.name, asked_at, [pin.replica for pin in self.check.homes.get(number, ())]
             )
-            self.check.acknowledged(number, outcome, replica, self.pin(number, replica), asked_at, excused)
+            self.check.acknowledged(
+                number, outcome, replica, self.pin(number, replica), asked_at, excused, answer.status == 200
+            )
 
     def pin(self, number: int, replica: str) -> Pin | None:
         row = self.by_replica[replica].disk.rows.get((session_of(number), MODEL))
