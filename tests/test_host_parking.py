@@ -244,7 +244,7 @@ def test_another_sessions_file_is_never_loaded(make_host: MakeHost) -> None:
     host.kill()
     parked_file(host, "ann").rename(parked_file(host, "ben"))
     host.start()
-    assert again(host, "ben") == ("evaluated", "engine_changed", 0)
+    assert again(host, "ben", pin="new") == ("evaluated", "engine_changed", 0)
 
 
 def test_another_layouts_file_is_engine_changed(make_host: MakeHost) -> None:
