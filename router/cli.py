@@ -229,7 +229,7 @@ def _screen(view: Live) -> Show:
             out.print(
                 f"Listening on [bold cyan]{run.get('url', '')}/v1[/]  (Ctrl-C ends everything). Try it:\n"
             )
-            line = live.curl_line(run.get("url", ""), fleet["models"][0]["name"])
+            line = live.curl_line(run, fleet["models"][0]["name"])
             out.print(line, style="green", soft_wrap=True, markup=False, highlight=False)
             out.print()
         view.update(live.up_view(run, fleet, found), refresh=True)

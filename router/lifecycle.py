@@ -144,6 +144,7 @@ def start(
         write_revision(paths, config, machine, (network.first, network.last))
         run = {
             "url": config.router.url,
+            "keys": config.router.keys_file is not None,
             "owner": owner,
             "machine": machine.to_json(),
             "steps": {},

@@ -29,8 +29,8 @@ def replicas_of(fleet: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [replica for machine in fleet.get("machines", ()) for replica in machine["replicas"]]
 
 
-def curl_line(url: str, model: str) -> str:
-    """A line to paste into another terminal."""
+def curl_line(run: Mapping[str, Any], model: str) -> str:
+    """A line to paste into another terminal; where keys are needed, one of them is to be put in."""
     body = {
         "model": model,
         "stream": True,
@@ -41,7 +41,9 @@ def curl_line(url: str, model: str) -> str:
         ],
     }
     headers = "-H 'content-type: application/json' -H 'x-session-id: tea'"
-    return f"curl -N {url}/v1/chat/completions {headers} \\\n  -d '{json.dumps(body)}'"
+    if run.get("keys"):
+        headers = f"-H 'authorization: Bearer KEY' {headers}"
+    return f"curl -N {run.get('url', '')}/v1/chat/completions {headers} \\\n  -d '{json.dumps(body)}'"
 
 
 def up_view(
@@ -90,7 +92,7 @@ def plain_lines(run: Mapping[str, Any], fleet: Mapping[str, Any], ready: bool) -
             lines += [f"  {line}" for line in replica.get("stderr") or ()]
     if ready and fleet.get("models"):
         url = run.get("url", "")
-        lines += [f"Listening on {url}/v1", curl_line(url, fleet["models"][0]["name"])]
+        lines += [f"Listening on {url}/v1", curl_line(run, fleet["models"][0]["name"])]
     return lines
 
 
@@ -112,13 +114,16 @@ def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableT
     return Group(*parts)
 
 
+LONGEST_ID = 27
+"""Characters of a public id."""
+
+
 def sessions_table(sessions: Iterable[Mapping[str, Any]]) -> Table:
     """One row a session, by its public id."""
-    table = Table(
-        *("session", "model", "machine", "home", "state", "context", "turns", "age"),
-        box=None,
-        header_style="bold",
-    )
+    table = Table(box=None, header_style="bold")
+    table.add_column("session", no_wrap=True, min_width=LONGEST_ID)  # whole, to be copied
+    for title in ("model", "machine", "home", "state", "context", "turns", "age"):
+        table.add_column(title)
     for session in sessions:
         table.add_row(
             session["id"],

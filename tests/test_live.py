@@ -1,0 +1,63 @@
+"""What people see of a running homeport."""
+
+import io
+import re
+
+from rich.console import Console, RenderableType
+
+from router import live
+
+ID = "hp_4c999fe24e7fc3a31c65df9a"
+SESSION = {
+    "id": ID,
+    "model": "a-model-with-a-long-name",
+    "machine": "a-machine-with-a-long-name",
+    "replica": "a-machine-with-a-long-name/0",
+    "state": "resident",
+    "context_tokens": 57,
+    "turns": 1,
+    "age_s": 4.0,
+}
+
+
+def seen(view: RenderableType, width: int = 80) -> str:
+    screen = io.StringIO()
+    Console(file=screen, width=width).print(view)
+    return screen.getvalue()
+
+
+def replica(state: str, progress: float) -> dict[str, object]:
+    return {
+        "name": "den/0",
+        "model": "smollm2",
+        "state": state,
+        "progress": progress,
+        "detail": "",
+        "slice": {"cores": [0], "gpus": [], "memory_bytes": 2**30},
+        "stderr": [],
+    }
+
+
+def test_a_public_id_is_never_cut_so_that_it_can_be_copied() -> None:
+    assert ID in seen(live.sessions_table([SESSION]), width=60)
+
+
+def test_the_line_to_try_asks_for_a_key_only_where_one_is_needed() -> None:
+    run = {"url": "http://127.0.0.1:8000"}
+    assert "authorization" not in live.curl_line(run, "smollm2")
+    assert "-H 'authorization: Bearer KEY'" in live.curl_line({**run, "keys": True}, "smollm2")
+
+
+def test_a_loading_replica_shows_how_far_it_is() -> None:
+    def bar(state: str, progress: float) -> int:
+        """How much of the screen is filled by the bar."""
+        machine = {"name": "den", "hardware": {"cores": [0, 1], "memory_bytes": 2**30}}
+        fleet = {"machines": [{**machine, "replicas": [replica(state, progress)]}]}
+        screen = io.StringIO()
+        console = Console(file=screen, width=120, force_terminal=True, color_system="truecolor")
+        console.print(live.up_view({"steps": {}}, fleet, []))
+        parts = re.findall(r"\x1b\[([0-9;]*)m(━+)", screen.getvalue())
+        return len(parts[0][1]) if parts else 0
+
+    assert 0 < bar("loading", 0.25) < bar("loading", 0.75)
+    assert bar("ready", 1.0) == 0
