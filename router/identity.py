@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from router.likeness import Message, history
+from serving.pins import is_public_id
 
 Source = Literal["header", "path", "body", "guess", "none"]
 
@@ -44,7 +45,6 @@ LONGEST_NAME = 512
 ANONYMOUS = "local"
 """The name of the one key that everybody has while there are no keys."""
 
-_PUBLIC_ID = re.compile(r"hp_[0-9a-f]{24}")
 _OLD_USER_ID = re.compile(r"user_.*_session_([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 
 
@@ -210,7 +210,7 @@ def _machine(clues: Clues) -> str | None:
 
 def _told(name: str, key_name: str, scope: str) -> tuple[str | None, str | None]:
     """A name as a session's digest, or as the public id that it is."""
-    return (None, name) if _PUBLIC_ID.fullmatch(name) else (digest(key_name, scope, name), None)
+    return (None, name) if is_public_id(name) else (digest(key_name, scope, name), None)
 
 
 def _ladder(

@@ -5,7 +5,6 @@ to the controller, then to whoever else may still know of it.
 """
 
 import asyncio
-import re
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -28,11 +27,10 @@ from router.identity import digest, public_id
 from router.keys import Key, refuse_machine, refuse_model, refuse_zone
 from router.peers import KnownPin, NotYet, Peers, Unreachable
 from router.relay import Relay
-from serving.pins import Pin
+from serving.pins import Pin, is_public_id
 
 FACTS = ("public", "scope", "family", "guessed")
 """What goes along with a pin to its new home."""
-PUBLIC = re.compile(r"hp_[0-9a-f]{24}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +59,7 @@ class Sessions:
 
     def public(self, told: str, key: Key) -> str:
         """A public id, or the name of a session of this key, as a public id."""
-        if PUBLIC.fullmatch(told):
+        if is_public_id(told):
             return told
         return public_id(self.relay.addressing.digest_key, digest(key.name, "", told))
 

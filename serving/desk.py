@@ -3,8 +3,10 @@
 Decides nothing about sessions, and makes no prompt.
 """
 
-from collections.abc import Awaitable, Callable
+import sqlite3
+from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -12,7 +14,7 @@ import msgspec
 
 from serving.asgi import Problem
 from serving.engine import Engine
-from serving.journal import Journal
+from serving.journal import Journal, JournalFull
 from serving.model import ModelSpec
 from serving.request_fields import BadRequest
 from serving.turns import Turns
@@ -56,6 +58,17 @@ class Desk:
             message = f"this replica serves the model '{self.model.name}'; ask the router for others"
             raise Problem(404, message, "model_not_found", "model")
         return request
+
+
+@contextmanager
+def journal_problems() -> Iterator[None]:
+    """Raises Problem for what the journal raises in the block."""
+    try:
+        yield
+    except JournalFull as error:
+        raise Problem(507, str(error), "state_folder_full") from None
+    except sqlite3.Error as error:
+        raise Problem(500, f"the journal could not be written: {error}", "journal_failed") from None
 
 
 def decode(body: bytes, wanted: str) -> object:

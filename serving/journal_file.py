@@ -5,7 +5,6 @@ journal.py writes it. Digests are bytes, and names that repeat (models, replicas
 number is news.
 """
 
-import re
 import secrets
 import sqlite3
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from serving.pins import Pin
+from serving.pins import Pin, is_public_id
 
 VERSION = 2
 """SQLite's `user_version` of the file. Files of homeport 0.1.0 have 0."""
@@ -44,7 +43,6 @@ INSERT OR REPLACE INTO pins (session, model, replica, generation, created_s, use
     guessed, history) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _MARK = "SELECT epoch, removed, (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'pins') FROM about"
-_PUBLIC = re.compile(r"hp_[0-9a-f]{24}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +224,7 @@ def entry_of(row: tuple[Any, ...]) -> Entry:
 
 def packed(public: str) -> bytes | str | None:
     """A public id as it is stored."""
-    return bytes.fromhex(public[3:]) if _PUBLIC.fullmatch(public) else public or None
+    return bytes.fromhex(public[3:]) if is_public_id(public) else public or None
 
 
 def digest_bytes(digest: str | None) -> bytes | None:

@@ -13,8 +13,8 @@ from urllib.parse import parse_qs
 import msgspec
 
 from serving.asgi import Problem, Receive, Send, read_body, send_whole
-from serving.desk import Desk, decode
-from serving.journal import Entry, Facts, JournalFull
+from serving.desk import Desk, decode, journal_problems
+from serving.journal import Entry, Facts
 from serving.pins import Pin, is_session, pin_from_json
 from serving.routing import MAX_CONTINUES
 from serving.trouble import report
@@ -253,12 +253,8 @@ class PinRoutes:
 
     @staticmethod
     async def _written(writing: Awaitable[T]) -> T:
-        try:
+        with journal_problems():
             return await writing
-        except JournalFull as error:
-            raise Problem(507, str(error), "state_folder_full") from None
-        except sqlite3.Error as error:
-            raise Problem(500, f"the journal could not be written: {error}", "journal_failed") from None
 
 
 def _object(body: bytes, wanted: str) -> dict[str, Any]:

@@ -4,14 +4,13 @@ Decides no homes: the router chose this one, and the journal has the last word.
 """
 
 import asyncio
-import sqlite3
 import time
 from dataclasses import replace
 
 from serving.admission import Admission, free_places, place_of
 from serving.asgi import Problem
-from serving.desk import Desk
-from serving.journal import Entry, Facts, JournalFull
+from serving.desk import Desk, journal_problems
+from serving.journal import Entry, Facts
 from serving.pins import Pin
 from serving.routing import Ask, misdirected
 
@@ -58,7 +57,7 @@ class Pinning:
         if self.outcome is not None:
             self._record(ask.session)
             return
-        try:
+        with journal_problems():
             entry = desk.journal.entry(ask.session, desk.model.name)
             if entry is not None:
                 self._check_home(entry.pin)
@@ -71,11 +70,6 @@ class Pinning:
             pin = Pin(ask.session, desk.model.name, desk.replica, ask.generation, time.time())
             loop = asyncio.get_running_loop()
             winner = await loop.run_in_executor(desk.writer, desk.journal.insert, pin, self._facts())
-        except JournalFull as error:
-            raise Problem(507, str(error), "state_folder_full") from None
-        except sqlite3.Error as error:
-            message = f"the pin could not be written to the journal: {error}"
-            raise Problem(500, message, "journal_failed") from None
         self._check_home(winner)
         written = winner is pin
         made = written and entry is None

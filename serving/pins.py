@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_PUBLIC_ID = re.compile(r"hp_[0-9a-f]{24}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +38,11 @@ class Pin:
 def is_session(text: str) -> bool:
     """Whether `text` is a session digest as pins carry it."""
     return _DIGEST.fullmatch(text) is not None
+
+
+def is_public_id(text: str) -> bool:
+    """Whether `text` is what a session is called towards people."""
+    return _PUBLIC_ID.fullmatch(text) is not None
 
 
 def pin_from_json(data: Mapping[str, object]) -> Pin:
