@@ -15,6 +15,7 @@ from router.keys import Key
 from router.metrics import Metrics
 from router.reply import Reply
 from router.request import Address, Endpoint, Head, Receive, SendMessage
+from router.retries import Retries
 from router.turn import Turn
 from serving.model import ModelSpec
 from serving.trouble import trace_of
@@ -54,7 +55,9 @@ class Relay:
         self, endpoint: Endpoint, head: Head, address: Address, key: Key, receive: Receive, send: SendMessage
     ) -> None:
         reply = Reply(send, [(b"x-request-id", head.request_id)])
-        turn = Turn(self, endpoint, head, address, key, receive, reply)
+        turn = Turn(
+            self, endpoint, head, address, key, receive, reply, Retries(self.fleet, self.homes, self.clock)
+        )
         self.turns.add(turn)
         try:
             outcome = await turn.run()

@@ -1,13 +1,13 @@
 """One turn: from a client's request to its home, and the host's bytes back.
 
-Where a turn goes is decided by `homes` and `choose`. Retries end with the engine's first event: after it a
-failure is an error event, and the stream ends without `[DONE]`. The host's bytes pass unchanged; only half an
-event is held back.
+Where a turn goes is decided by `homes` and `choose`, and by `retries` whether it is tried again, which ends with the
+engine's first event: after it a failure is an error event, and the stream ends without `[DONE]`. The host's bytes pass
+unchanged; only half an event is held back.
 """
 
 import asyncio
 import io
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, assert_never
 
 import aiohttp
@@ -20,10 +20,7 @@ from router.errors import (
     Rejected,
     cannot_say,
     host_error,
-    host_lost,
     host_refused,
-    host_silent,
-    host_unsettled,
     internal_error,
     router_stopping,
     session_ended,
@@ -31,8 +28,8 @@ from router.errors import (
 from router.finding import CannotSay
 from router.homes import PATIENCE_S
 from router.keys import Key
-from router.peers import NotYet, connection_refused
-from router.reading import Disagreement, code_of, last_code, only_comments, read_disagreement, whole_events
+from router.peers import NotYet
+from router.reading import code_of, last_code, only_comments, read_disagreement, whole_events
 from router.reply import DONE, EVENT_STREAM, Reply, home_headers, passed
 from router.request import (
     Address,
@@ -47,6 +44,7 @@ from router.request import (
     read_wanted,
     with_model,
 )
+from router.retries import Retries, parts
 
 if TYPE_CHECKING:
     from router.relay import Relay
@@ -54,10 +52,6 @@ if TYPE_CHECKING:
 STREAM = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=120.0)
 WHOLE = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
 """A whole answer takes as long as it takes; a host that falls silent meanwhile is noticed by the fleet."""
-DISAGREEMENTS = 3
-"""How often hosts may answer 421 to one turn, but for a place that was taken meanwhile: each says that once."""
-LOSSES = 2
-"""How often hosts may be lost before the engine's first event: a turn that kills its host is not for ever."""
 HEAD_AFTER_S = 5.0
 COMMENT_EVERY_S = 10.0
 IN_ONE_PIECE = 1 << 20
@@ -79,6 +73,7 @@ class Turn:
     key: Key
     receive: Receive
     _reply: Reply
+    _retries: Retries
     ask: Ask | None = None
     replica: str | None = None
     """The last one that it was sent to, or whose return it waits for."""
@@ -94,9 +89,6 @@ class Turn:
     _wanted: Wanted | None = None
     _body: bytes = b""
     _comment_at: float = 0.0
-    _disagreements: int = 0
-    _losses: int = 0
-    _refused: set[str] = field(default_factory=set)
     _task: "asyncio.Task[object] | None" = None
     _interrupted: Interruption | None = None
     _silent: bool = False
@@ -196,7 +188,7 @@ class Turn:
         settle_at = self.arrived + min(PATIENCE_S, queue_s / 2)
         ask = await self._find(addressed, settle_at, deadline)
         while True:
-            decision = await self.relay.homes.decide(ask, self._refused, settle_at)
+            decision = await self.relay.homes.decide(ask, self._retries.refused, settle_at)
             match decision:
                 case Send():
                     outcome = await self._attempt(ask, decision, deadline)
@@ -314,22 +306,18 @@ class Turn:
 
     async def _not_ok(self, ask: Ask, to: Send, response: aiohttp.ClientResponse) -> str | None:
         body = await response.read()
-        fleet = self.relay.fleet
         if response.status == 421:
             told = read_disagreement(body)
-            self._disagreements += told.reason != "taken" or to.pin == "kept" or to.replica in self._refused
-            await self._settle(ask, to, told)
-            if self._disagreements <= DISAGREEMENTS:
-                return None
-            return await self._fail_at(self.ask or ask, to, host_unsettled(to.replica))
+            if told.reason == "unknown":
+                self.pin = None
+            error = await self._retries.disagreed(ask, to, told)
+            if parts(ask, told) and self._addressed is not None:
+                self._take(self.relay.addressing.part(self._addressed))
+            return None if error is None else await self._fail_at(self.ask or ask, to, error)
         if response.status == 401:
             return await self._fail_at(ask, to, host_refused(to.replica))
-        if response.status == 503:
-            await fleet.refresh(to.replica)
-            known = fleet.snapshot().replicas.get(to.replica)
-            if known is None or not known.serves(self.relay.clock()):
-                self._give_up(ask, to)
-                return None
+        if response.status == 503 and await self._retries.stopped_serving(ask, to):
+            return None
         code = code_of(body)
         if code == "session_ended" and ask.session is not None:
             self.relay.homes.forget(ask.session, ask.model)
@@ -342,56 +330,16 @@ class Turn:
             await self._reply.whole(response.status, passed(response.raw_headers), body)
         return code
 
-    async def _settle(self, ask: Ask, to: Send, disagreement: Disagreement) -> None:
-        """The host knows better: learn from it before the place is chosen again."""
-        fleet, homes = self.relay.fleet, self.relay.homes
-        if disagreement.reason == "taken":
-            self._give_up(ask, to)
-        pin = disagreement.pin
-        if pin is not None and (pin.session, pin.model) == (ask.session, ask.model):
-            homes.corrected(pin, to.replica)
-        if disagreement.reason == "unknown":
-            self.pin = None
-            await homes.unknown(ask, to.replica)
-        if disagreement.reason == "parted" and self._addressed is not None and ask.rank == "guessed":
-            self._take(self.relay.addressing.part(self._addressed))
-            return
-        if disagreement.reason == "replica":
-            await fleet.refresh_controller()
-        await fleet.refresh(to.replica)
-
     async def _lost(self, ask: Ask, to: Send, error: Exception) -> str | None:
-        """The host is gone. Before the engine's first event the turn is tried again, at its own home only."""
-        fleet = self.relay.fleet
         self.at = None
-        if self._begun:
-            fleet.saw_silent(to.replica)
-            return await self._fail_at(ask, to, host_lost(to.replica))
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            (fleet.saw_refused if connection_refused(error) else fleet.saw_silent)(to.replica)
-            self._give_up(ask, to)
-            return None
-        self.relay.homes.suspect(ask, to.replica)  # its host may have written the pin down before it went
-        if isinstance(error, aiohttp.SocketTimeoutError):  # it may be at work on it still
-            fleet.saw_silent(to.replica)
-            return await self._fail_at(ask, to, host_silent(to.replica))
-        self._losses += 1
-        if self._losses > LOSSES:
-            return await self._fail_at(ask, to, host_lost(to.replica))
-        await fleet.refresh(to.replica)
-        return None
+        ending = await self._retries.lost(ask, to, error, self._begun)
+        return None if ending is None else await self._fail_at(ask, to, ending)
 
     async def _fail_at(self, ask: Ask, to: Send, error: ApiError) -> str:
         """An error of the router's own about a host: it says which."""
         if not self._reply.head_sent:
             self._reply.own += self._home_headers(ask, to.replica, to.pin)
         return await self._reply.fail(error)
-
-    def _give_up(self, ask: Ask, to: Send) -> None:
-        """A new session, or a turn without one, looks elsewhere; one whose home it is waits on."""
-        self.relay.homes.release(ask, to.replica)
-        if to.pin != "kept":
-            self._refused.add(to.replica)
 
     @property
     def _streams(self) -> bool:

@@ -2,7 +2,8 @@
 
 Pure: `step(state, event, now) -> (state, actions)`. The host carries the actions out and feeds what comes of
 them back as events. It knows nothing of HTTP, of prompts or of the engine, and saves no context: it says when
-to park. The state is places.py's; who goes first of those who wait is line.py's.
+to park. What it is told and answers is admission_events.py's, the state places.py's, who goes first of those who
+wait line.py's.
 
 A lease is a turn's right to run. It is taken by `Serve` and given back by exactly one `Ended`.
 Times are seconds on one clock that never falls.
@@ -25,25 +26,20 @@ from serving.admission_events import (
     Left,
     Park,
     Parked,
-    RefusalCode,
     Refuse,
     Renamed,
     Serve,
     Tick,
     Unloading,
 )
-from serving.line import LineEntry, charged, estimate, joined, line_view, ranked
+from serving.line import charged, joined, ranked
 from serving.places import (
-    MOVES,
     Admission,
     Place,
-    Rank,
-    Standing,
     Waiting,
     coming,
     family_places,
     free_places,
-    fresh,
     hold_of,
     kept_turns,
     key_full,
@@ -54,41 +50,6 @@ from serving.places import (
     seatable,
     waits_for_family,
 )
-
-__all__ = [
-    "MOVES",
-    "Action",
-    "Adjusted",
-    "Admission",
-    "Arrived",
-    "Cancel",
-    "Closed",
-    "Drop",
-    "Ended",
-    "Erase",
-    "Event",
-    "Left",
-    "LineEntry",
-    "Park",
-    "Parked",
-    "Place",
-    "Rank",
-    "RefusalCode",
-    "Refuse",
-    "Renamed",
-    "Serve",
-    "Standing",
-    "Tick",
-    "Unloading",
-    "Waiting",
-    "estimate",
-    "free_places",
-    "fresh",
-    "joined",
-    "line_view",
-    "place_of",
-    "running",
-]
 
 
 def step(state: Admission, event: Event, now: float) -> tuple[Admission, tuple[Action, ...]]:

@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 from typing import TypeVar, assert_never
 
 from serving import signs
-from serving.admission import Standing
 from serving.answer_form import Form
 from serving.asgi import ClientGone, Problem, Send, internal_problem
 from serving.desk import Desk
 from serving.engine import Began, Broke, ChoiceEnded, Embedded, Ended, Prefilled, Text, Turn, Usage
-from serving.lease import Gone, Granted, Happening, Lease, Refused
+from serving.lease import Chosen, Gone, Granted, Happening, Lease, Refused
 from serving.openai_wire import Outcome
 from serving.pinning import Pinning
+from serving.places import Standing
 from serving.refusals import refusal
 from serving.routing import Ask
 from serving.signs import Prefill
@@ -132,18 +132,18 @@ class Answering:
             total = _sum(total, usage)
         return total
 
-    async def context_for(self, job: Turn | Inputs) -> str | None:
-        """The name under which it runs: the session's, or its scratch's. None: a transient."""
+    async def context_for(self, job: Turn | Inputs) -> Chosen | None:
+        """The context that it runs on: the session's, or its scratch's. None: a transient."""
         session = self.ask.session
         if session is None or not isinstance(job, Turn):
-            return session
+            return None
         return await self.desk.turns.context_for(session, job.prompt)
 
     def check_pin(self) -> None:
         """Raises Problem 421 when the router's picture is old."""
         self.pinning.check()
 
-    def lease_for(self, number: int, context: str | None) -> Lease:
+    def lease_for(self, number: int, context: Chosen | None) -> Lease:
         """Ask for the next turn's."""
         self.release()
         ask = self.ask
@@ -151,8 +151,10 @@ class Answering:
         if number == 0 and ask.queue_left_s is not None:
             queue_s = max(0.0, ask.queue_left_s - (self.desk.turns.now() - self.arrived_s))
         self.waited_before_s = self.waited_s or 0.0
-        # What a session does aside is of its family, so that the two take turns there.
-        family = self.pinning.family or (ask.session if context != ask.session else None)
+        family = self.pinning.family
+        if family is None and context is not None and context.name != context.session:
+            # What a session does aside is of its family, so that the two take turns there.
+            family = context.session
         standing = Standing(ask.scope, ask.rank, family, ask.weight, ask.places)
         self.lease = self.desk.turns.ask(context, ask.request_id, queue_s, standing)
         return self.lease

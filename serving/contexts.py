@@ -3,10 +3,10 @@
 Decides by side.py; changes nothing. Leases, places and promotions are turns.py's matter.
 """
 
-from serving.admission import Admission, place_of
 from serving.engine import Engine
 from serving.lease import Lease
 from serving.parking import Parking
+from serving.places import Admission, place_of
 from serving.remembered import REMEMBERED
 from serving.side import Side, scratch_of, side
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from serving import admission, openai_wire
+from serving import openai_wire
 from serving.asgi import (
     ClientGone,
     Message,
@@ -38,6 +38,7 @@ from serving.model import ModelSpec
 from serving.parking import Parking
 from serving.parking_plan import memory_budget
 from serving.pin_routes import PinRoutes
+from serving.places import free_places, running
 from serving.request_fields import BadRequest
 from serving.routing import check_home, read_ask
 from serving.settings import Settings, read_settings, settings_of
@@ -126,10 +127,10 @@ class HostApp:
         """Until the engine is loaded, which begins now if it was freed. Raises Problem if it cannot be."""
         try:
             await self._life.awake()
-        except NotLoaded as error:
+        except NotLoaded:  # Why, names files: that is for `status`, not for whoever asks.
             if self._life.state != "failed":
                 self._check_ready()
-            message = f"{self.about.replica} could not load its model again: {error}"
+            message = f"{self.about.replica} could not load its model again; `homeport status` says why"
             raise Problem(503, message, "failed") from None
 
     def stop(self) -> None:
@@ -205,7 +206,7 @@ class HostApp:
             self._quiet = self._loop.call_later(after_s, self._unload)
 
     def _unload(self) -> None:
-        if admission.running(self._turns.state):  # Its client left, and the engine has not come to its end.
+        if running(self._turns.state):  # Its client left, and the engine has not come to its end.
             self._await_quiet()
         elif self._working == 0 and self.state == "ready" and self._life.loaded:
             self._unloading = self._loop.create_task(self._life.unload(self._turns.unload))
@@ -299,8 +300,8 @@ class HostApp:
             "context": self._engine.facts.context if known else about.model.context,
             "settings": self._settings.to_json(),
             "places": len(state.places),
-            "free": admission.free_places(state),
-            "running": admission.running(state),
+            "free": free_places(state),
+            "running": running(state),
             "waiting": len(state.line),
             "line": [
                 {
@@ -343,7 +344,8 @@ class HostApp:
                 message = f"{self.about.replica} is loading its model ({self._life.progress:.0%}); try again"
                 raise Problem(503, message, "loading", headers=(("retry-after", "2"),))
             case "failed":
-                raise Problem(503, f"{self.about.replica} has failed: {self.detail}", "failed")
+                message = f"{self.about.replica} has failed; `homeport status` says why"
+                raise Problem(503, message, "failed")
             case "draining":
                 message = f"{self.about.replica} is stopping; its sessions wait for it, try again"
                 raise Problem(503, message, "host_stopping", headers=(("retry-after", "5"),))

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from serving import engine
-from serving.admission import RefusalCode, Standing
+from serving.admission_events import RefusalCode
 from serving.engine import Began
 from serving.parking_plan import Missing
-from serving.places import USUAL
+from serving.places import USUAL, Standing
 from serving.remembered import Remembered
 
 Context = Literal["resident", "resumed", "evaluated"]
@@ -48,6 +48,16 @@ class Finished:
     generated: int
     after_disconnect: int
     """Tokens made after the host knew that the client was gone; an upper bound when turns overlap."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """The context that a turn of a session runs on."""
+
+    name: str
+    """The session's, or its scratch's."""
+    session: str
+    prompt: tuple[int, ...]
 
 
 class Lease:

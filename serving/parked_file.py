@@ -1,7 +1,7 @@
 """One parked session's context as a file.
 
-Decides neither what is written nor what is dropped (parking.py does), and asks no engine whether it takes the bytes:
-it proves only that they are the very bytes which one of the same fingerprint gave for this session.
+Decides neither what is written nor what is dropped (parking_disk.py does), and asks no engine whether it takes the
+bytes: it proves only that they are the very bytes which one of the same fingerprint gave for this session.
 
     magic 8 | sizes (see _SIZES) | fingerprint 32 | session 32 | (tokens, bytes) of each checkpoint |
     token ids, 4 bytes each | data | the checkpoints' data | SHA-256 over all of it, 32

@@ -1,6 +1,6 @@
 """What becomes of saved contexts: how much room they get, which give way, which residents are written. Pure.
 
-Reads and writes nothing; parking.py and turns.py carry it out.
+Reads and writes nothing; parking.py, parking_disk.py and turns.py carry it out.
 """
 
 from collections.abc import Iterable, Mapping

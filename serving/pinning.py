@@ -7,11 +7,11 @@ import asyncio
 import time
 from dataclasses import replace
 
-from serving.admission import Admission, free_places, place_of
 from serving.asgi import Problem
 from serving.desk import Desk, journal_problems
 from serving.journal import Entry, Facts
 from serving.pins import Pin
+from serving.places import Admission, free_places, place_of
 from serving.routing import Ask, misdirected
 
 

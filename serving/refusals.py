@@ -7,7 +7,7 @@ Decides nothing: admission refuses.
 import math
 from typing import assert_never
 
-from serving.admission import RefusalCode
+from serving.admission_events import RefusalCode
 from serving.asgi import Problem
 from serving.desk import Desk
 

@@ -39,7 +39,7 @@ class TextAssembler:
             self.stopped = True
             self._held = ""
             return text[:end]
-        sure = len(text) - _begun(text, self._stops)
+        sure = len(text) - begun(text, self._stops)
         self._held = text[sure:]
         return text[:sure]
 
@@ -61,12 +61,12 @@ def _first_stop(text: str, stops: tuple[str, ...]) -> int | None:
     return min(found)[1] if found else None
 
 
-def _begun(text: str, stops: tuple[str, ...]) -> int:
-    """Length of the longest end of `text` with which a stop string begins (whole stop strings do not occur in it)."""
+def begun(text: str, marks: Sequence[str]) -> int:
+    """Length of the longest end of `text` with which one of the marks begins (no whole mark occurs in it)."""
     longest = 0
-    for stop in stops:
-        for length in range(min(len(stop) - 1, len(text)), longest, -1):
-            if text.endswith(stop[:length]):
+    for mark in marks:
+        for length in range(min(len(mark) - 1, len(text)), longest, -1):
+            if text.endswith(mark[:length]):
                 longest = length
                 break
     return longest

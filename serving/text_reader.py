@@ -9,6 +9,8 @@ import re
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
+from serving.text import begun
+
 T = TypeVar("T")
 Step = Generator[None, None, T]
 """Something that is being read: yields for more text, returns what it read."""
@@ -115,7 +117,7 @@ class TextReader:
                 place, mark = min(found)
                 self._give(rest[:place], take)
                 return mark
-            sure = rest if self.ended else rest[: len(rest) - _begun(rest, marks)]
+            sure = rest if self.ended else rest[: len(rest) - begun(rest, marks)]
             self._give(sure, take)
             if not (yield from self.more()) and self.at == len(self.text):
                 return None
@@ -229,14 +231,3 @@ class _JsonScan:
 
     def _value_ended(self) -> None:
         self.state = "comma" if self._open else "whole"
-
-
-def _begun(text: str, marks: Sequence[str]) -> int:
-    """Length of the longest end of `text` with which one of the marks begins (no whole mark occurs in it)."""
-    longest = 0
-    for mark in marks:
-        for length in range(min(len(mark) - 1, len(text)), longest, -1):
-            if text.endswith(mark[:length]):
-                longest = length
-                break
-    return longest

@@ -15,8 +15,8 @@ from dataclasses import replace
 from typing import Literal, assert_never
 from weakref import WeakValueDictionary
 
-from serving import admission, engine
-from serving.admission import LineEntry, Park, Refuse, Serve, Standing, Waiting
+from serving import admission, admission_events, engine
+from serving.admission_events import Cancel, Erase, Park, Refuse, Serve
 from serving.contexts import Contexts
 from serving.engine import (
     Began,
@@ -31,10 +31,11 @@ from serving.engine import (
     Turn,
     Usage,
 )
-from serving.lease import Finished, Gone, Granted, Lease, Refused
+from serving.lease import Chosen, Finished, Gone, Granted, Lease, Refused
+from serving.line import LineEntry, estimate, joined, line_view
 from serving.parking import Parking
 from serving.parking_plan import Missing
-from serving.places import USUAL
+from serving.places import USUAL, Standing, Waiting, fresh, place_of, running
 from serving.remembered import Remembered
 from serving.side import scratch_of
 from serving.write_behind import WriteBehind
@@ -54,7 +55,7 @@ class Turns:
         self._engine = engine_
         self._parking = parking
         self._contexts = Contexts(engine_, parking)
-        self.state = admission.fresh(places, hold_s, queue_s)
+        self.state = fresh(places, hold_s, queue_s)
         self.recent: deque[Finished] = deque(maxlen=RECENT)
         self.finished = 0
         self._ids = itertools.count(1)
@@ -66,8 +67,6 @@ class Turns:
         self._leases: dict[int, Lease] = {}
         self._choosing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         """Of sessions that `context_for` looks at now."""
-        self._coming: tuple[str, str, tuple[int, ...]] | None = None
-        """What `context_for` said last: the name, for which session, for which prompt."""
         self._turn_s: float | None = None
         """How long turns take, newer ones counting more; None: none has ended."""
         self._alarm: asyncio.TimerHandle | None = None
@@ -79,9 +78,9 @@ class Turns:
         self._loop = loop
         self._engine.start(self._emit)
 
-    async def context_for(self, session: str, prompt: tuple[int, ...]) -> str:
-        """The name to `ask` for, at once, for a turn of the session: its own, or its scratch's for a turn that would
-        throw the session's context out. A turn that goes on from the scratch makes it the session's context."""
+    async def context_for(self, session: str, prompt: tuple[int, ...]) -> Chosen:
+        """What to `ask` for, at once, for a turn of the session: its own context, or its scratch's for a turn that
+        would throw the session's out. A turn that goes on from the scratch makes it the session's context."""
         lock = self._choosing.get(session)
         if lock is None:
             lock = self._choosing[session] = asyncio.Lock()
@@ -90,14 +89,12 @@ class Turns:
             side = await self._contexts.side(session, prompt, self.state, main, aside)
             if side == "promote" and await self._promote(session):
                 side = "main"
-        name = session if side == "main" else scratch_of(session)
-        self._coming = name, session, prompt
-        return name
+        return Chosen(session if side == "main" else scratch_of(session), session, prompt)
 
     async def _promote(self, session: str) -> bool:
         """Have the scratch's context be the session's, whose own is dropped. False: somebody uses them."""
         scratch, state = scratch_of(session), None
-        if admission.place_of(self.state, scratch) is None:
+        if place_of(self.state, scratch) is None:
             found = await self._parking.take(scratch)
             if not isinstance(found, SavedState):
                 return False
@@ -107,26 +104,30 @@ class Turns:
                 return False
         if any(session == lease.owner for lease in self._leases.values()):
             return False
-        self._feed(admission.Drop(session))
+        self._feed(admission_events.Drop(session))
         self._parking.rename(scratch, session, state)
-        self._feed(admission.Renamed(scratch, session))
+        self._feed(admission_events.Renamed(scratch, session))
         self._contexts.forget(scratch)
         self.warmed.discard(scratch)
         self.warmed.add(session)
         return True
 
     def ask(
-        self, session: str | None, request_id: str, queue_s: float | None = None, standing: Standing = USUAL
+        self,
+        context: Chosen | None,
+        request_id: str,
+        queue_s: float | None = None,
+        standing: Standing = USUAL,
     ) -> Lease:
-        """Ask for a lease. `session` None is a transient; otherwise it is what `context_for` said. `queue_s`: what is
+        """Ask for a lease. `context` None is a transient; otherwise it is what `context_for` said. `queue_s`: what is
         left of its time to wait, if it waited elsewhere before. What comes of it is read from the Lease; whoever asked
         calls `release` in the end, whatever happened."""
-        lease = Lease(next(self._ids), session, request_id, self.now(), self.made, standing)
-        if self._coming is not None and self._coming[0] == session:
-            _, lease.owner, lease.prompt = self._coming
-        self._coming = None
+        name = None if context is None else context.name
+        lease = Lease(next(self._ids), name, request_id, self.now(), self.made, standing)
+        if context is not None:
+            lease.owner, lease.prompt = context.session, context.prompt
         self._leases[lease.turn] = lease
-        self._feed(admission.Arrived(lease.turn, session, queue_s, standing))
+        self._feed(admission_events.Arrived(lease.turn, name, queue_s, standing))
         return lease
 
     def estimate(self, lease: Lease) -> tuple[int, float | None]:
@@ -136,14 +137,14 @@ class Turns:
         if lease.granted is not None:
             return 0, 0.0
         if lease.waited_s is None and not lease.gone:
-            return admission.estimate(self.state, lease.turn, self._turn_s, now)
+            return estimate(self.state, lease.turn, self._turn_s, now)
         again = Waiting(lease.turn, lease.session, now, lease.standing, now)
-        _, about_s = admission.estimate(admission.joined(self.state, again), lease.turn, self._turn_s, now)
+        _, about_s = estimate(joined(self.state, again), lease.turn, self._turn_s, now)
         return 0, about_s
 
     def line(self) -> list[LineEntry]:
         """Who waits, in the order in which they are served, by their sessions."""
-        entries = admission.line_view(self.state, self._turn_s, self.now())
+        entries = line_view(self.state, self._turn_s, self.now())
         return [replace(entry, session=self._leases[entry.turn].owner) for entry in entries]
 
     def is_open(self, session: str) -> bool:
@@ -154,7 +155,7 @@ class Turns:
     def standing_of(self, session: str) -> SessionStanding | None:
         """What the session does here; None: nothing is here of it."""
         names = session, scratch_of(session)
-        places = [place for name in names if (place := admission.place_of(self.state, name)) is not None]
+        places = [place for name in names if (place := place_of(self.state, name)) is not None]
         if any(place.state == "running" for place in places):
             return "running"
         if any(waiting.session in names for waiting in self.state.line):
@@ -171,7 +172,7 @@ class Turns:
         """The session is over: its turns get a refusal and end, and its context and its scratch's go. Returns once
         they are off the disk."""
         for name in (session, scratch_of(session)):
-            self._feed(admission.Drop(name))
+            self._feed(admission_events.Drop(name))
             self._parking.forget(name)
             self._contexts.forget(name)
             self.warmed.discard(name)
@@ -232,7 +233,7 @@ class Turns:
         lease.lost.set()
         lease.made_at_leaving = self._engine.tokens_generated
         lease.seen_at_leaving = lease.seen
-        self._feed(admission.Left(lease.turn))
+        self._feed(admission_events.Left(lease.turn))
         if lease.granted is None:
             del self._leases[lease.turn]
         lease.push(Gone())
@@ -246,11 +247,11 @@ class Turns:
 
     def adjust(self, hold_s: float, queue_s: float) -> None:
         """The config has other limits now."""
-        self._feed(admission.Adjusted(hold_s, queue_s))
+        self._feed(admission_events.Adjusted(hold_s, queue_s))
 
     def stop(self) -> None:
         """Refuse everybody, those who run too: their turns are cancelled."""
-        self._feed(admission.Closed())
+        self._feed(admission_events.Closed())
         for lease in self._leases.values():
             lease.lost.set()
             lease.push(Refused("host_stopping"))
@@ -260,14 +261,14 @@ class Turns:
         running or come meanwhile."""
         while any(place.state == "quiet" for place in self.state.places):
             # One after another: all of them at once may be more than memory holds.
-            self._feed(admission.Unloading())
+            self._feed(admission_events.Unloading())
             await self._parking.room()
 
     async def park_all(self, until_s: float) -> int:
         """After `stop`: save every resident that the disk lacks, the smallest first, once its turn is over. Returns
         at `until_s` on the loop's clock at the latest: how many contexts are not on disk then."""
         self._at_rest = asyncio.Event()
-        if admission.running(self.state):
+        if running(self.state):
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._at_rest.wait(), until_s - self._loop.time())
         return await self._behind.write_all(until_s)
@@ -337,9 +338,9 @@ class Turns:
 
     def _give_back(self, lease: Lease, kept: bool) -> None:
         del self._leases[lease.turn]
-        self._feed(admission.Ended(lease.turn, kept))
+        self._feed(admission_events.Ended(lease.turn, kept))
 
-    def _feed(self, event: admission.Event) -> None:
+    def _feed(self, event: admission_events.Event) -> None:
         """Step admission and carry its actions out, with what comes of them, until there are no more."""
         events = deque([event])
         while events:
@@ -359,10 +360,10 @@ class Turns:
                             tokens = self._engine.tokens(place)
                             self._parking.park(session, self._engine.save(place), tokens)
                         self._engine.erase(place)
-                        events.append(admission.Parked(place))
-                    case admission.Erase(place):
+                        events.append(admission_events.Parked(place))
+                    case Erase(place):
                         self._engine.erase(place)
-                    case admission.Cancel(turn):
+                    case Cancel(turn):
                         if self._leases[turn].begun:
                             self._engine.cancel(turn)
                     case Refuse(turn, code):
@@ -371,13 +372,13 @@ class Turns:
                         lease.push(Refused(code))
                     case _:
                         assert_never(action)
-        if self._at_rest is not None and not admission.running(self.state):
+        if self._at_rest is not None and not running(self.state):
             self._at_rest.set()
         self._arm()
 
     def _tick(self) -> None:
         self._behind.begin(self._loop)
-        self._feed(admission.Tick())
+        self._feed(admission_events.Tick())
 
     def _arm(self) -> None:
         if self._alarm is not None:

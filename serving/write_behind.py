@@ -7,10 +7,10 @@ When one is due is parking_plan.py's matter, what a file looks like parked_file.
 import asyncio
 from collections.abc import Callable
 
-from serving.admission import Admission, Place, place_of
 from serving.engine import Engine
 from serving.parking import Parking
 from serving.parking_plan import Quiet, behind
+from serving.places import Admission, Place, place_of
 
 
 class WriteBehind:

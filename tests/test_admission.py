@@ -4,10 +4,9 @@ from typing import Any
 
 import pytest
 
-from serving.admission import (
-    MOVES,
+from serving.admission import problems, step, wake_at
+from serving.admission_events import (
     Action,
-    Admission,
     Arrived,
     Cancel,
     Closed,
@@ -18,21 +17,13 @@ from serving.admission import (
     Left,
     Park,
     Parked,
-    Place,
     Refuse,
     Renamed,
     Serve,
-    Standing,
     Tick,
     Unloading,
-    free_places,
-    fresh,
-    place_of,
-    problems,
-    running,
-    step,
-    wake_at,
 )
+from serving.places import MOVES, Admission, Place, Standing, free_places, fresh, place_of, running
 
 HOLD_S, QUEUE_S = 10.0, 60.0
 

@@ -9,7 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from serving.admission import (
+from serving.admission import problems, step, wake_at
+from serving.admission_events import (
     Action,
     Adjusted,
     Arrived,
@@ -25,15 +26,10 @@ from serving.admission import (
     Refuse,
     Renamed,
     Serve,
-    Standing,
     Tick,
     Unloading,
-    fresh,
-    problems,
-    running,
-    step,
-    wake_at,
 )
+from serving.places import Standing, fresh, running
 
 HOLD_S, QUEUE_S = 10.0, 60.0
 STANDINGS = {

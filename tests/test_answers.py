@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from serving import answers
-from serving.admission import RefusalCode, Standing, fresh
+from serving.admission_events import RefusalCode
 from serving.answering import Prepared
 from serving.answers import answer
 from serving.asgi import Message, Problem
@@ -21,8 +21,9 @@ from serving.deltas import PlainParser
 from serving.desk import Desk
 from serving.engine import Began, ChoiceEnded, Ended, Prefilled, Sampling, Text, Turn, Usage
 from serving.journal import Journal
-from serving.lease import Granted, Happening, Lease, Refused
+from serving.lease import Chosen, Granted, Happening, Lease, Refused
 from serving.openai_wire import Envelope
+from serving.places import Standing, fresh
 from serving.remembered import Remembered
 from serving.routing import Ask
 from tests.host_process import model_spec, session
@@ -67,15 +68,16 @@ class ScriptedTurns:
     def now(self) -> float:
         return asyncio.get_running_loop().time()
 
-    async def context_for(self, session: str, prompt: Sequence[int]) -> str:
+    async def context_for(self, session: str, prompt: tuple[int, ...]) -> Chosen:
         assert prompt == PROMPT
-        return self.context or session
+        return Chosen(self.context or session, session, prompt)
 
     def ask(
-        self, session: str | None, request_id: str, queue_s: float | None = None, standing: Any = None
+        self, context: Chosen | None, request_id: str, queue_s: float | None = None, standing: Any = None
     ) -> Lease:
-        self.asked.append((session, standing))
-        lease = Lease(len(self.asked), session, request_id, self.now(), self.made)
+        name = None if context is None else context.name
+        self.asked.append((name, standing))
+        lease = Lease(len(self.asked), name, request_id, self.now(), self.made)
         self._later(self.grants_after_s, lambda: self._decide(lease))
         return lease
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from serving.admission import Standing, running
 from serving.engine import Sampling, Turn
-from serving.lease import Lease
+from serving.lease import Chosen, Lease
+from serving.places import Standing, running
 from serving.side import scratch_of
 from serving.turns import Turns
 from tests.fakes import Behaviour
@@ -213,7 +213,7 @@ async def test_a_scratch_that_is_dropped_while_it_is_read_does_not_come_back(
 
     monkeypatch.setattr(desk.parking, "take", slow)
     prompt = tuple(map(ord, TITLE + ANSWER + " and more"))
-    assert await desk.turns.context_for(ANN, prompt) == scratch_of(ANN)
+    assert (await desk.turns.context_for(ANN, prompt)).name == scratch_of(ANN)
     assert (desk.turns.standing_of(ANN), desk.files()) == (None, set())
 
 
@@ -264,7 +264,7 @@ async def test_an_ended_session_leaves_nothing(make_desk: MakeDesk) -> None:
 async def test_ending_a_session_ends_the_turns_that_run_and_wait(make_desk: MakeDesk) -> None:
     desk = make_desk(endless=True, step_s=0.001)
     first = asyncio.create_task(desk.turn(ANN, CHAT))
-    await asyncio.sleep(0.01)
+    await eventually(lambda: running(desk.turns.state) == 1)
     second = asyncio.create_task(desk.turn(ANN, CHAT))
     aside = asyncio.create_task(desk.turn(ANN, TITLE))
     await waits(desk.turns, 2)
@@ -307,12 +307,12 @@ async def test_ending_a_session_that_is_not_here_is_nothing(make_desk: MakeDesk)
 
 async def test_a_waiting_turn_knows_its_place_and_about_when(make_desk: MakeDesk) -> None:
     desk = make_desk(step_s=0.01, hold_s=0.0)
-    lease = desk.turns.ask(ANN, "request")
+    lease = desk.turns.ask(Chosen(ANN, ANN, ()), "request")
     assert desk.turns.estimate(lease) == (0, 0.0)
     desk.turns.release(lease)
     running_turn = asyncio.create_task(desk.turn(ANN, CHAT))
-    await asyncio.sleep(0.02)
-    waiting = [desk.turns.ask(name, "request") for name in (BEN, CEM)]
+    await eventually(lambda: running(desk.turns.state) == 1)
+    waiting = [desk.turns.ask(Chosen(name, name, ()), "request") for name in (BEN, CEM)]
     assert [desk.turns.estimate(lease) for lease in waiting] == [(1, None), (2, None)]
     await running_turn
     (position, about_s) = desk.turns.estimate(waiting[1])

@@ -383,7 +383,8 @@ def test_an_engine_that_cannot_be_loaded_again_gives_its_turns_an_error_and_ends
     host.wait_state(loaded=False)
     answer = host.chat("hello", who="ann")
     assert (answer.status, answer.body["error"]["code"]) == (503, "failed")
-    assert "it is gone" in answer.body["error"]["message"]
+    assert "`homeport status` says why" in answer.body["error"]["message"]
+    assert "it is gone" not in answer.body["error"]["message"]
     assert host.wait_end() == 78
     assert host.errors() == "homeport: load failed: it is gone\n"
 

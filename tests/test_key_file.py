@@ -288,7 +288,7 @@ async def test_it_is_looked_at_for_as_long_as_the_router_runs(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_file, "LOOK_S", 0.01)
-    followed = asyncio.Event()
+    complained, followed = asyncio.Event(), asyncio.Event()
     replace = watched.ring.replace
 
     def replaced(entries: list[tuple[Key, bytes]]) -> None:
@@ -296,9 +296,10 @@ async def test_it_is_looked_at_for_as_long_as_the_router_runs(
         followed.set()
 
     monkeypatch.setattr(watched.ring, "replace", replaced)
+    monkeypatch.setattr(key_file.log, "warning", lambda *_args: complained.set())
     running = asyncio.create_task(watched.file.run())
     watched.write("broken: yes")
-    await asyncio.sleep(0.05)
+    await asyncio.wait_for(complained.wait(), 10)
     watched.write(line("attic"))
     await asyncio.wait_for(followed.wait(), 10)
     assert watched.names() == ["attic"]

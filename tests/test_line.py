@@ -2,8 +2,10 @@
 
 import pytest
 
-from serving.admission import Admission, Arrived, Standing, fresh, step
+from serving.admission import step
+from serving.admission_events import Arrived
 from serving.line import LineEntry, estimate, line_view, ranked
+from serving.places import Admission, Standing, fresh
 
 HOLD_S, QUEUE_S = 10.0, 60.0
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 
-from serving.admission import Waiting, fresh
 from serving.asgi import Problem
 from serving.desk import Desk
 from serving.journal import Facts, Journal
 from serving.pinning import Pinning
 from serving.pins import Pin
-from serving.places import USUAL
+from serving.places import USUAL, Waiting, fresh
 from serving.remembered import Remembered
 from serving.routing import Ask
 from tests.host_process import model_spec, session
@@ -200,11 +199,11 @@ def goes_on(history: str, *continues: str) -> Ask:
 async def test_a_guessed_session_goes_on_from_what_was_said(replica: Replica) -> None:
     await replica.turn(GUESS)
     await replica.turn(goes_on(MORE, HELLO))
-    found = replica.journal.find((MORE,), replica.desk.model.name, SCOPE)
+    found = replica.journal.find((MORE,), replica.desk.model.name, SCOPE, replica.desk.replica)
     assert found is not None
     assert (found.pin.session, found.turns, found.guessed) == (ANN, 2, True)
     assert replica.journal.all()[0].history == MORE
-    assert replica.journal.find((HELLO,), replica.desk.model.name, SCOPE) is None
+    assert replica.journal.find((HELLO,), replica.desk.model.name, SCOPE, replica.desk.replica) is None
 
 
 async def test_two_conversations_that_began_alike_part(replica: Replica) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from serving import parked_file, parking
+from serving import parked_file, parking_disk
 from serving.engine import Broke, Sampling, SavedState, Turn
-from serving.lease import Granted
+from serving.lease import Chosen, Granted
 from tests.fakes import Behaviour
 from tests.turn_desk import Desk
 
@@ -52,7 +52,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.05)
         return write(folder, session, fingerprint, state)
 
-    monkeypatch.setattr(parking, "MARGIN_BYTES", 1)
+    monkeypatch.setattr(parking_disk, "MARGIN_BYTES", 1)
     monkeypatch.setattr(parked_file, "write", slow)
 
 
@@ -127,7 +127,7 @@ async def test_a_state_that_breaks_its_turn_is_not_given_again(
     await desk.turn(NAMES[0], "hello")
     await desk.turns.unload()
 
-    lease = desk.turns.ask(NAMES[0], "request")
+    lease = desk.turns.ask(Chosen(NAMES[0], NAMES[0], ()), "request")
     (granted,) = await lease.next()
     assert isinstance(granted, Granted)
     monkeypatch.setattr(desk.engine, "begin", lambda turn: desk.turns._emit([Broke(turn.id, "at the state")]))

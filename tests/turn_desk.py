@@ -4,12 +4,11 @@ import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
-from serving.admission import Standing
 from serving.engine import Began, Ended, Sampling, Turn
 from serving.lease import Granted, Lease, Refused
 from serving.model import ParkingSpec
 from serving.parking import Parking
-from serving.places import USUAL
+from serving.places import USUAL, Standing
 from serving.turns import Turns
 from tests.fakes import Behaviour, FakeEngine
 
@@ -67,12 +66,12 @@ class Desk:
         on_begin: Callable[[Lease], None] = lambda lease: None,
     ) -> Told:
         """One whole turn, as an answer goes through it."""
-        prompt, name = tuple(map(ord, words)), session
+        prompt, context = tuple(map(ord, words)), None
         if session is not None:
-            name = await self.turns.context_for(session, prompt)
-            if name != session:
+            context = await self.turns.context_for(session, prompt)
+            if context.name != session:
                 standing = Standing(standing.key, standing.rank, standing.family or session)
-        told = Told(self.turns.ask(name, "request", standing=standing))
+        told = Told(self.turns.ask(context, "request", standing=standing))
         told.prompt, told.lease.moved = words, moved
         try:
             async with asyncio.timeout(10.0):
