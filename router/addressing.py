@@ -22,7 +22,6 @@ from router.identity import (
     IdentityOptions,
     guessed_session,
     identify,
-    key_scope,
     public_id,
     scope_of,
 )
@@ -108,9 +107,7 @@ class Addressing:
             return Addressed(replace(ask, session=session), identity, who)
         if identity.history is None or ask.model not in self._fleet.snapshot().models:
             return replace(addressed, ask=ask)
-        scope = key_scope(ask.key.name)
-        histories = (identity.history, *identity.continues)
-        found = await self._finder.by_history(histories, ask.model, scope)
+        found = await self._finder.by_history((identity.history, *identity.continues), ask)
         if found is None or not owns(ask.key, found):
             return self.part(replace(addressed, ask=ask))
         self._homes.told(found.pin)

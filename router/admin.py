@@ -9,6 +9,7 @@ from typing import Any
 
 import msgspec
 
+from router.choose import ADMIN_SEES
 from router.fleet import Fleet, Known
 from router.identity import key_scope, public_id
 from router.keys import Key
@@ -19,24 +20,48 @@ from router.relay import Relay
 def fleet_json(fleet: Fleet, digest_key: bytes, now: float, key: Key) -> dict[str, Any]:
     """The snapshot for people: revision, models, machines with their replicas, the controller's reach.
 
-    Sessions are named for an admin only: whose they are, the picture does not say.
+    An admin is told all of it. Anybody else is told of the machines and models that the key may use; not which
+    sessions are there, since the picture does not say whose they are; and not what logs say, which name files and
+    people.
     """
+    all_of_it = key.role == "admin"
+
+    def told(name: str, zone: str | None) -> bool:
+        return all_of_it or key.allows_place(name, zone)
+
     machines: dict[str, dict[str, Any]] = {
-        machine.name: _machine(machine) for machine in fleet.listed.machines
+        machine.name: _machine(machine)
+        for machine in fleet.listed.machines
+        if told(machine.name, machine.zone)
     }
     for name in sorted(fleet.known, key=_by_slot):
         known = fleet.known[name]
+        if not told(known.machine.name, known.machine.zone):
+            continue
         machine = machines.setdefault(known.machine.name, _machine(known.machine))
-        machine["replicas"].append(_replica(known, digest_key, now, key.role == "admin"))
+        replica = _replica(known, digest_key, now, all_of_it)
+        if all_of_it:
+            machine["replicas"].append(replica)
+        elif key.allows_model(replica["model"]):
+            machine["replicas"].append(_unlogged(replica))
     return {
         "revision": fleet.listed.revision,
         "models": [
             {"name": model.name, "context": model.context, "engine": model.engine}
             for model in fleet.snapshot().models.values()
+            if all_of_it or key.allows_model(model.name)
         ],
         "machines": list(machines.values()),
-        "forgotten": [msgspec.structs.asdict(machine) for machine in fleet.listed.forgotten],
-        "problems": fleet.listed.problems or {},
+        "forgotten": [
+            msgspec.structs.asdict(machine)
+            for machine in fleet.listed.forgotten
+            if told(machine.name, machine.zone)
+        ],
+        "problems": {
+            model: {where: why for where, why in reasons.items() if all_of_it or where in machines}
+            for model, reasons in (fleet.listed.problems or {}).items()
+            if all_of_it or key.allows_model(model)
+        },
         "controller": {"reachable": fleet.controller_reachable is True},
     }
 
@@ -178,6 +203,11 @@ def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[s
             "memory": host.memory,
         }
     return plain
+
+
+def _unlogged(replica: dict[str, Any]) -> dict[str, Any]:
+    """Without what may come from a host's log."""
+    return replica | {"detail": ADMIN_SEES if replica["state"] == "failed" else "", "stderr": []}
 
 
 def _by_slot(name: str) -> tuple[str, int]:

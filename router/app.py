@@ -56,6 +56,8 @@ from router.snapshot import Model
 from serving.config import RouterConfig
 from serving.model import ModelSpec
 
+ASKS_HOSTS = "/api/sessions"
+"""What is answered here and below asks every host: it counts as a request, as a turn does."""
 DRAIN_S = 2
 """How long open streams may go on after SIGTERM."""
 
@@ -115,6 +117,8 @@ class Front:
             if error is None and key is not None:
                 await self._relay(endpoint, head, address, key, receive, send)
                 return
+        elif error is None and address.path.startswith(ASKS_HOSTS):
+            error = self._too_many(key)
         if error is not None:
             self._metrics.ended("", "", error.code)
             headers = [(b"x-request-id", head.request_id), *error.headers()]

@@ -16,6 +16,7 @@ from serving.pins import Pin
 
 COMING = ("starting", "loading", "draining", "stopping", "unknown")
 """States of a replica that end by themselves."""
+ADMIN_SEES = "an admin sees why in `homeport status`"
 LOST_RETRY_S = 30.0
 """When to ask again for a session whose machine is lost."""
 
@@ -62,7 +63,7 @@ def ranked(ask: Ask, fleet: Snapshot, now: float) -> list[Candidate]:
     """
     placed = []
     for replica in fleet.of_model(ask.model):
-        if not replica.serves(now) or not _allowed(ask, replica.machine, fleet):
+        if not replica.serves(now) or not allowed(ask, replica.machine, fleet):
             continue
         is_new = ask.parent is None
         if not (_takes_new(replica, fleet) if is_new else replica.name == _name(ask.parent)):
@@ -102,15 +103,10 @@ def _name(pin: Pin | None) -> str:
     return "" if pin is None else pin.replica
 
 
-def _allowed(ask: Ask, machine: str, fleet: Snapshot) -> bool:
+def allowed(ask: Ask, machine: str, fleet: Snapshot) -> bool:
     """Whether the request and its key let it run there."""
     zone = fleet.zone_of(machine)
-    return (
-        ask.machine in (None, machine)
-        and ask.zone in (None, zone)
-        and ask.key.allows_machine(machine)
-        and (ask.key.zones is None or (zone is not None and zone in ask.key.zones))
-    )
+    return ask.machine in (None, machine) and ask.zone in (None, zone) and ask.key.allows_place(machine, zone)
 
 
 def _place_barred(ask: Ask, fleet: Snapshot) -> Refuse | None:
@@ -199,7 +195,7 @@ def _home(ask: Ask, home: Home, fleet: Snapshot, now: float, refused: Set[str]) 
     if replica is None or replica.model != pin.model:
         says, wait_s = "has not reported it", 5.0
     else:
-        says, wait_s = _why(replica, now)
+        says, wait_s = _why(ask, replica, now)
     message = (
         f"This session's home is {pin.replica} on {machine}, which {says}. "
         "It is not moved elsewhere; ask again when its machine is back (`homeport status` shows it)."
@@ -217,10 +213,22 @@ def _home_barred(ask: Ask, pin: Pin, fleet: Snapshot) -> Refuse | None:
     if ask.machine not in (None, machine) or (zone is not None and ask.zone not in (None, zone)):
         message = (
             f"This session's home is {pin.replica}, and the request names another machine or zone. "
-            "Leave that out, or begin a session of its own there."
+            f"{_way_out(ask, machine, fleet)}."
         )
         return Refuse(400, "machine_conflict", message, replica=pin.replica)
     return None
+
+
+def _way_out(ask: Ask, machine: str, fleet: Snapshot) -> str:
+    """Where the machine is part of its key, it is another session without it: then only a move leads to this one."""
+    if ask.machine in (None, machine):
+        return "Name no zone, or begin a session of its own there"
+    if fleet.zone_of(ask.machine) != fleet.zone_of(machine):
+        return "Name no machine, or begin a session of its own there"
+    return (
+        f"Move it there with `homeport move ID {ask.machine}` (the header x-homeport-session has its ID), "
+        "or name no machine"
+    )
 
 
 def is_lost(pin: Pin, fleet: Snapshot, now: float) -> bool:
@@ -279,8 +287,8 @@ def _removed(pin: Pin, fleet: Snapshot) -> bool:
 def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
     model = ask.model
     there = sorted(fleet.of_model(model), key=lambda replica: replica.name)
-    replicas = [replica for replica in there if _allowed(ask, replica.machine, fleet)]
-    whys = [(replica, *_why(replica, now)) for replica in replicas]
+    replicas = [replica for replica in there if allowed(ask, replica.machine, fleet)]
+    whys = [(replica, *_why(ask, replica, now)) for replica in replicas]
     coming = [
         (says, wait_s, replica)
         for replica, says, wait_s in whys
@@ -291,7 +299,7 @@ def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
         says, wait_s, replica = min(coming, key=lambda item: item[1])
         message = f"No replica of {model} serves yet: {replica.name} {says}. Ask again in a moment."
         return Wait("machine_unavailable", message, now + wait_s)
-    if not whys and there and not any(_allowed(_unplaced(ask), each.machine, fleet) for each in there):
+    if not whys and there and not any(allowed(_unplaced(ask), each.machine, fleet) for each in there):
         message = (
             f"This key is for no machine that has a replica of {model}. "
             "Have its machines or zones changed in the keys file, or use another key."
@@ -321,15 +329,19 @@ def _refusal(replica: Replica, says: str, fleet: Snapshot) -> str:
     return f"takes no new session (its machine is {_machine_state(replica, fleet)})"
 
 
-def _why(replica: Replica, now: float) -> tuple[str, float]:
-    """(What keeps it from serving, in how many seconds it makes sense to look again)."""
+def _why(ask: Ask, replica: Replica, now: float) -> tuple[str, float]:
+    """(What keeps it from serving, in how many seconds it makes sense to look again).
+
+    Why it has failed its log says, with paths of its machine: that is for admins.
+    """
     match replica.state, replica.reach(now):
         case "loading", _:
             return f"is loading its model ({replica.progress:.0%})", 2.0
         case "starting", _:
             return "is starting", 3.0
         case "failed", _:
-            return f"has failed ({replica.detail or 'no reason given'})", 10.0
+            detail = replica.detail or "no reason given" if ask.key.role == "admin" else ADMIN_SEES
+            return f"has failed ({detail})", 10.0
         case (("draining" | "stopping"), _):
             return "is stopping", 5.0
         case _, "suspect":

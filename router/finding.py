@@ -6,6 +6,8 @@ Remembers nothing: the controller and the hosts know. Checks whose a session is,
 import asyncio
 from collections.abc import Sequence
 
+from router.choose import allowed
+from router.decision import Ask, machine_of
 from router.fleet import Fleet
 from router.identity import ANONYMOUS, key_scope
 from router.keys import Key
@@ -50,32 +52,40 @@ class Finder:
             raise CannotSay(silent)
         return None
 
-    async def by_history(self, histories: Sequence[str], model: str, scope: str) -> KnownPin | None:
-        """The guessed session that goes on longest with this, of all that answer; None for a new one."""
+    async def by_history(self, histories: Sequence[str], ask: Ask) -> KnownPin | None:
+        """The guessed session that goes on longest with this, of all that answer; None for a new one.
+
+        One that could not be served at its home is none of them: a guess keeps nobody from beginning anew.
+        """
         now, snapshot = self._fleet.now(), self._fleet.snapshot()
         bases = [
             base
-            for replica in snapshot.of_model(model)
+            for replica in snapshot.of_model(ask.model)
             if replica.reach(now) in ("up", "suspect")
+            and allowed(ask, replica.machine, snapshot)
             and (base := self._fleet.base(replica.name)) is not None
         ]
-        found = await self._find(bases, histories, model, scope)
+        found = await self._find(bases, histories, ask)
         if len(found) > 1:  # None says which one it has: ask for each, the longest first.
             for history in histories:
-                if exact := await self._find(list(found), [history], model, scope):
+                if exact := await self._find(list(found), [history], ask):
                     found = exact
                     break
         return min(found.values(), key=_unused, default=None)
 
-    async def _find(
-        self, bases: Sequence[str], histories: Sequence[str], model: str, scope: str
-    ) -> dict[str, KnownPin]:
-        """By host, what those know that have any of these histories."""
+    async def _find(self, bases: Sequence[str], histories: Sequence[str], ask: Ask) -> dict[str, KnownPin]:
+        """By host, what those know that have any of these histories. What has moved has its home elsewhere."""
+        scope = key_scope(ask.key.name)
         answers = await asyncio.gather(
-            *(self._peers.find(base, histories, model, scope) for base in bases), return_exceptions=True
+            *(self._peers.find(base, histories, ask.model, scope) for base in bases), return_exceptions=True
         )
         _raise_faults(answers)
-        return {base: a for base, a in zip(bases, answers, strict=True) if isinstance(a, KnownPin)}
+        snapshot = self._fleet.snapshot()
+        return {
+            base: found
+            for base, found in zip(bases, answers, strict=True)
+            if isinstance(found, KnownPin) and allowed(ask, machine_of(found.pin), snapshot)
+        }
 
     async def at_hosts(self, session: str, model: str) -> tuple[dict[str, KnownPin], list[str]]:
         """By replica, what the reachable hosts know of a session or public id; and replicas that are silent."""

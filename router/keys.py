@@ -33,6 +33,7 @@ class Key:
     places: int | None = None
     """How many turns of it may run on one replica at once."""
     requests_per_minute: int | None = None
+    """How many turns and questions about sessions it may send in a minute."""
     weight: float = 1.0
     """Its share of the line, beside other keys."""
 
@@ -44,6 +45,12 @@ class Key:
 
     def allows_zone(self, name: str) -> bool:
         return self.zones is None or name in self.zones
+
+    def allows_place(self, machine: str, zone: str | None) -> bool:
+        """`zone`: the machine's; None where that is not known, which no key with zones may use."""
+        return self.allows_machine(machine) and (
+            self.zones is None or (zone is not None and self.allows_zone(zone))
+        )
 
 
 LOCAL = Key(ANONYMOUS, "admin")

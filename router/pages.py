@@ -123,9 +123,7 @@ def _add_models(pages: FastAPI, fleet: Fleet, started_s: int) -> None:
         names = {name for name in snapshot.models if key.allows_model(name)}
         if machine is not None:
             mine = [
-                each.name
-                for each in snapshot.machines.values()
-                if key.allows_machine(each.name) and key.allows_zone(each.zone)
+                each.name for each in snapshot.machines.values() if key.allows_place(each.name, each.zone)
             ]
             if machine not in mine:
                 machines = ", ".join(sorted(mine)) or "none"

@@ -303,6 +303,26 @@ def test_a_home_elsewhere_than_the_named_machine_is_a_conflict() -> None:
     assert (decision.status, decision.code) == (400, "machine_conflict")
 
 
+@pytest.mark.parametrize(
+    ("wanted", "remedy"),
+    [
+        ({"machine": "attic"}, "`homeport move ID attic`"),
+        ({"machine": "attic"}, "or name no machine"),
+        ({"zone": "work"}, "Name no zone"),
+        ({"machine": "den", "zone": "work"}, "Name no zone"),
+    ],
+)
+def test_who_names_another_place_than_its_home_is_told_the_way_out(
+    wanted: dict[str, str], remedy: str
+) -> None:
+    there = fleet(replica("den/0"), replica("attic/0"), replica("lab/0"))
+    decision = choose(
+        replace(ASK, machine=wanted.get("machine"), zone=wanted.get("zone")), home("den/0"), there, NOW
+    )
+    assert isinstance(decision, Refuse)
+    assert remedy in decision.message
+
+
 # a child in its family asks
 
 CHILD = replace(ASK, parent=Pin("cd" * 32, "tiny", "den/0", 4, 1.0), family="cd" * 32)
@@ -453,6 +473,15 @@ def test_a_model_whose_replicas_have_all_failed_is_refused_with_each_reason() ->
     assert isinstance(decision, Refuse)
     assert decision.status == 503
     assert decision.reasons == ("den/0 has failed (reason 0)", "den/1 has failed (reason 1)")
+
+
+@pytest.mark.parametrize("at", [None, home("den/0")])
+def test_what_a_log_says_is_told_to_admins_only(at: Home | None) -> None:
+    failed = fleet(replica("den/0", state="failed", detail="no /home/anna/secret.gguf"))
+    for role, told in (("admin", True), ("use", False)):
+        decision = choose(replace(ASK, key=Key("anna", role)), at, failed, NOW)  # type: ignore[arg-type]
+        assert ("secret" in decision.message) == told  # type: ignore[union-attr]
+        assert ("an admin sees why in `homeport status`" in decision.message) != told  # type: ignore[union-attr]
 
 
 # whatever the picture

@@ -208,3 +208,13 @@ def test_too_many_requests_are_told_when_to_come_back() -> None:
     assert (refusal.status, refusal.code, refusal.type) == (429, "rate_limit_exceeded", "rate_limit_error")
     assert "3 times a minute" in refusal.message
     assert (b"retry-after", b"13") in refusal.headers()
+
+
+@pytest.mark.parametrize(
+    ("machine", "zone", "allowed"),
+    [("den", "home", True), ("den", "work", False), ("lab", "home", False), ("den", None, False)],
+)
+def test_a_place_is_a_machine_in_its_zone(machine: str, zone: str | None, allowed: bool) -> None:
+    key = Key("anna", machines=frozenset({"den"}), zones=frozenset({"home"}))
+    assert key.allows_place(machine, zone) == allowed
+    assert Key("bert").allows_place(machine, zone)
