@@ -16,6 +16,7 @@ from serving.pins import Pin
 
 COUNT = 100_000
 MODEL = "assistant"
+REPLICA = "a-machine-with-a-long-name/0"
 AT_ONCE = 10_000
 LOOKED_UP = 2000
 TARGET_MIB = 30.0
@@ -42,7 +43,9 @@ def measure(count: int = COUNT) -> list[Figure]:
         ways: dict[str, Callable[[int], object]] = {
             "by session": lambda n: journal.entry(_digest(n), MODEL),
             "by public id": lambda n: journal.by_public(_public(n)),
-            "by history": lambda n: journal.find((_digest(n, "said"),), MODEL, _digest(n % 3, "key")),
+            "by history": lambda n: journal.find(
+                (_digest(n, "said"),), MODEL, _digest(n % 3, "key"), REPLICA
+            ),
             "unknown": lambda n: journal.entry(_digest(n, "nobody"), MODEL),
         }
         slowest = {way: _p99_ms(look_up, picked) for way, look_up in ways.items()}
@@ -78,7 +81,7 @@ def measure(count: int = COUNT) -> list[Figure]:
 
 
 def _pin(number: int) -> tuple[Pin, Facts]:
-    pin = Pin(_digest(number), MODEL, "a-machine-with-a-long-name/0", 1, 1.7e9 + number)
+    pin = Pin(_digest(number), MODEL, REPLICA, 1, 1.7e9 + number)
     scope = _digest(number % 3, "key")
     if number % 2:
         return pin, Facts(_public(number), scope, _digest(number, "parent"), True, _digest(number, "said"))

@@ -84,7 +84,9 @@ class Homes:
             return await self._decide(ask, refused, settle_at)
         except NotYet:
             message = "The controller is still reading which sessions have a home. Ask again in a moment."
-            return Wait("machine_unavailable", message, self._clock() + 1.0)
+            lost = self._homes.get((ask.session or "", ask.model))  # its home until it has another
+            replica = None if lost is None or lost.home.fresh else lost.home.pin.replica
+            return Wait("machine_unavailable", message, self._clock() + 1.0, replica)
         except _Held as held:
             message = f"This session's home is to be {held.replica}, which does not serve yet. Ask again in a moment."
             return Wait("machine_unavailable", message, self._clock() + 1.0, held.replica)
@@ -168,8 +170,10 @@ class Homes:
     async def _parent(self, ask: Ask) -> Pin | None:
         """The home of the session that began this one; a new one where its own is lost and it may move."""
         key = (ask.family or "", ask.model)
-        remembered = self._homes.get(key)
-        pin = await self._known(key) if remembered is None else remembered.home.pin
+        # Nobody says 421 where a parent's home is another by now: who can know is asked first.
+        pin, remembered = await self._known(key), self._homes.get(key)
+        if remembered is not None and (pin is None or _is_later(remembered.home, pin)):
+            pin = remembered.home.pin
         if pin is None:
             return None
         of_parent = replace(ask, session=ask.family, family=None, parent=None)
@@ -186,11 +190,6 @@ class Homes:
             return await self._peers.indexed_pin(*key, written=written)
         except Unreachable:
             return (await self._ask_hosts(key))[0]
-
-    def pin_of(self, session: str, model: str) -> Pin | None:
-        """The home that is remembered."""
-        remembered = self._homes.get((session, model))
-        return None if remembered is None else remembered.home.pin
 
     def forget(self, session: str, model: str) -> None:
         """The session was ended: its next turn begins anew."""
@@ -361,6 +360,12 @@ class Homes:
         while len(self._homes) > self._size:
             self._homes.popitem(last=False)
         return home
+
+
+def _is_later(home: Home, known: Pin) -> bool:
+    """Whether it is a home that the session got after the one that the controller knows. A session that was ended and
+    begun anew has fewer homes than before, and all of them later."""
+    return not home.fresh and home.pin.generation > known.generation and home.pin.created_s > known.created_s
 
 
 def _settled(decision: Routed | Move) -> Routed:

@@ -29,7 +29,7 @@ from router.peers import KnownPin, NotYet, Peers, Unreachable
 from router.relay import Relay
 from serving.pins import Pin, is_public_id
 
-FACTS = ("public", "scope", "family", "guessed")
+FACTS = ("public", "scope", "family", "guessed", "history")
 """What goes along with a pin to its new home."""
 
 
@@ -138,7 +138,7 @@ class Sessions:
         began = self._fleet.now()
         of_model = {each.name for each in self._fleet.snapshot().of_model(model)}
         here = of_model & set(self._fleet.reachable())
-        bases = {name: base for name in here if (base := self._fleet.base(name))}
+        bases = {name: base for name in sorted(here) if (base := self._fleet.base(name))}
         done = await asyncio.gather(*(self._end_at(base, session, model) for base in bases.values()))
         self.relay.ended(session, model)
         away = (at or of_model) - {name for name, ended in zip(bases, done, strict=True) if ended}
@@ -194,12 +194,19 @@ class Sessions:
             message = "Somebody else moved this session at the same moment. See `homeport sessions`."
             raise Rejected(ApiError(409, "session_busy", message, retry_after_s=2))
         self.relay.homes.told(made)
-        old = [self._fleet.base(name) for name in {*found.at, pin.replica} & set(self._fleet.reachable())]
-        for other in (None, *filter(None, old)):
-            try:
-                await self._peers.learn(other, [told])
-            except Unreachable:
-                continue  # The controller reads it in the journal; a host that comes back is told by the controller.
+        elsewhere = {**told, "history": None}
+        here = {*found.at, pin.replica} & set(self._fleet.reachable())
+        old = {name: self._fleet.base(name) for name in sorted(here)}
+        # Who is away reads it in the journal (the controller), or is told by the controller when it is back.
+        if (former := old.pop(pin.replica, None)) is not None:
+            with suppress(Unreachable):
+                # A turn may have begun there after its history was read; from now on none does.
+                last = await self._peers.leave(former, elsewhere)
+                if last not in (None, told["history"]):
+                    await self._peers.learn(base, [{**told, "history": last}])
+        for other in (None, *filter(None, old.values())):
+            with suppress(Unreachable):
+                await self._peers.learn(other, [elsewhere])
         return made
 
     def _no_machine(self, machine: str) -> ApiError:

@@ -35,7 +35,7 @@ DELETE FROM pins WHERE session = ? AND model = (SELECT id FROM names WHERE name 
 """
 _UNUSED = """
 SELECT p.session, m.name, p.used_s FROM pins p JOIN names m ON m.id = p.model
-WHERE p.used_s < CASE WHEN NOT p.guessed THEN ? WHEN p.turns > 1 THEN ? ELSE ? END
+WHERE p.used_s < CASE WHEN NOT p.guessed THEN ? WHEN p.turns > 1 OR p.generation > 1 THEN ? ELSE ? END
 """
 EVER = float("inf")
 
@@ -87,7 +87,10 @@ class Journal:
         return winner
 
     def learn(self, pins: Iterable[tuple[Pin, Facts]]) -> tuple[Pin, ...]:
-        """Insert many at once, as `insert`."""
+        """Insert many at once, as `insert`. Told again with another history, a pin that had no turn yet takes that.
+
+        What was said last at an older home is not kept: it may have been said before others had a turn.
+        """
         winners, new = [], 0
         mark = self._mark
         with self._writing() as writer:
@@ -96,8 +99,14 @@ class Journal:
                 winner = pin if found is None else merge(found.pin, pin)
                 winners.append(winner)
                 if found is None or winner is not found.pin:
-                    kept = facts if found is None else facts.filled(found.facts)
+                    kept = (
+                        facts if found is None else replace(facts.filled(found.facts), history=facts.history)
+                    )
                     mark = replace(mark, written=journal_file.put(writer, Entry(pin, pin.created_s, 0, kept)))
+                elif facts.history is not None and found.pin == pin and found.turns == 0:
+                    writer.execute(
+                        _RECORD, (bytes.fromhex(facts.history), bytes.fromhex(pin.session), pin.model)
+                    )
                 new += found is None
         # Counted here, because SQLite walks the whole table for it, and every poll of the host asks.
         self._count += new
@@ -150,9 +159,9 @@ class Journal:
         found = _one(self._reader, session, model)
         return None if found is None else self._as_noted(found)
 
-    def find(self, histories: Sequence[str], model: str, scope: str | None) -> Entry | None:
-        """The guessed session of this scope whose last turn said the first of these that any of them has; of several
-        the one that was used last."""
+    def find(self, histories: Sequence[str], model: str, scope: str | None, home: str) -> Entry | None:
+        """The guessed session of this scope, at home here (`home`: this replica), whose last turn said the first of
+        these that any of them has; of several the one that was used last."""
         noted: dict[str, list[Key]] = {}
         for key, history in self._noted.items():
             if key[1] == model:
@@ -162,7 +171,7 @@ class Journal:
             rows = self._reader.execute(_FIND, (bytes.fromhex(history), model))
             found = [*filter(None, there), *(self._as_noted(journal_file.entry_of(row)) for row in rows)]
             for entry in found:
-                gone = (entry.pin.session, entry.pin.model) in self.leaving
+                gone = (entry.pin.session, entry.pin.model) in self.leaving or entry.pin.replica != home
                 if entry.guessed and entry.history == history and entry.scope == scope and not gone:
                     return entry
         return None
@@ -191,7 +200,7 @@ class Journal:
 
     def unused(self, before_s: float, guessed_before_s: float, single_before_s: float) -> dict[Key, float]:
         """Pins that were last used before a time, and when: named ones, guessed ones, and guessed ones with at most
-        one turn."""
+        one turn. One that has moved counts its turns anew, and had some before."""
         with closing(journal_file.connect(self._path)) as connection:
             rows = connection.execute(_UNUSED, (before_s, guessed_before_s, single_before_s))
             return {(session.hex(), model): used_s for session, model, used_s in rows}

@@ -6,7 +6,8 @@ Whose turn runs is not its matter: it asks turns.py what a session does, and has
 import asyncio
 import sqlite3
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
@@ -30,6 +31,8 @@ MAX_HISTORIES = MAX_CONTINUES + 1
 MAX_GENERATION = 2**31 - 1
 
 T = TypeVar("T")
+Before = Mapping[tuple[str, str], Entry | None]
+"""What the journal had, by session and model."""
 
 
 class PinRoutes:
@@ -148,6 +151,7 @@ class PinRoutes:
         does = desk.turns.standing_of(session) if entry.pin.model == desk.model.name else None
         return {
             **entry.to_json(),
+            "history": entry.history,
             "used_s": entry.used_s,
             "turns": entry.turns,
             "tokens": desk.turns.tokens_of(session) if does is not None else 0,
@@ -181,7 +185,7 @@ class PinRoutes:
                 "model and scope are texts"
             )
         assert isinstance(histories, list)
-        found = self._desk.journal.find(histories, model, scope)
+        found = self._desk.journal.find(histories, model, scope, self._desk.replica)
         if found is None:
             raise _not_found()
         return self._told(found)
@@ -196,9 +200,11 @@ class PinRoutes:
                 raise _bad(
                     f"{desk.replica} serves the model '{desk.model.name}'; a pin of another cannot move in"
                 )
-        known = [desk.journal.get(pin.session, pin.model) is not None for pin, _ in told]
+        before = {(p.session, p.model): desk.journal.entry(p.session, p.model) for p, _ in told}
         mine = [
-            each for each, here in zip(told, known, strict=True) if here or each[0].replica == desk.replica
+            (pin, self._unless_open(pin, facts, before))
+            for pin, facts in told
+            if before[pin.session, pin.model] is not None or pin.replica == desk.replica
         ]
         written = {(pin.session, pin.model): pin for pin in await self._write(desk.journal.learn, mine)}
         away = {
@@ -210,7 +216,21 @@ class PinRoutes:
             p.session for p in written.values() if p.replica == desk.replica
         }
         self.settle()
-        return {"pins": [written.get((pin.session, pin.model), pin).to_json() for pin, _ in told]}
+        winners = (written.get((pin.session, pin.model), pin) for pin, _ in told)
+        return {"pins": [self._learned(pin, before) for pin in winners]}
+
+    def _unless_open(self, pin: Pin, facts: Facts, before: Before) -> Facts:
+        """A turn that is open here knows better what was said last."""
+        known = before[pin.session, pin.model] is not None and self._desk.turns.is_open(pin.session)
+        return replace(facts, history=None) if known else facts
+
+    def _learned(self, pin: Pin, before: Before) -> dict[str, Any]:
+        """A pin that holds; with what was said last here if it is elsewhere from now on: no turn says more here."""
+        after = self._desk.journal.entry(pin.session, pin.model)
+        said = [each.history for each in (after, before[pin.session, pin.model]) if each is not None]
+        last = next(filter(None, said), None)
+        away = pin.replica != self._desk.replica and last is not None
+        return {**pin.to_json(), "history": last} if away else pin.to_json()
 
     async def _drop_quiet(self) -> None:
         desk = self._desk
@@ -281,7 +301,10 @@ def facts_from_json(data: dict[str, Any]) -> Facts:
         raise ValueError("a pin's public id and scope are texts")
     if family is not None and not (isinstance(family, str) and is_session(family)):
         raise ValueError("a pin's family is 64 lower-case hex digits")
-    return Facts(public, scope, family, data.get("guessed") is True)
+    history = data.get("history")
+    if history is not None and not (isinstance(history, str) and is_session(history)):
+        raise ValueError("a pin's history is 64 lower-case hex digits")
+    return Facts(public, scope, family, data.get("guessed") is True, history)
 
 
 def _not_found() -> Problem:

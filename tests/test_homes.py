@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from router import api_client
+from router.decision import Ask
 from router.identity import digest, key_scope, public_id, scope_of
+from router.keys import Key
 from serving.model import WhenLost
 from serving.pin_index import Candidate
 from serving.pins import Pin, pin_from_json
@@ -212,6 +214,22 @@ async def test_a_child_whose_parent_nobody_knows_is_a_session_like_any_other(tmp
         assert host.seen[0]["x-homeport-parent-key"] == TEA
 
 
+async def test_a_child_goes_to_the_later_home_of_its_parent_whoever_knows_of_it(tmp_path: Path) -> None:
+    hosts = [AnswersHost(f"m{number}/0") for number in range(3)]
+    async with routed(tmp_path, *hosts) as router:
+        home = await at_home(router, *hosts)
+        (pin,) = map(pin_from_json, home.pins.values())
+        later, last = (host.replica for host in hosts if host is not home)
+        router.parts.relay.homes.told(replace(pin, replica=later, generation=2, created_s=pin.created_s + 1))
+        child = await router.chat(session="one", headers={"x-homeport-parent": "tea"})
+        assert child.headers["x-homeport-replica"] == later, "the controller has not read it yet"
+        anew = replace(pin, replica=last, generation=1, created_s=pin.created_s + 2)
+        router.controller.index.remove(pin.session, pin.model)
+        router.controller.index.confirm([anew], last)
+        child = await router.chat(session="two", headers={"x-homeport-parent": "tea"})
+        assert child.headers["x-homeport-replica"] == last, "it was ended and has begun anew"
+
+
 async def test_a_child_of_a_lost_home_goes_where_its_parent_goes(tmp_path: Path) -> None:
     hosts = [AnswersHost(f"m{number}/0") for number in range(4)]
     async with routed(tmp_path, *hosts, when_lost="move") as router:
@@ -267,10 +285,11 @@ async def test_of_two_that_it_may_continue_the_longer_one_is_found(tmp_path: Pat
                 "used_s": 100.0 - at,
             }
             host.histories[histories[2 - at]] = key
-        found = await finder.by_history(histories, MODEL, key_scope())
+        ask = Ask(MODEL, None, "r")
+        found = await finder.by_history(histories, ask)
         assert found is not None
         assert found.pin.replica == "m1/0", "the other one was used later, and has less in common"
-        assert await finder.by_history(histories, MODEL, "ee" * 32) is None
+        assert await finder.by_history(histories, replace(ask, key=Key("anna"))) is None
 
 
 async def test_a_public_id_works_before_the_controller_has_read_the_journal(tmp_path: Path) -> None:
@@ -373,6 +392,22 @@ async def test_two_turns_of_a_lost_session_move_to_one_home(tmp_path: Path) -> N
         assert len({answer.headers["x-homeport-replica"] for answer in answers}) == 1
 
 
+async def test_a_stream_that_may_move_says_whose_return_it_waits_for_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.turn.HEAD_AFTER_S", 0.1)
+    hosts = [AnswersHost("m0/0"), AnswersHost("m1/0")]
+    async with routed(tmp_path, *hosts, when_lost="move", queue_s=1.0) as router:
+        home = await at_home(router, *hosts)
+        await lose(router, home)
+        router.controller.reads_journals = True
+        answer = await router.chat(session="tea", stream=True)
+        assert (answer.status, answer.headers.get("x-homeport-replica")) == (200, home.replica)
+        assert answer.headers["x-homeport-pin"] == "kept"
+        assert answer.headers["x-homeport-session"] == public_id(KEY, TEA)
+        assert answer.headers["x-homeport-source"] == "header"
+
+
 async def test_nobody_moves_out_of_its_zone(tmp_path: Path) -> None:
     hosts = [AnswersHost("den/0", zone="home"), AnswersHost("lab/0", zone="work")]
     async with routed(tmp_path, *hosts, when_lost="move") as router:
@@ -448,10 +483,9 @@ async def test_the_last_word_on_a_home_is_its_hosts(tmp_path: Path) -> None:
         home = await at_home(router, *hosts)
         (other,) = (host for host in hosts if host is not home)
         homes = router.parts.relay.homes
-        known = homes.pin_of(TEA, MODEL)
-        assert known is not None
-        twin = replace(known, replica=other.replica, created_s=known.created_s + 1)
-        assert homes.told(twin).pin == known, "the older one holds"
+        twin = Pin(TEA, MODEL, other.replica, 1, created_s=time.time() + 60.0)
+        known = homes.told(twin).pin
+        assert (known.replica, known.generation) == (home.replica, 1), "the older one holds"
         assert homes.corrected(twin, other.replica).pin == known
         assert homes.corrected(twin, home.replica).pin == twin
 
@@ -597,7 +631,7 @@ async def test_a_stream_whose_public_id_cannot_be_looked_up_yet_is_told_so(
         public = (await router.chat(session="tea")).headers["x-homeport-session"]
         router.controller.reads_journals = True
         turn = asyncio.create_task(router.chat(headers={"x-homeport-session": public}, stream=True))
-        await asyncio.sleep(0.5)
+        await router.until(lambda: any(turn._reply.head_sent for turn in router.parts.relay.turns))
         router.controller.reads_journals = False
         answer = await turn
         assert answer.body.startswith(b": waiting")

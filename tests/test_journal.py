@@ -182,32 +182,49 @@ def test_a_guess_finds_the_session_whose_last_turn_said_the_longest_of_it(journa
     first, second = replace(PIN, session="01" * 32), replace(PIN, session="02" * 32)
     journal.insert(first, Facts(scope=scope, guessed=True, history=short))
     journal.insert(second, Facts(scope=scope, guessed=True, history=long))
-    found = journal.find((long, short), PIN.model, scope)
+    found = journal.find((long, short), PIN.model, scope, PIN.replica)
     assert found is not None
     assert found.pin == second
-    found = journal.find(("33" * 32, short), PIN.model, scope)
+    found = journal.find(("33" * 32, short), PIN.model, scope, PIN.replica)
     assert found is not None
     assert found.pin == first
-    assert journal.find(("33" * 32,), PIN.model, scope) is None
-    assert journal.find((long,), "other", scope) is None
+    assert journal.find(("33" * 32,), PIN.model, scope, PIN.replica) is None
+    assert journal.find((long,), "other", scope, PIN.replica) is None
 
 
 def test_a_guess_never_finds_another_keys_session_or_a_named_one(journal: Journal) -> None:
     said, scope = "11" * 32, "5c" * 32
     journal.insert(PIN, Facts(scope="6d" * 32, guessed=True, history=said))
     journal.insert(replace(PIN, session="02" * 32), Facts(scope=scope, guessed=False, history=said))
-    assert journal.find((said,), PIN.model, scope) is None
-    assert journal.find((said,), PIN.model, None) is None
+    assert journal.find((said,), PIN.model, scope, PIN.replica) is None
+    assert journal.find((said,), PIN.model, None, PIN.replica) is None
 
 
-def test_a_guess_is_found_at_the_home_that_its_session_left(journal: Journal) -> None:
+def test_a_guess_is_not_found_at_the_home_that_its_session_left(journal: Journal) -> None:
     said = "11" * 32
     journal.insert(PIN, Facts(scope="5c" * 32, guessed=True, history=said))
     moved = replace(PIN, generation=2, replica="attic/0")
     journal.insert(moved)
-    found = journal.find((said,), PIN.model, "5c" * 32)
+    assert journal.find((said,), PIN.model, "5c" * 32, PIN.replica) is None
+    assert journal.all()[0].history is None, "it is said elsewhere by now"
+    own = replace(PIN, session="02" * 32)
+    journal.record(PIN.session, PIN.model, said)  # a turn that crossed the move
+    journal.insert(own, Facts(scope="5c" * 32, guessed=True, history=said))
+    found = journal.find((said,), PIN.model, "5c" * 32, PIN.replica)
     assert found is not None
-    assert found.pin == moved
+    assert found.pin == own, "one that left hides none that is here"
+
+
+def test_a_pin_that_moved_in_takes_a_later_history_until_it_has_a_turn(journal: Journal) -> None:
+    first, second, third = "11" * 32, "22" * 32, "33" * 32
+    journal.insert(PIN, Facts(guessed=True, history=first))
+    journal.insert(PIN, Facts(guessed=True, history=second))
+    assert journal.all()[0].history == second
+    journal.insert(PIN)
+    assert journal.all()[0].history == second, "nothing was said of it"
+    journal.touch(PIN.session, PIN.model, 5.0)
+    journal.insert(PIN, Facts(guessed=True, history=third))
+    assert journal.all()[0].history == second, "its own turns know better"
 
 
 def test_two_keys_sessions_that_say_the_same_are_both_found(journal: Journal) -> None:
@@ -216,7 +233,7 @@ def test_two_keys_sessions_that_say_the_same_are_both_found(journal: Journal) ->
         one = replace(PIN, session=f"{number:064x}")
         journal.insert(one, Facts(scope=scope, guessed=True, history=before))
         journal.note(one.session, one.model, after)
-    found = [journal.find((after,), PIN.model, scope) for scope in keys]
+    found = [journal.find((after,), PIN.model, scope, PIN.replica) for scope in keys]
     assert [entry and entry.scope for entry in found] == list(keys)
 
 
@@ -224,13 +241,13 @@ def test_what_is_noted_counts_before_it_is_on_disk(journal: Journal) -> None:
     before, after = "11" * 32, "22" * 32
     journal.insert(PIN, Facts(guessed=True, history=before))
     journal.note(PIN.session, PIN.model, after)
-    assert journal.find((before,), PIN.model, None) is None
-    found = journal.find((after,), PIN.model, None)
+    assert journal.find((before,), PIN.model, None, PIN.replica) is None
+    found = journal.find((after,), PIN.model, None, PIN.replica)
     assert found is not None
     assert found.history == after
     journal.record(PIN.session, PIN.model, after)
     journal.noted(PIN.session, PIN.model, after)
-    assert journal.find((after,), PIN.model, None) == found
+    assert journal.find((after,), PIN.model, None, PIN.replica) == found
     assert journal.all()[0].history == after
 
 
@@ -252,7 +269,7 @@ def test_while_a_pin_leaves_it_is_as_good_as_gone(journal: Journal) -> None:
     journal.leaving.add((PIN.session, PIN.model))
     assert journal.get(PIN.session, PIN.model) is None
     assert journal.by_public("hp_x") == ()
-    assert journal.find(("11" * 32,), PIN.model, None) is None
+    assert journal.find(("11" * 32,), PIN.model, None, PIN.replica) is None
     journal.leaving.clear()
     assert journal.get(PIN.session, PIN.model) == PIN
 
@@ -275,6 +292,14 @@ def test_named_guessed_and_single_pins_are_unused_after_times_of_their_own(journ
     assert unused(0.0, 0.0, 60.0) == {3}
     assert unused(0.0, 60.0, 0.0) == {2}
     assert unused(60.0, 0.0, 0.0) == {1}
+
+
+def test_a_guessed_pin_that_has_moved_does_not_count_as_one_turns(journal: Journal) -> None:
+    moved = replace(PIN, generation=2, created_s=50.0)
+    journal.learn([(moved, Facts(guessed=True)), (replace(moved, session="cd" * 32), Facts(guessed=True))])
+    journal.touch(moved.session, moved.model, 50.0)
+    assert journal.unused(0.0, 0.0, 60.0) == {}
+    assert len(journal.unused(0.0, 60.0, 0.0)) == 2
 
 
 def test_a_pin_that_was_used_meanwhile_is_not_removed(journal: Journal) -> None:

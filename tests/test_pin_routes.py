@@ -113,6 +113,7 @@ async def test_a_pin_is_told_with_its_session_and_what_that_does(routes: Routes)
         "scope": SCOPE,
         "family": BEN,
         "guessed": True,
+        "history": session("said"),
         "used_s": NOW,
         "turns": 0,
         "tokens": 42,
@@ -201,6 +202,29 @@ async def test_of_a_session_that_moved_away_nothing_is_left_but_where_it_went(ro
     await routes.settled()
     assert routes.turns.dropped == [ANN]
     assert routes.journal.get(ANN, MODEL) == away
+
+
+async def test_the_home_that_a_guessed_session_leaves_tells_what_was_said_last(routes: Routes) -> None:
+    first, last = session("first"), session("last")
+    routes.journal.insert(pin(), Facts(guessed=True, history=first))
+    routes.journal.note(ANN, MODEL, last)  # a turn that has begun
+    away = pin(replica="attic/0", generation=2)
+    told = {**away.to_json(), "history": None}
+    assert await routes.ask("POST", "/pins", {"pins": [told]}) == {"pins": [{**told, "history": last}]}
+    routes.journal.noted(ANN, MODEL, last)
+    assert routes.journal.all()[0].history is None
+
+
+async def test_what_is_handed_over_does_not_count_once_a_turn_is_open(routes: Routes) -> None:
+    first, other = session("first"), session("other")
+    routes.journal.insert(pin(), Facts(guessed=True, history=first))
+    routes.turns.does[ANN] = "running"
+    told = {**pin().to_json(), "guessed": True, "history": other}
+    await routes.ask("POST", "/pins", {"pins": [told]})
+    assert routes.journal.all()[0].history == first
+    routes.turns.does.clear()
+    await routes.ask("POST", "/pins", {"pins": [told]})
+    assert routes.journal.all()[0].history == other
 
 
 async def test_a_turn_that_runs_while_its_session_moves_away_is_finished(routes: Routes) -> None:

@@ -145,6 +145,29 @@ async def test_a_moved_session_is_written_at_its_new_home_first_and_then_told(tm
         assert new.seen[-1]["x-homeport-generation"] == "2"
 
 
+async def test_what_a_crossing_turn_said_at_the_former_home_is_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = "11" * 32, "22" * 32
+    hosts = [AnswersHost("m0/0"), AnswersHost("m1/0")]
+    async with routed(tmp_path, *hosts) as router:
+        old = await at_home(router, *hosts)
+        (new,) = (host for host in hosts if host is not old)
+        (pin,) = old.pins.values()
+        pin |= {"guessed": True, "history": before}
+        peers = router.parts.relay.homes._peers
+        leave = peers.leave
+
+        async def crossed(base: str, pin: dict[str, Any]) -> str:
+            assert await leave(base, pin) is None
+            return after
+
+        monkeypatch.setattr(peers, "leave", crossed)
+        assert (await move(router, new.replica.partition("/")[0])).status == 200
+        assert [told["history"] for told in new.told] == [before, after]
+        assert new.told[1] == {**new.told[0], "history": after}
+
+
 async def test_a_session_moves_although_its_old_home_is_away(tmp_path: Path) -> None:
     hosts = [AnswersHost("m0/0"), AnswersHost("m1/0")]
     async with routed(tmp_path, *hosts) as router:

@@ -1,6 +1,7 @@
 """What must hold in every schedule, and what was seen in one.
 
-Nobody's turn runs twice at once, no acknowledged pin is lost, every request ends exactly once.
+No session's turns run at once, no acknowledged pin is lost, every request ends exactly once, and no conversation lands
+in another one's session. What must hold in families is in kin.py.
 """
 
 from collections import Counter
@@ -10,11 +11,23 @@ from functools import reduce
 from typing import Any
 
 from serving.pins import Pin, merge
+from tests.schedules.clients import Said
 from tests.schedules.clock import SimLoop
-from tests.schedules.engines import opened_by
+from tests.schedules.kin import Families
 
+Session = int | str
+"""A named session's number, a guessed one's digest."""
 Life = tuple[str, int]
 """A host's replica and incarnation."""
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What a guessed turn said, where, and when its answer came."""
+
+    said: Said
+    replica: str
+    at: float
 
 
 @dataclass
@@ -22,19 +35,26 @@ class Check:
     """`homes`: by session, the pins that a response's head has told of."""
 
     loop: SimLoop
+    newest: Callable[[int], Pin | None]
+    """The pin that holds, of all that journals have of a named session."""
     problems: list[str] = field(default_factory=list)
     trace: list[tuple[float, str, tuple[Any, ...]]] = field(default_factory=list)
     seen: Counter[str] = field(default_factory=Counter)
-    homes: dict[int, list[Pin]] = field(default_factory=dict)
+    homes: dict[Session, list[Pin]] = field(default_factory=dict)
     written: dict[str, list[Pin]] = field(default_factory=dict)
     """By session's digest, the pins that hosts wrote for themselves, whether anybody was told or not."""
     may_twin: Callable[[], bool] = lambda: False
     """Whether somebody could not be asked of late."""
-    twins: set[int] = field(default_factory=set)
+    twins: set[Session] = field(default_factory=set)
     """Sessions that got two homes of one generation, because nobody could be asked."""
-    doubts: dict[int, float] = field(default_factory=dict)
+    doubts: dict[Session, float] = field(default_factory=dict)
     """By session that somebody ended: until when turns were asked for that may have been of before or after."""
-    _running: dict[tuple[Life, int], int] = field(default_factory=dict)
+    said: dict[str, Answered] = field(default_factory=dict)
+    """By guessed session: the last turn of it that was answered."""
+    _running: dict[tuple[Life, int], Session] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.families = Families(self, self.newest)
 
     def note(self, what: str, *details: Any) -> None:
         self.trace.append((self.loop.now, what, details))
@@ -45,8 +65,7 @@ class Check:
 
     # turns on engines
 
-    def began(self, life: Life, turn: int, token: int) -> None:
-        session = opened_by(token)
+    def began(self, life: Life, turn: int, session: Session | None) -> None:
         self.note("begins", life, turn, session)
         if session is None:
             return
@@ -58,14 +77,18 @@ class Check:
                 else:
                     self.fault(f"session {session} runs on {life} while it runs on {other}")
         self._running[life, turn] = session
+        if isinstance(session, int):
+            self.families.began(life, turn, session)
 
     def ended(self, life: Life, turn: int) -> None:
         if self._running.pop((life, turn), None) is not None:
             self.note("ends", life, turn)
+            self.families.ended(life, turn)
 
     def killed(self, life: Life) -> None:
         for key in [key for key in self._running if key[0] == life]:
             del self._running[key]
+        self.families.killed(life)
 
     # pins
 
@@ -81,7 +104,7 @@ class Check:
 
     def acknowledged(
         self,
-        session: int,
+        session: Session,
         outcome: str,
         replica: str,
         pin: Pin | None,
@@ -118,6 +141,7 @@ class Check:
     def ends(self, session: int, digest: str) -> None:
         """Somebody begins to end it: what was told of it holds no longer."""
         self.homes.pop(session, None)
+        self.families.ends(session)
         self.written.pop(digest, None)
         for key in [key for key, running in self._running.items() if running == session]:
             del self._running[key]  # it is ended within a token
@@ -129,7 +153,7 @@ class Check:
         self.written.pop(digest, None)
         self.doubts[session] = self.loop.now
 
-    def home(self, session: int) -> Pin:
+    def home(self, session: Session) -> Pin:
         """The one that holds, of those that were told and of their twins."""
         told = self.homes[session]
         holds = reduce(merge, told)
@@ -141,6 +165,33 @@ class Check:
         home = self.home(session)
         if replica != home.replica and (pin is None or pin.generation <= home.generation):
             self.fault(f"session {session} was told {home}, and {router} sends it to {replica} with {pin}")
+
+    # conversations
+
+    def landed(self, session: str, said: Said, replica: str, asked_at: float) -> None:
+        """A guess was answered as this session's: it goes on with what was answered there last, or repeats it. What the
+        last one went on with may be answered behind it."""
+        last = self.said.get(session, Answered((), "", 0.0))
+        if said == last.said[: len(said)] != last.said and asked_at < last.at:
+            self.seen["guessed turns answered late"] += 1
+            return
+        if last.said != said[: len(last.said)] and last.replica != replica and self.may_twin():
+            self.seen["guessed turns at a home that had not heard of the other"] += 1
+        elif last.said != said[: len(last.said)]:
+            self.fault(f"{said} landed at {replica} in {session[:8]}, where {last.said} was said last")
+        self.seen["guessed turns that went on" if last.said else "guessed sessions"] += 1
+        self.said[session] = Answered(said, replica, self.loop.now)
+
+    def known_again(self, session: str, before: str, outcome: str, router: str) -> None:
+        """All is mended, and a conversation goes on. It may have gone on elsewhere while its home was away."""
+        if outcome == "new":
+            self.fault(
+                f"{router} does not know {before[:8]} again, though all is mended: {session[:8]} begins"
+            )
+        elif session != before:
+            self.seen["conversations that went on elsewhere"] += 1
+        else:
+            self.seen["conversations known again"] += 1
 
     # endings
 

@@ -1,5 +1,6 @@
 """What goes wrong in a schedule, what people do to its sessions, and when whom could not be asked."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ ROUTERS = ("ra", "rb")
 HOSTS = ("h0", "h1", "h2")
 UNHEARD_S = 12.0
 """How long a pin may wait in a line and then for the keeper's next look until the controller hears of it."""
+MOVES_S = 15.0
+"""By then a move is over whose router was killed."""
 
 
 class Harms:
@@ -29,6 +32,8 @@ class Harms:
         self.check = world.check
         self.hosts = world.hosts
         self.dark = Dark(world)
+        self._moving: dict[str, float] = {}
+        """Until when somebody may be moving a session."""
         self._cuts: dict[tuple[str, str], int] = {}
 
     def one(self) -> None:
@@ -143,15 +148,39 @@ class Harms:
         sessions = router.sessions
         if router.process is None or not router.process.alive or sessions is None:
             return
-        number, machine = self.rng.randrange(self.world.sessions), self.rng.choice(HOSTS)
+        number, machine = self.rng.choice(list(self.world.parents)), self.rng.choice(HOSTS)
+        guessed = list(self.world.clients.guessed.values())
+        name = self.rng.choice(guessed) if guessed and self.rng.random() < 0.5 else f"s{number}"
         match self.rng.randrange(4):
             case 0:
                 work: Coroutine[Any, Any, Any] = self._end(sessions, number)
             case 1 | 2:
-                work = self._managed("moves", (number, machine), sessions.move(f"s{number}", machine, LOCAL))
+                work = self._move(sessions, name)
             case _:
                 work = self._managed("forgets", (machine,), sessions.forget(machine))
         self.loop.create_task(work, context=router.process.context)
+
+    async def _move(self, sessions: Sessions, name: str) -> None:
+        """Elsewhere, and sometimes back again; one person at a time, as long as their routers live."""
+        if self.loop.now < self._moving.get(name, 0.0):
+            return
+        self._moving[name] = self.loop.now + MOVES_S
+        self.check.families.moves(name)
+        for machine in self.rng.sample(HOSTS, self.rng.choice((1, 1, 2, 3))):
+            await self._managed("moves", (name, machine), sessions.move(name, machine, LOCAL))
+            await asyncio.sleep(self.rng.uniform(0.3, 2.0))
+        self._moving[name] = 0.0
+
+    async def restless(self) -> None:
+        """Somebody moves guessed sessions to and fro until all is mended."""
+        clients = self.world.clients
+        while not clients.all_mended.is_set():
+            await clients.pause(self.rng.uniform(0.2, 1.5))
+            router = self.rng.choice(self.world.routers)
+            name = next(reversed(clients.guessed.values()), None)
+            if name and router.process is not None and router.process.alive and router.sessions is not None:
+                moving = self._move(router.sessions, name)
+                self.loop.create_task(moving, context=router.process.context)
 
     async def _managed(self, what: str, whom: tuple[Any, ...], doing: Any) -> bool:
         self.check.note(what, *whom)
@@ -197,7 +226,7 @@ class Dark:
     def __init__(self, world: "World") -> None:
         self._world = world
         self._until: dict[str, float] = {}
-        """By what was dark last: until when; it may be dark now too."""
+        """By what was dark last, and by replica that was away: until when; it may be so now too."""
 
     def excuses(self, router: str, since: float, homes: list[str]) -> bool:
         """Whether that router could not ask the controller since then, or the controller of now could not always read
@@ -209,6 +238,11 @@ class Dark:
         if any(self._until.get(other, 0.0) >= since - UNHEARD_S for other in ROUTERS):
             return True
         return any(self._until.get(home.partition("/")[0], 0.0) >= began for home in homes)
+
+    def away(self, replica: str, since: float) -> bool:
+        """Whether that host could not be asked since then, so that routers may have asked it again with less time."""
+        self.look()
+        return self._until.get(replica, 0.0) >= since
 
     def of_late(self) -> bool:
         """Whether any router may have settled alone for a turn that is written down now."""
@@ -225,3 +259,5 @@ class Dark:
             host = world.hosts.get(name)
             if link.cut or link.slow or (host is not None and not host.keeper_alive):
                 self._until[name] = now
+            if host is not None and (not host.alive or any(world.net.link(r, name).cut for r in ROUTERS)):
+                self._until[host.replica] = now

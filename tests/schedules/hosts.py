@@ -15,7 +15,7 @@ from serving.journal_file import JournalNews, Mark
 from serving.model import ModelSpec
 from serving.pins import Pin
 from tests.schedules.clock import Process, SimLoop
-from tests.schedules.engines import SimEngine
+from tests.schedules.engines import SimEngine, opened_by
 from tests.schedules.journals import Disk, SimJournal
 from tests.schedules.network import Network
 
@@ -81,7 +81,7 @@ class Host:
         engine = SimEngine(
             self.loop,
             self.step_s,
-            lambda turn, opening: self.check.began(life, turn, opening),
+            lambda turn, opening: self.check.began(life, turn, self._whose(turn, opening)),
             lambda turn: self.check.ended(life, turn),
         )
         about = host_app.About(
@@ -101,6 +101,12 @@ class Host:
         assert self.app is not None
         self.app.load()
         self.net.listen(self.address, process, self.app)
+
+    def _whose(self, turn: int, token: int) -> int | str | None:
+        """A named session's number, a guessed one's digest."""
+        assert self.app is not None
+        number = opened_by(token)
+        return self.app._turns._leases[turn].owner if number is None else number
 
     def journal(self, process: Process) -> Any:
         return SimJournal(self.disk, process)

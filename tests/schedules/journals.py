@@ -62,8 +62,10 @@ class SimJournal:
             winner = pin if found is None else merge(found.pin, pin)
             winners.append(winner)
             if found is None or winner is not found.pin:
-                kept = facts if found is None else facts.filled(found.facts)
+                kept = facts if found is None else replace(facts.filled(found.facts), history=facts.history)
                 self.disk.put(Entry(pin, pin.created_s, 0, kept))
+            elif facts.history is not None and found.pin == pin and found.turns == 0:
+                self.record(pin.session, pin.model, facts.history)
         return tuple(winners)
 
     def touch(self, session: str, model: str, now: float, facts: Facts = NO_FACTS) -> None:
@@ -97,7 +99,7 @@ class SimJournal:
         found = None if (session, model) in self.leaving else self.disk.rows.get((session, model))
         return None if found is None else self._as_noted(found)
 
-    def find(self, histories: Sequence[str], model: str, scope: str | None) -> Entry | None:
+    def find(self, histories: Sequence[str], model: str, scope: str | None, home: str) -> Entry | None:
         for history in histories:
             noted = [key for key, said in self._noted.items() if said == history and key[1] == model]
             there = [self.entry(*key) for key in noted]
@@ -108,7 +110,8 @@ class SimJournal:
             ]
             rows.sort(key=lambda e: (-e.used_s, e.pin.session))
             for entry in [*filter(None, there), *map(self._as_noted, rows)]:
-                if entry.guessed and entry.history == history and entry.scope == scope and self._stays(entry):
+                here = entry.pin.replica == home and self._stays(entry)
+                if entry.guessed and entry.history == history and entry.scope == scope and here:
                     return entry
         return None
 
@@ -131,7 +134,13 @@ class SimJournal:
             key: e.used_s
             for key, e in self.disk.rows.items()
             if e.used_s
-            < (before_s if not e.guessed else guessed_before_s if e.turns > 1 else single_before_s)
+            < (
+                before_s
+                if not e.guessed
+                else guessed_before_s
+                if e.turns > 1 or e.pin.generation > 1
+                else single_before_s
+            )
         }
 
     def count(self) -> int:

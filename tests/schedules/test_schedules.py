@@ -19,17 +19,25 @@ import pytest
 
 import router.choose
 import router.homes
+import router.sessions
+import serving.admission
 from router.decision import Wait
+from router.finding import Finder
+from router.homes import Homes
+from router.peers import Peers
 from router.reply import Reply
 from serving.journal import Journal
 from serving.journal_file import Entry, Facts, entries_since
+from serving.lease import Chosen
 from serving.pin_index import PinIndex
+from serving.pinning import Pinning
 from serving.pins import Pin
 from serving.turns import Turns
+from tests.schedules.clients import MODEL
 from tests.schedules.clock import Process
 from tests.schedules.hosts import Host
 from tests.schedules.journals import Disk, SimJournal
-from tests.schedules.world import MODEL, Mutation, run
+from tests.schedules.world import Mutation, run
 
 ROOT = Path(__file__).parents[2]
 SCHEDULES = 500
@@ -84,8 +92,8 @@ def two_at_once() -> Any:
     ask = Turns.ask
     counted = iter(range(1 << 30))
 
-    def asked(turns: Turns, session: str | None, *more: Any) -> Any:
-        return ask(turns, None if session is None else f"{next(counted):064x}", *more)
+    def asked(turns: Turns, context: Chosen | None, *more: Any) -> Any:
+        return ask(turns, context and replace(context, name=f"{next(counted):064x}"), *more)
 
     return mock.patch.object(Turns, "ask", asked)
 
@@ -125,6 +133,49 @@ def no_last_word() -> Any:
     return mock.patch.object(Reply, "fail", failed)
 
 
+def merged() -> Any:
+    """A host that takes whatever it is sent for the conversation that it was taken for."""
+    return mock.patch.object(Pinning, "_check_history")
+
+
+def unread() -> Any:
+    """Hosts that do not keep what was said last: a conversation is known by its first words for ever."""
+    return mock.patch.multiple(SimJournal, note=mock.DEFAULT, record=mock.DEFAULT)
+
+
+def left_behind() -> Any:
+    """Moves that leave at the old home what was said last."""
+    learn = Peers._learn
+
+    async def without(self: Peers, base: str | None, pins: Any) -> Any:
+        return await learn(self, base, [{**pin, "history": None} for pin in pins])
+
+    return mock.patch.object(Peers, "_learn", without)
+
+
+def unknown_again() -> Any:
+    """A router that knows no conversation again."""
+
+    async def nobody(*_args: Any) -> None:
+        return None
+
+    return mock.patch.object(Finder, "by_history", nobody)
+
+
+def childless() -> Any:
+    """A router that looks for no parent's home."""
+
+    async def nowhere(*_args: Any) -> None:
+        return None
+
+    return mock.patch.object(Homes, "_parent", nowhere)
+
+
+def impatient() -> Any:
+    """An admission that counts the time for which a relative runs."""
+    return mock.patch.object(serving.admission, "waits_for_family", return_value=False)
+
+
 @pytest.mark.parametrize(
     ("fault", "found"),
     [
@@ -134,15 +185,34 @@ def no_last_word() -> Any:
         (elsewhere, "was told"),
         (no_winner, "session"),
         (no_last_word, "without an end"),
+        (merged, "was said last"),
+        (unread, "was said last"),
+        (left_behind, "was said last"),
+        (unknown_again, "does not know"),
+        (childless, "and its parent"),
+        (impatient, "of its relatives' turns"),
     ],
-    ids=["forgets", "unsynced", "two-at-once", "elsewhere", "no-winner", "no-last-word"],
+    ids=[
+        "forgets",
+        "unsynced",
+        "two-at-once",
+        "elsewhere",
+        "no-winner",
+        "no-last-word",
+        "merged",
+        "unread",
+        "left-behind",
+        "unknown-again",
+        "childless",
+        "impatient",
+    ],
 )
 def test_a_fault_is_found(fault: Any, found: str) -> None:
     with ExitStack() as stack:
         mutation = fault if isinstance(fault, Mutation) else None
         if mutation is None:
             stack.enter_context(fault())
-        for seed in range(200):
+        for seed in range(600):
             if any(found in problem for problem in run(seed, mutation).problems):
                 return
     raise AssertionError("nobody noticed")
@@ -185,6 +255,8 @@ def test_the_simulated_journal_is_as_the_real_one(tmp_path: Path) -> None:
                 both.same("touch", session, MODEL, now, replace(facts, history=None))
             case 3:
                 both.same("record", session, MODEL, history)
+            case 4 if (known := both.real.get(session, MODEL)) is not None and step % 2:
+                both.same("insert", known, facts)
             case 4:
                 both.same("remove", [(session, MODEL)], now - rng.choice((0, 50)))
             case _:

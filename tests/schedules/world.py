@@ -1,26 +1,25 @@
 """One random schedule: two routers, three hosts, one controller, their clients and what goes wrong, from a seed."""
 
 import asyncio
-import json
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import Any
-
-import aiohttp
 
 from cluster.slices import Need
 from router.identity import digest
 from serving.model import ModelSpec, ParkingSpec
-from serving.pins import Pin
+from serving.pins import Pin, merge
 from tests.schedules.check import Check
-from tests.schedules.clock import Process, SimLoop, simulated
-from tests.schedules.engines import opening
+from tests.schedules.clients import MODEL, Clients, Family
+from tests.schedules.clock import SimLoop, simulated
 from tests.schedules.harms import HOSTS, ROUTERS, Harms
 from tests.schedules.hosts import Host
-from tests.schedules.network import Answer, Network, SimClient
+from tests.schedules.network import Network
 from tests.schedules.routers import Head, Router, without_threads
+from tests.schedules.talks import Talk
 
-MODEL = "m"
 SETTLE_S = 7.0
 """From when all is mended until the last turns."""
 TWINS_S = 20.0
@@ -62,7 +61,7 @@ class World:
     def __init__(self, loop: SimLoop, mutation: Mutation) -> None:
         rng = self.rng = loop.rng
         self.loop = loop
-        self.check = Check(loop)
+        self.check = Check(loop, self._newest)
         self.net = Network(loop, random.Random(rng.random()), self.check.fault)
         self.model = ModelSpec(
             name=MODEL,
@@ -86,31 +85,36 @@ class World:
             host.skew_s = rng.uniform(-5, 5)
         self.head = mutation.head(loop, self.net, self.hosts)
         self.routers = [mutation.router(loop, self.net, name, self.model) for name in ROUTERS]
-        self.clients = Process("clients", "client")
-        self.client = SimClient(self.net)
         self.span_s = rng.uniform(4.0, 9.0) if rng.random() < 0.85 else rng.uniform(14.0, 22.0)
-        self.sessions = rng.choice((2, 2, 3, 4))
-        self._all_mended = asyncio.Event()
-        self.requests = 0
+        self.clients = Clients(self)
+        self._people()
         self.harms = Harms(self)
         self.check.may_twin = self.harms.dark.of_late
 
+    def _people(self) -> None:
+        """Who there is: named sessions, and a family or conversations or both or neither."""
+        rng = self.rng
+        has_family, talks = rng.random() < 0.4, rng.choice((0, 0, 0, 2, 3))
+        self.single = rng.choice((1, 1, 2) if has_family or talks else (2, 2, 3, 4))
+        self.parents: dict[int, int | None] = dict.fromkeys(range(self.single))
+        """By number of a named session: who began it."""
+        if has_family:
+            family = Family(self.single, tuple(range(self.single + 1, self.single + 1 + rng.randint(1, 3))))
+            self.check.families.families.append(family)
+            self.parents |= {family.parent: None, **dict.fromkeys(family.children, family.parent)}
+        openings, in_step = rng.choice((1, 1, 2)), rng.random() < 0.6
+        self.talks = [Talk(self.clients, number, number % openings, in_step) for number in range(talks)]
+
     async def play(self) -> None:
         note = self.check.note
-        note("world", "sessions", self.sessions, "places", self.model.sessions, "span", round(self.span_s, 1))
+        note("world", "sessions", self.parents, "talks", len(self.talks), "places", self.model.sessions)
         parts: list[Any] = [*self.hosts.values(), self.head, *self.routers]
         for part in parts:
             part.start()
         for at in sorted(self.rng.uniform(1.5, self.span_s) for _ in range(self.rng.randint(0, 8))):
             self.loop.call_later(at, self.harms.one)
-        own = self.clients.context
-        actors = [
-            self.loop.create_task(self._act(number), context=own)
-            for number in range(self.sessions)
-            for _ in range(self.rng.choice((1, 1, 1, 2)))
-        ]
-        if self.rng.random() < 0.3:
-            actors.append(self.loop.create_task(self._act(None), context=own))
+        own = self.clients.process.context
+        actors = [self.loop.create_task(acting, context=own) for acting in self._acting()]
         await asyncio.sleep(self.span_s)
         self._mend()
         _, late = await asyncio.wait(actors, timeout=END_S)
@@ -120,11 +124,30 @@ class World:
         await asyncio.sleep(SETTLE_S)
         if self._has_twins():
             await asyncio.sleep(TWINS_S)
-        await asyncio.gather(
-            *(self.loop.create_task(self._last(number), context=own) for number in list(self.check.homes))
-        )
+        lasts: list[Any] = [
+            self.clients.last(number, parent)
+            for number, parent in self.parents.items()
+            if number in self.check.homes
+        ]
+        lasts += [talk.last() for talk in self.talks]
+        await asyncio.gather(*(self.loop.create_task(last, context=own) for last in lasts))
+        self.check.families.at_last()
         await asyncio.sleep(1.0)
         self._at_rest()
+
+    def _acting(self) -> Iterator[Any]:
+        """What clients do."""
+        for number in range(self.single):
+            for _ in range(self.rng.choice((1, 1, 1, 2))):
+                yield self.clients.act(number)
+        for family in self.check.families.families:
+            yield self.clients.family(family)
+        for talk in self.talks:
+            yield talk.act()
+        if self.talks and self.rng.random() < 0.3:
+            yield self.harms.restless()
+        if self.rng.random() < 0.3:
+            yield self.clients.act(None)
 
     def _has_twins(self) -> bool:
         pins: dict[str, set[Pin]] = {}
@@ -133,126 +156,27 @@ class World:
                 pins.setdefault(entry.pin.session, set()).add(entry.pin)
         return any(len(each) > 1 for each in pins.values())
 
-    # what clients do
+    # what is known of sessions
 
-    async def _act(self, number: int | None) -> None:
-        """Turn after turn of one session, until all is mended."""
-        rng = self.rng
-        pause_s = rng.choice((0.7, 2.0, 4.0))
-        await asyncio.sleep(rng.uniform(0.5, 3.0))
-        while not self._all_mended.is_set():
-            for _ in range(rng.choice((1, 1, 3))):  # retries
-                cancel_s = rng.expovariate(1.0) if rng.random() < 0.2 else None
-                router = rng.choice(self.routers)
-                if await self._turn(router, number, rng.random() < 0.5, cancel_s) == "ok":
-                    break
-                if rng.random() < 0.5:
-                    await self._pause(rng.expovariate(1.0))
-            await self._pause(rng.expovariate(1.0 / pause_s))
-
-    async def _pause(self, seconds: float) -> None:
-        """At most until all is mended."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._all_mended.wait()
-        except TimeoutError:
-            pass
-
-    async def _turn(self, router: Router, number: int | None, stream: bool, cancel_s: float | None) -> str:
-        self.requests += 1
-        name = f"{router.name}-{self.requests}"
-        self.check.note("asks", name, number, "stream" if stream else "whole")
-        asking = self.loop.create_task(self._ask(router, name, number, stream))
-        lives = router.lives
-        done, _ = await asyncio.wait({asking}, timeout=cancel_s)
-        if not done:
-            asking.cancel()
-            await asyncio.wait({asking})
-        ending = "cancelled" if asking.cancelled() else asking.result()
-        if (
-            ending == "reset"
-            and router.lives == lives
-            and router.process is not None
-            and router.process.alive
-        ):
-            self.check.fault(f"{name} was reset by a router that lives")
-        self.check.ending(name, ending)
-        return ending
-
-    async def _ask(self, router: Router, name: str, number: int | None, stream: bool) -> str:
-        prompt = opening(number) + [7] * self.rng.randint(1, 5)
-        body = {"model": MODEL, "prompt": prompt, "max_tokens": self.rng.randint(1, 4), "stream": stream}
-        headers = {"host": "localhost", "x-request-id": name, "content-type": "application/json"}
-        if number is not None:
-            headers["x-homeport-session"] = f"s{number}"
-        url = f"{router.address}/v1/completions"
-        try:
-            asked_at = self.loop.now
-            answer = await self.client.post(url, data=json.dumps(body).encode(), headers=headers)
-            self._acknowledge(router, number, answer, asked_at)
-            text = await answer.read()
-        except aiohttp.ClientConnectorError:
-            return "refused"
-        except aiohttp.ClientError:
-            return "reset"
-        return self._read(name, answer, stream, text)
-
-    def _read(self, name: str, answer: Answer, stream: bool, text: bytes) -> str:
-        if answer.status != 200:
-            error = json.loads(text)["error"]
-            return str(error["code"])
-        if not stream:
-            json.loads(text)
-            return "ok"
-        done = text.count(b"data: [DONE]")
-        errors = text.count(b'data: {"error"')
-        if done + errors != 1:
-            self.check.fault(f"{name} has {done} ends and {errors} errors: {text[-200:]!r}")
-        return "ok" if done else str(json.loads(text.rpartition(b"data: ")[2])["error"]["code"])
-
-    def _acknowledge(self, router: Router, number: int | None, answer: Answer, asked_at: float) -> None:
-        outcome = answer.headers.get("x-homeport-pin", "none")
-        replica = answer.headers.get("x-homeport-replica")
-        if number is not None and replica is not None and outcome in ("new", "kept", "moved"):
-            self.check.note("told", number, outcome, replica, answer.status)
-            excused = self.harms.dark.excuses(
-                router.name, asked_at, [pin.replica for pin in self.check.homes.get(number, ())]
-            )
-            self.check.acknowledged(
-                number, outcome, replica, self.pin(number, replica), asked_at, excused, answer.status == 200
-            )
-
-    def pin(self, number: int, replica: str) -> Pin | None:
-        row = self.by_replica[replica].disk.rows.get((session_of(number), MODEL))
+    def pin(self, session: int | str, replica: str) -> Pin | None:
+        """What a home's journal has. `session`: a number, or a guessed one's digest."""
+        row = self.by_replica[replica].disk.rows.get((digest_of(session), MODEL))
         return None if row is None else row.pin
 
-    async def _last(self, number: int) -> None:
-        """After all was mended, through each router: the session is served at its home."""
-        for router in self.routers:
-            for _ in range(20):
-                answer = await self._one(router, number)
-                if answer.status == 200:
-                    break
-                await asyncio.sleep(1.0)
-            else:
-                self.check.fault(f"session {number} is not served by {router.name} though all is mended")
-                continue
-            replica = answer.headers["x-homeport-replica"]
-            self.check.came_home(number, router.name, replica, self.pin(number, replica))
+    def guessed(self, public: str, replica: str) -> str:
+        """The digest of a guessed session, which its home's journal has; else the public id itself."""
+        rows = self.by_replica[replica].disk.rows.values()
+        return next((row.pin.session for row in rows if row.public == public), public)
 
-    async def _one(self, router: Router, number: int) -> Answer:
-        body = {"model": MODEL, "prompt": opening(number), "max_tokens": 1}
-        headers = {"host": "localhost", "x-homeport-session": f"s{number}"}
-        url = f"{router.address}/v1/completions"
-        answer = await self.client.post(url, data=json.dumps(body).encode(), headers=headers)
-        await answer.read()
-        return answer
+    def _newest(self, number: int) -> Pin | None:
+        found = [self.pin(number, replica) for replica in self.by_replica]
+        return reduce(merge, filter(None, found)) if any(found) else None
 
     # the end
 
     def _mend(self) -> None:
         self.check.note("mended")
-        self._all_mended.set()
+        self.clients.all_mended.set()
         self.harms.mend()
 
     def _at_rest(self) -> None:
@@ -271,5 +195,5 @@ class World:
                 self.check.fault(f"{host.replica}: {problem}")
 
 
-def session_of(number: int) -> str:
-    return digest("local", "", f"s{number}")
+def digest_of(session: int | str) -> str:
+    return session if isinstance(session, str) else digest("local", "", f"s{session}")
