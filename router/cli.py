@@ -18,7 +18,6 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.console import Console
 from rich.live import Live
 
 from cluster.paths import Paths, read_json
@@ -33,8 +32,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(key_commands.app, name="key")
-out = Console()
-err = Console(stderr=True)
+out = live.console()
+err = live.console(stderr=True)
 
 FAILED, WRONG, NOT_RUNNING = 1, 2, 3
 READY_S = 180.0
@@ -60,6 +59,7 @@ def up(
     ] = False,
 ) -> None:
     """Start Ray on this machine, serve the config's models, and show what happens. Ctrl-C ends everything."""
+    Path.cwd()  # Ray does not start in a folder that is gone
     paths = Paths.from_env(os.environ)
     _start_signals()
     try:
@@ -385,6 +385,11 @@ def main() -> None:
             f"{error.filename} belongs to somebody else. Run as its owner, or set HOMEPORT_HOME elsewhere."
         )
         sys.exit(FAILED)
+    except FileNotFoundError:
+        if lifecycle.is_somewhere():
+            raise
+        err.print("The folder you are in was deleted. `cd` into one that exists, then try again.")
+        sys.exit(WRONG)
 
 
 if __name__ == "__main__":

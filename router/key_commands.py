@@ -149,6 +149,8 @@ def _told() -> Iterator[None]:
     except ConfigError as refused:
         words, code = str(refused), WRONG
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename is None:
+            raise  # there is no current folder: `cli` tells that for all commands
         words = f"{error.filename or 'The keys file'} cannot be changed: {error.strerror}. Run as its owner."
         code = FAILED
     else:

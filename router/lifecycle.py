@@ -83,6 +83,15 @@ def prepare(paths: Paths, config_path: Path, env: Mapping[str, str]) -> Prepared
     return Prepared(config, machine)
 
 
+def is_somewhere() -> bool:
+    """Whether the current folder is there; Ray does not start in one that was deleted."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return False
+    return True
+
+
 def running(paths: Paths) -> dict[str, Any] | None:
     """What runs on this state folder, as its parent wrote it; None where no parent lives."""
     try:

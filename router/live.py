@@ -1,10 +1,11 @@
 """What a person sees: the live view of `homeport up`, and the tables of `status` and `sessions`. Asks nobody."""
 
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +23,18 @@ MARKS = {
     "stopping": ("◌", "yellow"),
     "failed": ("✗", "red"),
 }
+
+
+PIPE_WIDTH = 200
+"""Characters of a line that no terminal shows."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """As wide as its terminal; wide enough for every table where a program reads it."""
+    made = Console(stderr=stderr)
+    if not made.is_terminal and "COLUMNS" not in os.environ:
+        made.width = PIPE_WIDTH
+    return made
 
 
 def replicas_of(fleet: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -116,13 +129,17 @@ def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableT
 
 LONGEST_ID = 27
 """Characters of a public id."""
+LONGEST_STATE = len("resident")
 
 
 def sessions_table(sessions: Iterable[Mapping[str, Any]]) -> Table:
     """One row a session, by its public id."""
     table = Table(box=None, header_style="bold")
     table.add_column("session", no_wrap=True, min_width=LONGEST_ID)  # whole, to be copied
-    for title in ("model", "machine", "home", "state", "context", "turns", "age"):
+    for title in ("model", "machine", "home"):
+        table.add_column(title, overflow="fold")
+    table.add_column("state", min_width=LONGEST_STATE)
+    for title in ("context", "turns", "age"):
         table.add_column(title)
     for session in sessions:
         table.add_row(

@@ -134,3 +134,26 @@ def test_keys_have_commands_of_their_own() -> None:
     code, said = run("key", "--help")
     assert code == 0
     assert "new" in said
+
+
+@pytest.mark.parametrize(
+    "words", [("up", "--detach"), ("status",), ("down",), ("key", "new", "x", "-c", "rel.yaml")]
+)
+def test_a_folder_that_was_deleted_is_told_with_the_remedy(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: tuple[str, ...],
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    monkeypatch.setenv("HOMEPORT_HOME", "state" if words != ("up", "--detach") else str(tmp_path / "state"))
+    monkeypatch.setattr("sys.argv", ["homeport", *words])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr().err
+    assert (ended.value.code, said.count("\n")) == (2, 1), said
+    assert "`cd` into one that exists" in said
+    assert not (tmp_path / "state").exists()

@@ -3,6 +3,7 @@
 import io
 import re
 
+import pytest
 from rich.console import Console, RenderableType
 
 from router import live
@@ -61,3 +62,17 @@ def test_a_loading_replica_shows_how_far_it_is() -> None:
 
     assert 0 < bar("loading", 0.25) < bar("loading", 0.75)
     assert bar("ready", 1.0) == 0
+
+
+def test_states_are_whole_on_a_narrow_terminal() -> None:
+    short = {"model": "smollm2", "machine": "den-pc", "replica": "den-pc/0"}
+    text = seen(live.sessions_table([{**SESSION, **short}, {**SESSION, "state": "waiting"}]), width=80)
+    assert "resident" in text
+    assert "waiting" in text
+
+
+def test_a_program_that_reads_it_gets_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    assert live.console().width == live.PIPE_WIDTH
+    monkeypatch.setenv("COLUMNS", "60")
+    assert live.console().width == 60
