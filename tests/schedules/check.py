@@ -51,6 +51,8 @@ class Check:
     """By session that somebody ended: until when turns were asked for that may have been of before or after."""
     said: dict[str, Answered] = field(default_factory=dict)
     """By guessed session: the last turn of it that was answered."""
+    moved_blind: set[str] = field(default_factory=set)
+    """Guessed sessions that somebody moved while a host was away."""
     _running: dict[tuple[Life, int], Session] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -177,14 +179,19 @@ class Check:
             return
         if last.said != said[: len(last.said)] and last.replica != replica and self.may_twin():
             self.seen["guessed turns at a home that had not heard of the other"] += 1
+        elif last.said != said[: len(last.said)] and session in self.moved_blind:
+            self.seen["guessed turns of sessions moved while a host was away"] += 1
         elif last.said != said[: len(last.said)]:
             self.fault(f"{said} landed at {replica} in {session[:8]}, where {last.said} was said last")
         self.seen["guessed turns that went on" if last.said else "guessed sessions"] += 1
         self.said[session] = Answered(said, replica, self.loop.now)
 
     def known_again(self, session: str, before: str, outcome: str, router: str) -> None:
-        """All is mended, and a conversation goes on. It may have gone on elsewhere while its home was away."""
-        if outcome == "new":
+        """All is mended, and a conversation goes on. It may have gone on elsewhere while its home was away; and where
+        it was moved to meanwhile nobody knows what was said in it."""
+        if outcome == "new" and before in self.moved_blind:
+            self.seen["conversations moved while a host was away"] += 1
+        elif outcome == "new":
             self.fault(
                 f"{router} does not know {before[:8]} again, though all is mended: {session[:8]} begins"
             )

@@ -167,9 +167,17 @@ class Harms:
         self._moving[name] = self.loop.now + MOVES_S
         self.check.families.moves(name)
         for machine in self.rng.sample(HOSTS, self.rng.choice((1, 1, 2, 3))):
+            if self._somebody_is_away():
+                guessed = self.world.clients.guessed.items()
+                self.check.moved_blind |= {session for session, public in guessed if public == name}
             await self._managed("moves", (name, machine), sessions.move(name, machine, LOCAL))
             await asyncio.sleep(self.rng.uniform(0.3, 2.0))
         self._moving[name] = 0.0
+
+    def _somebody_is_away(self) -> bool:
+        """Whether the home that a session leaves may not be able to say what was said there last."""
+        links = [self.net.link(router, host) for router in ROUTERS for host in HOSTS]
+        return any(link.cut or link.slow for link in links) or not all(h.alive for h in self.hosts.values())
 
     async def restless(self) -> None:
         """Somebody moves guessed sessions to and fro until all is mended."""

@@ -75,7 +75,7 @@ class Families:
             seen["children before their parents"] += 1
         elif child in self._moved:
             seen["children that somebody moved"] += 1
-        elif (now := self.newest(parent)) is None or now.generation != before.generation:
+        elif (now := self.newest(parent)) is None or _life(now) != _life(before):
             seen["children of parents that moved"] += 1
         elif pin.replica == self.check.home(parent).replica:
             seen["children at home"] += 1
@@ -136,3 +136,8 @@ class Families:
                 f"{name} of session {number} was refused after {waited_s:.2f} s and {now - asked_at - waited_s:.2f} s "
                 "of its relatives' turns"
             )
+
+
+def _life(pin: Pin) -> tuple[int, float]:
+    """Another one after a move, and after an end."""
+    return pin.generation, pin.created_s
