@@ -38,6 +38,21 @@ class Paths:
         return self.home / "machine.json"
 
     @property
+    def joined(self) -> Path:
+        """Which head this machine joined."""
+        return self.home / "joined.json"
+
+    @property
+    def join_token(self) -> Path:
+        """With this, machines of a list join, any number of times, for as long as it lies there."""
+        return self.home / "join" / "token"
+
+    @property
+    def join_tokens(self) -> Path:
+        """The tokens that `homeport join-token` made, as digests."""
+        return self.home / "head" / "join_tokens.json"
+
+    @property
     def slots(self) -> Path:
         return self.home / "slots.json"
 
@@ -85,6 +100,21 @@ class Paths:
     def ray_processes(self) -> Path:
         """Which session of processes Ray was started in."""
         return self.home / "ray.json"
+
+    @property
+    def ray_ports(self) -> Path:
+        """Which ports Ray has on this machine."""
+        return self.home / "ray-ports.json"
+
+    @property
+    def gcs(self) -> Path:
+        """What Ray's head keeps of nodes and actors, so that it can come back."""
+        return self.home / "head" / "gcs"
+
+    @property
+    def machine_list(self) -> Path:
+        """The path of Ray's list of machines, where the head was given one."""
+        return self.home / "head" / "machine_list"
 
     @property
     def ray_folder(self) -> Path:

@@ -47,7 +47,7 @@ def ours(paths: Paths, *roles: str) -> list[Ours]:
     recorded = read_json(paths.ray_processes) or {}
     session = recorded.get("session") if recorded.get("boot") == boot_id() else None
     since = recorded.get("since", 0.0)
-    self_and_above = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+    self_and_above = _self_and_above()
     found = []
     for process in psutil.process_iter(["pid", "name", "create_time", "status"]):
         info = process.info
@@ -116,6 +116,14 @@ def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
     """An environment without what would point a child at somebody else's Ray or at another replica's slice."""
     dropped = ("RAY_", "HOMEPORT_INCARNATION", "HOMEPORT_LOCK_FDS")
     return {name: value for name, value in env.items() if not name.startswith(dropped)}
+
+
+def _self_and_above() -> set[int]:
+    while True:
+        try:
+            return {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
+        except psutil.NoSuchProcess:  # one of them ended while it was looked at
+            continue
 
 
 def _role(process: psutil.Process, run_id: str) -> str | None:

@@ -1,4 +1,5 @@
-"""Ray on this machine: start a head of our own, connect to it, turn plain classes into named detached actors.
+"""Ray on this machine: start a head or a worker's node of our own, connect to it, turn plain classes into named
+detached actors.
 
 The only file that imports ray. Carries control only: no token, no prompt and no request passes through here.
 Stopping is not Ray's matter: `ray stop` would end every Ray of the machine, so `homeport down` ends our own
@@ -10,17 +11,19 @@ import json
 import os
 import random
 import shutil
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cluster.paths import Paths, secret, write_private
-from cluster.processes import clean_environment, end, mark, ours
+from cluster.build import build_id
+from cluster.join import LOOPBACK
+from cluster.paths import Paths, read_json, secret, write_private
+from cluster.processes import clean_environment, end, mark, ours, port_is_free
 from cluster.record import boot_id
 
 NAMESPACE = "homeport"
@@ -29,6 +32,10 @@ HEAD_ADDRESS = "127.0.0.2" if sys.platform == "linux" else "127.0.0.1"
 OBJECT_STORE_BYTES = 80_000_000
 """Ray's least is 75 MB; nothing of ours passes through it."""
 WORKER_PORTS = 60
+BLOCK = 9
+"""Ports that must be free: those that are named, and the first of Ray's workers."""
+PORTS_S = 10.0
+MONITOR = "ray.autoscaler._private.monitor"
 
 QUIET = {
     "RAY_enable_worker_prestart": "0",
@@ -47,6 +54,14 @@ QUIET = {
 }
 """What Ray does ten times a second and nobody here needs. Its memory monitor would kill actors, not hosts."""
 
+CLUSTER = {
+    # So long nodes and drivers wait for a head that is away; Ray's own minute would end every keeper.
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+    # The newer monitor does not set up machines of a list.
+    "RAY_enable_autoscaler_v2": "0",
+}
+"""Where other machines may join. Ray's processes and drivers on every machine have it."""
+
 
 class RayFailed(Exception):
     """Ray did not start or could not be reached. The message says why and where its logs are."""
@@ -62,7 +77,7 @@ class Ports:
     def gcs(self) -> int:
         return self.first
 
-    def arguments(self) -> list[str]:
+    def arguments(self, *, head: bool) -> list[str]:
         names = (
             "port",
             "node-manager-port",
@@ -74,23 +89,55 @@ class Ports:
             "metrics-export-port",
         )
         workers = self.first + len(names)
-        return [f"--{name}={self.first + offset}" for offset, name in enumerate(names)] + [
+        return [
+            *(f"--{name}={self.first + at}" for at, name in enumerate(names) if head or name != "port"),
             f"--min-worker-port={workers}",
             f"--max-worker-port={workers + WORKER_PORTS}",
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What Ray's state on this machine belongs to: of another it is of no use. It has the actors' options too."""
+
+    first_port: int
+    address: str
+    ray: str
+    build: str
 
 
 def free_ports() -> Ports:
     """A block of ports that nobody listens on at this moment. Raises RayFailed where there is none."""
     blocks = range(20000, 31000, 100)
     for first in random.sample(blocks, len(blocks)):
-        if all(_is_free(port) for port in range(first, first + 9)):
+        if _are_free(first):
             return Ports(first)
     raise RayFailed("Ray found no free block of ports between 20000 and 31000. End what holds them.")
 
 
-def environment(paths: Paths, env: Mapping[str, str]) -> dict[str, str]:
-    """The environment of Ray's processes and of everyone who connects to them."""
+def kept_ports(paths: Paths, address: str) -> Ports:
+    """The ports of this machine's Ray, chosen once, so that others find it after a restart; anew where taken.
+
+    With other ports, another address, another Ray or build its state is of no use, and is removed. Raises RayFailed,
+    OSError.
+    """
+    known = read_json(paths.ray_ports) or {}
+    first = known.get("first_port")
+    ports = Ports(first) if first and _become_free(first) else free_ports()
+    kept = asdict(Kept(ports.first, address, version("ray"), build_id()))
+    if kept != known:
+        forget_state(paths)
+        write_private(paths.ray_ports, json.dumps(kept))
+    return ports
+
+
+def forget_state(paths: Paths) -> None:
+    """Remove the state that a head keeps. Workers whose Ray runs notice it and start theirs anew."""
+    shutil.rmtree(paths.gcs, ignore_errors=True)
+
+
+def environment(paths: Paths, env: Mapping[str, str], *, cluster: bool = False) -> dict[str, str]:
+    """The environment of Ray's processes and of everyone who connects to them. `cluster`: others may join."""
     return {
         **clean_environment(env),
         **mark(paths, "ray"),
@@ -99,64 +146,79 @@ def environment(paths: Paths, env: Mapping[str, str]) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
         **QUIET,
+        **(CLUSTER if cluster else {}),
         # Ray would give its actors, and so the hosts that a keeper starts, the niceness 15.
         "RAY_worker_niceness": "0",
         "PYTHONUNBUFFERED": "1",
     }
 
 
-def start_head(paths: Paths, env: Mapping[str, str], cpus: int, gpus: int, labels: Mapping[str, str]) -> str:
+def node_address(address: str) -> str:
+    """What Ray on a machine of this address is told about where it is."""
+    return HEAD_ADDRESS if address == LOOPBACK else address
+
+
+def start_head(
+    paths: Paths,
+    env: Mapping[str, str],
+    cpus: int,
+    gpus: int,
+    labels: Mapping[str, str],
+    address: str = HEAD_ADDRESS,
+) -> str:
     """Start a head whose node offers `cpus` and `gpus` under `labels`. Returns its address, `host:port`.
+
+    On another address than HEAD_ADDRESS workers may join: it has its ports and its state again after a restart, so that
+    they and their actors go on.
 
     Blocks until it runs (8 to 11 s on two cores). Raises RayFailed. What is left of an earlier head of ours must
     have been ended before; its folder is emptied here, since a stale note in it would make Ray refuse.
     """
-    secret(paths.ray_token)
-    shutil.rmtree(paths.ray_folder, ignore_errors=True)
-    paths.ray_folder.mkdir(mode=0o700, parents=True)
-    ports = free_ports()
-    command = [
-        str(Path(sys.executable).with_name("ray")),
-        "start",
-        "--head",
-        f"--node-ip-address={HEAD_ADDRESS}",
-        *ports.arguments(),
-        "--include-dashboard=false",
-        "--include-log-monitor=false",
-        "--no-monitor",
-        "--disable-usage-stats",
-        f"--temp-dir={paths.ray_folder}",
-        f"--object-store-memory={OBJECT_STORE_BYTES}",
-        f"--num-cpus={cpus}",
-        f"--num-gpus={gpus}",
-        "--labels",
-        ",".join(f"{name}={value}" for name, value in labels.items()),
-    ]
-    log = paths.logs / "ray-start.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            command,
-            env=environment(paths, env),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        write_private(
-            paths.ray_processes, json.dumps({"session": process.pid, "since": time.time(), "boot": boot_id()})
-        )
-        code = process.wait()
-    if code != 0:
-        raise RayFailed(
-            f"Ray did not start (exit code {code}): {_last_words(log)} The whole of it is in {log}."
-        )
+    cluster = address != HEAD_ADDRESS
+    ports = kept_ports(paths, address) if cluster else free_ports()
+    started = environment(paths, env, cluster=cluster)
+    if cluster:
+        paths.gcs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        started |= {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(paths.gcs)}
+    head = ["--head", *ports.arguments(head=True), "--include-dashboard=false", "--no-monitor"]
+    _start(paths, started, [*head, *_node(address, cpus, gpus, labels)])
     _end_dashboard(paths)
-    return f"{HEAD_ADDRESS}:{ports.gcs}"
+    return f"{address}:{ports.gcs}"
 
 
-def connect(paths: Paths, address: str) -> None:
-    """Make this process a driver of our Ray. Raises RayFailed."""
-    os.environ.update({k: v for k, v in environment(paths, os.environ).items() if k.startswith("RAY_")})
+def start_worker(
+    paths: Paths,
+    env: Mapping[str, str],
+    ray: str,
+    address: str,
+    cpus: int,
+    gpus: int,
+    labels: Mapping[str, str],
+) -> None:
+    """Start a node on this machine, which is reached at `address`, of the head at `ray`. As `start_head` otherwise."""
+    ports = kept_ports(paths, address)
+    node = [f"--address={ray}", *ports.arguments(head=False), *_node(address, cpus, gpus, labels)]
+    _start(paths, environment(paths, env, cluster=True), node)
+
+
+def monitor_command(paths: Paths, ray: str, machines: Path) -> list[str]:
+    """What sets up the machines of Ray's list over SSH, for as long as it runs. The head's parent keeps it running,
+    since Ray would not."""
+    logs = paths.ray_folder / "session_latest" / "logs"
+    return [
+        sys.executable,
+        "-m",
+        MONITOR,
+        f"--logs-dir={logs}",
+        f"--gcs-address={ray}",
+        f"--autoscaling-config={machines}",
+    ]
+
+
+def connect(paths: Paths, address: str, node: str = HEAD_ADDRESS) -> None:
+    """Make this process a driver of our Ray, whose node on this machine is at `node`. Raises RayFailed."""
+    settings = environment(paths, os.environ, cluster=node != HEAD_ADDRESS)
+    os.environ.update({k: v for k, v in settings.items() if k.startswith("RAY_")})
     import ray
 
     try:
@@ -165,7 +227,7 @@ def connect(paths: Paths, address: str) -> None:
             namespace=NAMESPACE,
             log_to_driver=False,
             logging_level="ERROR",
-            _node_ip_address=HEAD_ADDRESS,
+            _node_ip_address=node,
         )
     except Exception as error:
         raise RayFailed(f"Ray at {address} cannot be reached: {error}") from error
@@ -230,6 +292,49 @@ def members() -> list[dict[str, str]]:
     return [node.get("Labels", {}) for node in ray.nodes() if node.get("Alive")]
 
 
+def _node(address: str, cpus: int, gpus: int, labels: Mapping[str, str]) -> list[str]:
+    return [
+        f"--node-ip-address={address}",
+        f"--num-cpus={cpus}",
+        f"--num-gpus={gpus}",
+        "--labels",
+        ",".join(f"{name}={value}" for name, value in labels.items()),
+    ]
+
+
+def _start(paths: Paths, env: Mapping[str, str], arguments: list[str]) -> None:
+    """`ray start` to its end, in a session of processes that is written down. Raises RayFailed."""
+    secret(paths.ray_token)
+    shutil.rmtree(paths.ray_folder, ignore_errors=True)
+    paths.ray_folder.mkdir(mode=0o700, parents=True)
+    command = [
+        str(Path(sys.executable).with_name("ray")),
+        "start",
+        *arguments,
+        "--include-log-monitor=false",
+        "--disable-usage-stats",
+        f"--temp-dir={paths.ray_folder}",
+        f"--object-store-memory={OBJECT_STORE_BYTES}",
+    ]
+    log = paths.logs / "ray-start.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        written = {"session": process.pid, "since": time.time(), "boot": boot_id()}
+        write_private(paths.ray_processes, json.dumps(written))
+        code = process.wait()
+    if code != 0:
+        raise RayFailed(
+            f"Ray did not start (exit code {code}): {_last_words(log)} The whole of it is in {log}."
+        )
+
+
 def _end_dashboard(paths: Paths) -> None:
     """Even with its dashboard off Ray leaves an idle process of 100 MB that would only report usage."""
     import psutil
@@ -242,13 +347,18 @@ def _end_dashboard(paths: Paths) -> None:
             continue
 
 
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("", port))
-        except OSError:
+def _become_free(first: int) -> bool:
+    """Threads of a process that was killed may hold its ports for a moment after it counts as ended."""
+    deadline = time.monotonic() + PORTS_S
+    while not _are_free(first):
+        if time.monotonic() > deadline:
             return False
+        time.sleep(0.1)
     return True
+
+
+def _are_free(first: int) -> bool:
+    return all(port_is_free("", port) for port in range(first, first + BLOCK))
 
 
 def _last_words(log: Path) -> str:

@@ -1,11 +1,11 @@
-"""What `homeport up` and `homeport down` do, without a word to the terminal.
+"""What `homeport up` does, without a word to the terminal, and who runs on this state folder.
 
-`start` leaves the work to the parent process; `end_everything` needs neither Ray nor keeper nor parent. Draws
-nothing (router/live.py) and parses no command line (router/cli.py).
+`start` leaves the work to the parent process. Draws nothing (router/live.py) and parses no command line
+(router/cli.py); `homeport down` is in cluster/ending.py.
 """
 
 import errno
-import fcntl
+import ipaddress
 import json
 import os
 import shutil
@@ -14,27 +14,37 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from cluster import confine
+from cluster import restarting
+from cluster.ending import end_everything
 from cluster.fit import NoFit, fit
 from cluster.inventory import measure
-from cluster.join import enter, machine_name
+from cluster.join import LOOPBACK, enter, machine_name
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder, port_is_free
-from serving.config import Config, load
+from cluster.restarting import UP_LOCK_FD, running
+from serving.config import Config, MachineConfig, load
 from serving.model import digest
 from serving.source import content_digest
 
-HOST_GRACE_S = 3.0
+__all__ = [
+    "Prepared",
+    "UpRefused",
+    "end_everything",
+    "give_list",
+    "prepare",
+    "release",
+    "running",
+    "start",
+    "take_up_lock",
+    "write_revision",
+]
+
 RELEASE_S = 5.0
-LOCK_TRIES = 5
-UP_LOCK_FD = "HOMEPORT_UP_LOCK_FD"
-"""Under this descriptor the parent has the lock that says that a homeport runs."""
 ROUTER_GRACE_S = 1.0
 FREE_BYTES_MIN = 64 * 1024**2
 
@@ -55,8 +65,11 @@ class Prepared:
     machine: Machine
 
 
-def prepare(paths: Paths, config_path: Path, env: Mapping[str, str]) -> Prepared:
-    """Read the config and fit it to this machine. Raises ConfigError, or UpRefused with reasons per machine."""
+def prepare(paths: Paths, config_path: Path, env: Mapping[str, str], address: str | None = None) -> Prepared:
+    """Read the config and fit it to this machine. Raises ConfigError, or UpRefused with reasons per machine.
+
+    `address`: where other machines reach this one; else what the config says of this machine; else it is alone.
+    """
     if not str(paths.home).isascii():
         raise UpRefused(f"Ray needs a state folder in ASCII, not {paths.home}. Set HOMEPORT_HOME to another.")
     try:
@@ -65,14 +78,13 @@ def prepare(paths: Paths, config_path: Path, env: Mapping[str, str]) -> Prepared
         raise UpRefused(_disk_sentence(paths, error), code=1) from error
     hardware = measure(env)
     known = read_json(paths.machine) or {}
-    host = machine_name(socket.gethostname())
-    names = [entry.name for entry in config.machines]
-    name = host if host in names or not known.get("name") else known["name"]
-    entry = config.machine(name)
+    entry = _entry(config, known.get("name"), address)
+    address = address or entry.address or LOOPBACK
+    _needs_address(config_path, config, address)
     reserve = entry.reserve(hardware)
-    machine = Machine(known.get("id", ""), name, entry.zone, "127.0.0.1", hardware, reserve, "ready")
+    machine = Machine(known.get("id", ""), entry.name, entry.zone, address, hardware, reserve, "ready")
     fitted = fit([model.wish() for model in config.models], [machine])
-    if isinstance(fitted, NoFit):
+    if isinstance(fitted, NoFit) and address == LOOPBACK:  # else it may fit on a machine that joins
         lines = [
             f"  model {model} on {where or 'any machine'}: {reason}"
             for model, reasons in fitted.reasons.items()
@@ -92,46 +104,30 @@ def is_somewhere() -> bool:
     return True
 
 
-def running(paths: Paths) -> dict[str, Any] | None:
-    """What runs on this state folder, as its parent wrote it; None where no parent lives."""
-    try:
-        with paths.up_lock.open() as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return read_json(paths.run) or {"steps": {}}
-    except OSError:
-        return None
-    return None
-
-
 def take_up_lock(paths: Paths) -> int | None:
     """The right to start a homeport on this state folder, as a descriptor that `start` hands to the parent.
 
     None where somebody has it, who starts or runs one. Raises UpRefused for a state folder that cannot be written.
     """
     try:
-        paths.make()
-        lock = os.open(paths.up_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return restarting.take_up_lock(paths)
     except OSError as error:
         raise UpRefused(_disk_sentence(paths, error), code=1) from error
-    for _ in range(LOCK_TRIES):  # `running` holds it for an instant, to look
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(0.05)
-        else:
-            return lock
-    os.close(lock)
-    return None
 
 
 def start(
-    paths: Paths, prepared: Prepared, env: Mapping[str, str], owner: int, lock: int
+    paths: Paths,
+    prepared: Prepared,
+    env: Mapping[str, str],
+    owner: int,
+    lock: int,
+    machines: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Write the revision and start the parent. Hosts that still live are left for the next keeper to adopt.
 
     `owner`: the process whose end ends everything (a foreground `up`). `lock`: from `take_up_lock`; it is the parent's
-    from here on. Raises UpRefused for a taken port, a full or read-only state folder.
+    from here on. `machines`: Ray's list of those that it is to set up. Raises UpRefused for a taken port, a full or
+    read-only state folder.
     """
     config, network = prepared.config, prepared.config.network
     try:
@@ -141,7 +137,7 @@ def start(
         end(ours(paths, "parent", "router"), ROUTER_GRACE_S)
         end_all(paths, "ray")
         _needs_port(config.router.host, config.router.port, "router.listen")
-        _needs_port("127.0.0.1", network.control, "network.control")
+        _needs_port(prepared.machine.address, network.control, "network.control")
         machine = enter(
             paths,
             prepared.machine.name,
@@ -149,13 +145,17 @@ def start(
             prepared.machine.hardware,
             prepared.machine.reserve,
             (network.first, network.last),
+            prepared.machine.address,
         )
+        give_list(paths, machines)
         write_revision(paths, config, machine, (network.first, network.last))
         run = {
             "url": config.router.url,
             "keys": config.router.keys_file is not None,
             "owner": owner,
             "machine": machine.to_json(),
+            "address": machine.address,
+            "machines": None if machines is None else str(machines),
             "steps": {},
             "since": time.time(),
         }
@@ -186,6 +186,14 @@ def release(paths: Paths, parent: subprocess.Popen[bytes]) -> None:
         time.sleep(0.02)
 
 
+def give_list(paths: Paths, machines: Path | None) -> None:
+    """Have Ray set up the machines of this list, which the parent looks at from time to time. Raises OSError."""
+    if machines is None:
+        paths.machine_list.unlink(missing_ok=True)
+    else:
+        write_private(paths.machine_list, str(machines.expanduser().absolute()))
+
+
 def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[int, int]) -> None:
     """Keep what is wanted of this machine as a numbered revision; the number grows only when something changed."""
     wanted = {
@@ -193,7 +201,8 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
             {"spec": model.to_json(), "digest": digest(model, content_digest(model, paths.home))}
             for model in config.models
         ],
-        "control": {"host": "127.0.0.1", "port": config.network.control},
+        "control": {"host": machine.address, "port": config.network.control},
+        "machines": [entry.to_json() for entry in config.machines],
         "machine": {
             "name": machine.name,
             "hardware": machine.hardware.to_json(),
@@ -210,7 +219,7 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
     write_private(paths.revision, json.dumps({"revision": number, **wanted}, indent=1))
     router = {
         **config.router.to_json(),
-        "control_url": f"http://127.0.0.1:{config.network.control}",
+        "control_url": f"http://{machine.address}:{config.network.control}",
         "token_file": str(paths.cluster_token),
         "digest_key_file": str(paths.digest_key),
         "fleet_file": str(paths.fleet),
@@ -219,29 +228,27 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
     write_private(paths.router_settings, json.dumps(router, indent=1))
 
 
-def end_everything(paths: Paths, say: Callable[[str], None] = lambda _: None) -> list[str]:
-    """End all that this installation started, in any state, within some 8 s: restarters first, then Ray, then the rest.
+def _entry(config: Config, known: str | None, address: str | None) -> MachineConfig:
+    """What the config says of this machine: by its address, else by its host name, else by its last name."""
+    if found := next((each for each in config.machines if address and each.address == address), None):
+        return found
+    host = machine_name(socket.gethostname())
+    names = [entry.name for entry in config.machines]
+    return config.machine(host if host in names or not known else known)
 
-    Returns the names of processes that could not be ended (none, but for a process in uninterruptible sleep).
-    """
-    if found := ours(paths, "parent"):
-        say("ending the parent")
-        end(found, 0.0)
-    if ours(paths, "ray"):
-        say("ending Ray, the controller and the keeper")
-        end_all(paths, "ray")
-    rest = ours(paths, "router", "host")
-    if rest:
-        say("ending the router and the hosts")
-        end(rest, HOST_GRACE_S)
-    left = end_all(paths)
-    for record_path in paths.locks.glob(f"{paths.run_id}-*.json"):
-        record = confine.read_record(record_path)
-        if record is not None and confine.alive(record):
-            confine.end_group(record, 0.0)
-    paths.ray_processes.unlink(missing_ok=True)
-    shutil.rmtree(paths.ray_folder, ignore_errors=True)
-    return [f"{process.name} (pid {process.pid})" for process in left]
+
+def _needs_address(config_path: Path, config: Config, address: str) -> None:
+    if ipaddress.ip_address(address).is_loopback:
+        return
+    if not config.network.private:
+        raise UpRefused(
+            f"{config_path}: on {address} machines would speak with each other without TLS. If nobody else is in that "
+            "network, set network.private: true; else leave this machine's address out, so that it stays alone."
+        )
+    if not port_is_free(address, 0):
+        raise UpRefused(
+            f"{address} is no address of this machine at present. Look at `ip addr`, and correct the machine's address."
+        )
 
 
 def _needs_port(host: str, port: int, key: str) -> None:

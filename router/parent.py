@@ -6,41 +6,42 @@ is gone. It serves nothing and decides nothing about sessions. `homeport down` e
 """
 
 import asyncio
-import contextlib
-import json
+import hashlib
 import logging
 import os
 import signal
 import sys
 import time
-from typing import Any, Literal
-
-import psutil
+from pathlib import Path
 
 from cluster import ray_cluster
-from cluster.join import books
+from cluster.ending import end_everything
+from cluster.join import LOOPBACK, books
 from cluster.machine import Machine
-from cluster.paths import Paths, read_json, write_private
-from cluster.processes import clean_environment, end_all, mark, ours
-from router.lifecycle import UP_LOCK_FD, end_everything
+from cluster.paths import Paths
+from cluster.processes import clean_environment, end_all, mark
+from cluster.restarting import HEALTHY_S, Run, backoff_s, essential, first_gone, gone, inherited_up_lock
 
-Step = Literal["starting", "ready", "failed"]
-BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
-HEALTHY_S = 30.0
-"""What lived this long is started again at once."""
 RAY_ESSENTIAL = ("gcs_server", "raylet")
+DOUBTFUL = 3
+"""After so many starts of Ray that failed in a row, the state that it kept may be what is broken."""
+LIST_S = 5.0
+"""How often it is looked whether Ray's list of machines has changed: Ray's monitor would not see a new one."""
 
 log = logging.getLogger(__name__)
 
 
 class Parent:
-    """Reads `run.json` once, then owns it: each step's state stands there for who looks on."""
+    """Owns `run.json`, where each step's state stands for who looks on."""
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
-        self.run: dict[str, Any] = read_json(paths.run) or {}
-        self.run |= {"parent": os.getpid(), "steps": {}}
+        self._written = Run(paths)
+        self.run = self._written.data
+        self._step = self._written.step
         self._stopping = asyncio.Event()
+        self._ray_runs = asyncio.Event()
+        self._bad_starts = 0
 
     async def main(self) -> None:
         """Until SIGTERM, which ends this process alone, or until the owner is gone: then everything is ended."""
@@ -48,7 +49,8 @@ class Parent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGUSR1, self._disown)
-        tasks = [asyncio.create_task(self._keep_router()), asyncio.create_task(self._keep_ray())]
+        kept = [self._keep_router(), self._keep_ray(), self._keep_monitor()]
+        tasks = [asyncio.create_task(each) for each in kept]
         owner_gone = await self._owner_gone()
         for task in tasks:
             task.cancel()
@@ -59,7 +61,7 @@ class Parent:
     async def _owner_gone(self) -> bool:
         """Wait for the end; True when the owner went without a word. `up --detach` takes its leave by SIGUSR1."""
         stopping = asyncio.create_task(self._stopping.wait())
-        owner = asyncio.create_task(_gone(self.run["owner"]))
+        owner = asyncio.create_task(gone(self.run["owner"]))
         await asyncio.wait({owner, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if owner.done() and self.run["owner"] is not None:
             return True
@@ -68,7 +70,7 @@ class Parent:
 
     def _disown(self) -> None:
         self.run["owner"] = None
-        self._write()
+        self._written.write()
 
     # the router
 
@@ -91,7 +93,7 @@ class Parent:
             code = await router.wait()
             failures = 0 if time.monotonic() - began > HEALTHY_S else failures + 1
             self._step("router", "failed", f"it ended with code {code}; see {self.paths.logs / 'router.log'}")
-            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            await asyncio.sleep(backoff_s(failures))
 
     # Ray and the controller
 
@@ -100,6 +102,7 @@ class Parent:
         while True:
             try:
                 await self._start_ray()
+                self._ray_runs.set()
                 await self._start_controller()
                 failures = 0
                 await self._ray_gone()
@@ -107,7 +110,8 @@ class Parent:
             except (ray_cluster.RayFailed, OSError) as error:
                 failures += 1
                 self._step("ray", "failed", str(error))
-            await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
+            self._ray_runs.clear()
+            await asyncio.sleep(backoff_s(failures))
 
     async def _start_ray(self) -> None:
         self._step("ray", "starting")
@@ -115,6 +119,10 @@ class Parent:
         machine = Machine.from_json(self.run["machine"])
         offered = books(machine)
         await asyncio.to_thread(end_all, self.paths, "ray")
+        if self._bad_starts >= DOUBTFUL:
+            log.warning("Ray does not start on the state that it kept: it begins without")
+            ray_cluster.forget_state(self.paths)
+        self._bad_starts += 1
         self.run["ray"] = await asyncio.to_thread(
             ray_cluster.start_head,
             self.paths,
@@ -122,7 +130,9 @@ class Parent:
             offered.cpus,
             offered.gpus,
             offered.labels(machine),
+            ray_cluster.node_address(machine.address),
         )
+        self._bad_starts = 0
         self._step("ray", "ready", seconds=time.monotonic() - began)
 
     async def _start_controller(self) -> None:
@@ -147,54 +157,56 @@ class Parent:
 
     async def _ray_gone(self) -> None:
         """Until one of the two processes without which there is no Ray is gone."""
-        essential = [p.pid for p in ours(self.paths, "ray") if p.name in RAY_ESSENTIAL]
-        if len(essential) < len(RAY_ESSENTIAL):
+        running = essential(self.paths, RAY_ESSENTIAL)
+        if len(running) == len(RAY_ESSENTIAL):
+            await first_gone(running)
+
+    # Ray's list of machines
+
+    async def _keep_monitor(self) -> None:
+        """Where there is a list: Ray's monitor, which sets its machines up over SSH. A head for others only."""
+        if self.run["machine"]["address"] == LOOPBACK:
             return
-        waits = [asyncio.create_task(_gone(pid)) for pid in essential]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
+        failures = 0
+        while True:
+            await self._ray_runs.wait()
+            machines, content = self._list()
+            if machines is None:
+                await asyncio.sleep(LIST_S)
+                continue
+            began = time.monotonic()
+            with (self.paths.logs / "machines.log").open("wb") as out:
+                monitor = await asyncio.create_subprocess_exec(
+                    *ray_cluster.monitor_command(self.paths, self.run["ray"], machines),
+                    env=ray_cluster.environment(self.paths, os.environ, cluster=True),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=out,
+                    stderr=out,
+                    start_new_session=True,
+                )
+            self._step("machines", "ready", pid=monitor.pid)
+            ended = asyncio.create_task(monitor.wait())
+            while not (await asyncio.wait({ended}, timeout=LIST_S))[0]:
+                if self._list() != (machines, content):
+                    monitor.kill()  # It would not see machines that are new in its list.
+            failures = 0 if time.monotonic() - began > HEALTHY_S else failures + 1
+            self._step("machines", "failed", f"it ended; see {self.paths.logs / 'machines.log'}")
+            await asyncio.sleep(backoff_s(failures))
 
-    def _step(self, name: str, state: Step, detail: str = "", **more: Any) -> None:
-        log.info("%s: %s %s", name, state, detail)
-        self.run["steps"][name] = {"state": state, "detail": detail, **more}
-        self._write()
-
-    def _write(self) -> None:
+    def _list(self) -> tuple[Path | None, str]:
+        """Where Ray's list of machines lies, and a digest of it; (None, "") where there is none."""
         try:
-            write_private(self.paths.run, json.dumps(self.run, indent=1))
-        except OSError as error:
-            log.warning("%s cannot be written: %s", self.paths.run, error)
-
-
-async def _gone(pid: int) -> None:
-    """Until the process has ended, as a zombie too."""
-    if hasattr(os, "pidfd_open"):
-        try:
-            descriptor = os.pidfd_open(pid)
-        except ProcessLookupError:
-            return
-        ended = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        loop.add_reader(descriptor, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(descriptor)
-            os.close(descriptor)
-    else:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            await asyncio.to_thread(psutil.Process(pid).wait)
+            machines = Path(self.paths.machine_list.read_text().strip())
+            return machines, hashlib.sha256(machines.read_bytes()).hexdigest()
+        except OSError:
+            return None, ""
 
 
 def main() -> None:
     """`python -m router.parent`, started by router/lifecycle.py in a session of its own."""
     paths = Paths.from_env(os.environ)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    # Held for as long as this process lives; what it starts does not inherit it.
-    os.set_inheritable(int(os.environ.pop(UP_LOCK_FD)), False)
+    inherited_up_lock()  # Held for as long as this process lives.
     asyncio.run(Parent(paths).main())
 
 

@@ -1,6 +1,8 @@
-"""Puts the controller into a running Ray: `python -m serving.bring_up ADDRESS`. Ends once the controller answers."""
+"""Puts the controller into a running Ray, on this machine: `python -m serving.bring_up ADDRESS`. Ends once the
+controller answers."""
 
 import asyncio
+import json
 import os
 import sys
 
@@ -16,8 +18,11 @@ ANSWER_S = 30.0
 def main() -> None:
     """Connect, make the controller, wait until it answers. Exit code 1 with a sentence where Ray is away."""
     try:
-        ray_cluster.connect(Paths.from_env(os.environ), sys.argv[1])
-        controller = ray_cluster.detach(Controller, CONTROLLER, 0, 0, None, RayMembers)
+        paths = Paths.from_env(os.environ)
+        machine = json.loads(paths.machine.read_text())
+        ray_cluster.connect(paths, sys.argv[1], ray_cluster.node_address(machine["address"]))
+        here = ("machine", machine["id"])  # Its revision lies on this disk.
+        controller = ray_cluster.detach(Controller, CONTROLLER, 0, 0, here, RayMembers)
         asyncio.run(ray_cluster.ask(controller, "ping", timeout_s=ANSWER_S))
     except (ray_cluster.RayFailed, TimeoutError) as error:
         sys.exit(f"The controller could not be started: {error}")

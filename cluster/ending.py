@@ -1,0 +1,59 @@
+"""What `homeport down` does: end all that this installation started, in any state. Needs neither Ray nor keeper nor
+parent, and nothing of what they import.
+
+`python -m cluster.ending` does it too; with `--apart` as nobody's child, so that who started it may be among the ended.
+"""
+
+import os
+import shutil
+import sys
+import time
+from collections.abc import Callable
+
+from cluster import confine
+from cluster.paths import Paths
+from cluster.processes import end, end_all, ours
+
+HOST_GRACE_S = 3.0
+
+
+def end_everything(paths: Paths, say: Callable[[str], None] = lambda _: None) -> list[str]:
+    """End all that this installation started, in any state, within some 8 s: restarters first, then Ray, then the rest.
+
+    Returns the names of processes that could not be ended (none, but for a process in uninterruptible sleep).
+    """
+    if found := ours(paths, "parent"):
+        say("ending the parent")
+        end(found, 0.0)
+    if ours(paths, "ray"):
+        say("ending Ray, the controller and the keeper")
+        end_all(paths, "ray")
+    rest = ours(paths, "router", "host")
+    if rest:
+        say("ending the router and the hosts")
+        end(rest, HOST_GRACE_S)
+    left = end_all(paths)
+    for record_path in paths.locks.glob(f"{paths.run_id}-*.json"):
+        record = confine.read_record(record_path)
+        if record is not None and confine.alive(record):
+            confine.end_group(record, 0.0)
+    paths.ray_processes.unlink(missing_ok=True)
+    shutil.rmtree(paths.ray_folder, ignore_errors=True)
+    return [f"{process.name} (pid {process.pid})" for process in left]
+
+
+def main() -> None:
+    """Exit code 1, and their names on stderr, where processes are left."""
+    if "--apart" in sys.argv[1:]:
+        starter = os.getpid()
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        while os.getppid() == starter:  # else those above it would be spared
+            time.sleep(0.01)
+    if left := end_everything(Paths.from_env(os.environ)):
+        sys.exit(f"Still there: {', '.join(left)}.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""A worker's part of the cluster, kept alive: `python -m cluster.service`, started by `homeport join` or by systemd.
+
+Runs Ray's node on this machine and, whenever that is gone or this machine has another address, asks the head anew where
+its Ray is and starts it again. It serves nothing and knows nothing of hosts: a keeper starts them, and they live on
+while Ray is away. SIGTERM ends this process alone; `homeport down` ends what it started.
+"""
+
+import asyncio
+import http.client
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from urllib.parse import urlsplit
+
+from cluster import join, ray_cluster
+from cluster.machine import Machine
+from cluster.paths import Paths, read_json, secret
+from cluster.processes import end_all
+from cluster.restarting import (
+    BACKOFF_S,
+    HEALTHY_S,
+    Run,
+    backoff_s,
+    essential,
+    gone,
+    inherited_up_lock,
+    take_up_lock,
+)
+
+ANSWER_S = 10.0
+LOOK_S = 5.0
+"""How often this machine's address is looked at: what it costs is one route looked up in the kernel."""
+ASK_S = 30.0
+"""How often the head is asked where its Ray is: for one that has moved, the node here would wait ten minutes."""
+RAYLET = ("raylet",)
+
+log = logging.getLogger(__name__)
+
+
+class Service:
+    """Heals until it is told to end. Its state stands in `run.json` under the step `ray`."""
+
+    def __init__(self, paths: Paths) -> None:
+        self.paths = paths
+        self.run = Run(paths, role="worker", owner=None)
+        self.run.data.setdefault("since", time.time())
+
+    async def main(self) -> None:
+        """Until SIGTERM, which leaves Ray running: the next service takes it over."""
+        stopping = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stopping.set)
+        healing = asyncio.create_task(self._heal())
+        ended = asyncio.create_task(stopping.wait())
+        await asyncio.wait({healing, ended}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (healing, ended):
+            task.cancel()
+        for outcome in await asyncio.gather(healing, ended, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+
+    async def _heal(self) -> None:
+        failures = 0
+        while True:
+            began = time.monotonic()
+            try:
+                why = await self._live()
+            except join.JoinRefused as refused:
+                failures, why = len(BACKOFF_S), str(refused)  # A person has to do something first.
+            except (join.HeadAway, ray_cluster.RayFailed, OSError) as error:
+                failures, why = failures + 1, str(error)
+            else:
+                failures = 0 if time.monotonic() - began > HEALTHY_S else failures + 1
+            self.run.step("ray", "failed", why)
+            await asyncio.sleep(backoff_s(failures))
+
+    async def _live(self) -> str:
+        """One life of Ray's node here. Returns why it ended; raises where it did not begin."""
+        known = join.joined(self.paths)
+        if known is None:
+            raise join.JoinRefused(
+                "This machine has joined no head yet: `homeport join ADDRESS`.", "not_joined"
+            )
+        node, address = self._running_node()
+        if node is None:
+            node, address = await self._start(known)
+        self.run.step("ray", "ready", raylet=node, address=address)
+        ended = asyncio.create_task(gone(node))
+        misplaced = asyncio.create_task(self._misplaced(known.head, address))
+        try:
+            await asyncio.wait({ended, misplaced}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            ended.cancel()
+            misplaced.cancel()
+        if misplaced.done() and not misplaced.cancelled():
+            await asyncio.to_thread(end_all, self.paths, "ray")  # else it would be found again
+            return misplaced.result()
+        return "it is gone and will be started again"
+
+    async def _misplaced(self, head: str, address: str) -> str:
+        """Until this machine has another address, or the head's Ray has. A silent head is away: it comes back."""
+        ray, ask_at = self.run.data.get("ray"), time.monotonic() + ASK_S
+        while True:
+            await asyncio.sleep(LOOK_S)
+            now = join.local_address(head)
+            if now not in (None, address):  # None: without a network it has none; the cable may come back.
+                return f"this machine's address is {now} and no longer {address}: it joins anew"
+            if time.monotonic() > ask_at:
+                told = await asyncio.to_thread(self._ask_ray, head)
+                ray, ask_at = ray or told, time.monotonic() + ASK_S
+                if told not in (None, ray):
+                    return f"the head's Ray is at {told} now: it joins anew"
+
+    def _ask_ray(self, head: str) -> str | None:
+        """Where the head says that its Ray is."""
+        parts = urlsplit(head)
+        connection = http.client.HTTPConnection(parts.hostname or join.LOOPBACK, parts.port, timeout=LOOK_S)
+        try:
+            token = secret(self.paths.cluster_token)
+            connection.request("GET", "/ray", headers={"authorization": f"Bearer {token}"})
+            answer = connection.getresponse()
+            return str(json.loads(answer.read(join.ANSWER_BYTES_MAX))["ray"])
+        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
+            return None
+        finally:
+            connection.close()
+
+    def _running_node(self) -> tuple[int | None, str]:
+        """The node that an earlier service left, and its address, if it is still where this machine is."""
+        running = essential(self.paths, RAYLET)
+        address = (read_json(self.paths.machine) or {}).get("address", "")
+        return (running[0] if running else None), address
+
+    async def _start(self, known: join.Joined) -> tuple[int, str]:
+        self.run.step("ray", "starting")
+        began = time.monotonic()
+        token = secret(self.paths.cluster_token)
+        answer = await asyncio.to_thread(join.ask, known.head, token, self.paths, known.name, ANSWER_S)
+        await asyncio.to_thread(end_all, self.paths, "ray")
+        machine: Machine = await asyncio.to_thread(join.settle, self.paths, answer)
+        offered = join.books(machine)
+        self.run.data |= {"machine": machine.to_json(), "address": machine.address, "ray": answer.ray}
+        await asyncio.to_thread(
+            ray_cluster.start_worker,
+            self.paths,
+            os.environ,
+            answer.ray,
+            machine.address,
+            offered.cpus,
+            offered.gpus,
+            offered.labels(machine),
+        )
+        running = await asyncio.to_thread(essential, self.paths, RAYLET)
+        if not running:
+            raise ray_cluster.RayFailed(f"Ray ended as soon as it had started; see {self.paths.ray_folder}.")
+        log.info("joined %s as %s in %.1f s", known.head, machine.name, time.monotonic() - began)
+        return running[0], machine.address
+
+
+def main() -> None:
+    """Holds `up.lock` for as long as this process lives: handed down, or taken here (systemd)."""
+    paths = Paths.from_env(os.environ)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if inherited_up_lock() is None and take_up_lock(paths) is None:
+        sys.exit(f"A homeport runs on {paths.home} already; `homeport down` ends it.")
+    asyncio.run(Service(paths).main())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Where a homeport listens before anything is started: alone on loopback, or where others reach it."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from cluster.join import machine_name
+from cluster.machine import Machine
+from cluster.paths import Paths, read_json
+from router.lifecycle import Prepared, UpRefused, give_list, prepare, write_revision
+
+MODEL = "models: [{name: smollm2, source: bundled, replicas: 1, needs: {cores: CORES, memory: 1MiB}}]\n"
+HERE = "127.0.0.1"
+NOWHERE = "203.0.113.7"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Paths:
+    made = Paths(tmp_path / "home", tmp_path / "locks")
+    made.make()
+    return made
+
+
+@pytest.fixture
+def mine() -> str:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((NOWHERE, 9))
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        return str(probe.getsockname()[0])
+
+
+def prepared(paths: Paths, text: str, address: str | None = None, cores: int = 1) -> Prepared:
+    config = paths.home / "homeport.yaml"
+    config.write_text(text + MODEL.replace("CORES", str(cores)))
+    return prepare(paths, config, {}, address)
+
+
+def test_a_machine_without_an_address_is_alone(paths: Paths) -> None:
+    machine = prepared(paths, "").machine
+    assert (machine.address, machine.name) == (HERE, machine_name(socket.gethostname()))
+
+
+def test_a_machine_with_an_address_needs_a_network_that_is_private(paths: Paths, mine: str) -> None:
+    with pytest.raises(UpRefused, match=r"network\.private: true"):
+        prepared(paths, "", mine)
+    assert prepared(paths, "network: {private: true}\n", mine).machine.address == mine
+
+
+def test_its_entry_is_found_by_its_address_or_gives_it(paths: Paths, mine: str) -> None:
+    private, host = "network: {private: true}\n", machine_name(socket.gethostname())
+    by_address = prepared(
+        paths, f"{private}machines: [{{name: den-pc, address: {mine}, zone: home}}]\n", mine
+    )
+    assert (by_address.machine.name, by_address.machine.zone) == ("den-pc", "home")
+    by_name = prepared(paths, f"{private}machines: [{{name: {host}, address: {mine}}}]\n")
+    assert (by_name.machine.name, by_name.machine.address) == (host, mine)
+
+
+def test_an_address_of_another_machine_is_refused(paths: Paths) -> None:
+    with pytest.raises(UpRefused, match="is no address of this machine"):
+        prepared(paths, "network: {private: true}\n", NOWHERE)
+
+
+def test_where_others_may_join_a_model_may_fit_on_one_of_them_only(paths: Paths, mine: str) -> None:
+    with pytest.raises(UpRefused, match="fits nowhere"):
+        prepared(paths, "", cores=1000)
+    assert prepared(paths, "network: {private: true}\n", mine, cores=1000).machine.address == mine
+
+
+def test_controller_and_router_are_told_the_machines_address(paths: Paths, mine: str) -> None:
+    ready = prepared(paths, "network: {private: true, control: 8090}\nmachines: [{name: attic}]\n", mine)
+    machine: Machine = ready.machine
+    write_revision(paths, ready.config, machine, (8100, 8199))
+    revision = read_json(paths.revision)
+    assert revision["control"] == {"host": mine, "port": 8090}
+    assert [entry["name"] for entry in revision["machines"]] == ["attic"]
+    assert read_json(paths.router_settings)["control_url"] == f"http://{mine}:8090"
+    write_revision(paths, ready.config, machine, (8100, 8199))
+    assert read_json(paths.revision)["revision"] == revision["revision"]
+
+
+def test_a_list_of_machines_is_given_and_taken_away(paths: Paths, tmp_path: Path) -> None:
+    give_list(paths, tmp_path / "list.yaml")
+    assert paths.machine_list.read_text() == str(tmp_path / "list.yaml")
+    give_list(paths, None)
+    give_list(paths, None)
+    assert not paths.machine_list.exists()
