@@ -5,7 +5,7 @@ because a machine that has not reported is unknown, never absent. Starts nothing
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from cluster.machine import Machine
@@ -36,12 +36,13 @@ class Wish:
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """Every model has at least one replica somewhere."""
+    """From `fit`: every model has at least one replica somewhere. From `fit_each`: those that fit anywhere."""
 
     machines: Mapping[str, tuple[tuple[str, int], ...]]
     """By machine name: (model, count > 0) in config order. Machines with nothing to do are there with ()."""
     left_out: Mapping[str, Mapping[str, str]]
-    """By model, by machine: why it does not run there although `all` or a zone includes that machine."""
+    """By model, by machine: why it does not run there although its wish includes that machine. As in `NoFit`, "" is for
+    no machine at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +87,32 @@ def fit(wishes: Sequence[Wish], machines: Sequence[Machine]) -> Assignment | NoF
     if refused:
         return NoFit(refused)
     return Assignment({name: tuple(models) for name, models in counts.items()}, left_out)
+
+
+def fit_each(wishes: Sequence[Wish], machines: Sequence[Machine]) -> Assignment:
+    """Each machine by itself: what does not fit on one, or names one that is not here, is left out there only.
+
+    So nothing changes on a machine because another one comes or goes.
+    """
+    counts: dict[str, tuple[tuple[str, int], ...]] = {}
+    left_out: dict[str, dict[str, str]] = {}
+    for machine in machines:
+        own = [replace(wish, machines=(machine.name,)) for wish in wishes if _included(wish, [machine])]
+        fitted = fit(own, [machine])
+        if isinstance(fitted, NoFit):
+            for model, reasons in fitted.reasons.items():
+                left_out.setdefault(model, {}).update(reasons)
+            # Again without those: they took nothing from the others.
+            fitted = fit([wish for wish in own if wish.model not in fitted.reasons], [machine])
+        assert isinstance(fitted, Assignment)
+        counts |= fitted.machines
+    for wish in wishes:
+        absent = _unknown(wish, machines)
+        if not absent and not _included(wish, machines):
+            absent = {"": _nowhere(wish, machines)}
+        if absent:
+            left_out.setdefault(wish.model, {}).update(absent)
+    return Assignment(counts, left_out)
 
 
 def _included(wish: Wish, machines: Sequence[Machine]) -> list[Machine]:

@@ -1,17 +1,87 @@
-"""A machine enters the cluster: its id, its name, and what Ray's books say of it. Starts nothing."""
+"""A machine enters the cluster: it asks the head, keeps what it is told, and has its part in Ray's books.
 
+Starts nothing. What the head answers is decided in serving/joining.py.
+"""
+
+import http.client
+import ipaddress
 import json
+import os
 import re
+import socket
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
-from cluster.machine import Hardware, Machine, Reserve
+from cluster.build import build_id
+from cluster.inventory import measure
+from cluster.machine import Hardware, Machine, Reserve, default_reserve
 from cluster.paths import Paths, read_json, write_private
 from cluster.slices import usable_cores
 
 LOOPBACK = "127.0.0.1"
+JOIN_PORT = 8090
+"""The controller's port where nothing else is said: the default of `network.control`."""
+ANSWER_BYTES_MAX = 65536
+REFUSALS = frozenset(
+    {
+        "token_unknown",
+        "token_used",
+        "token_expired",
+        "other_build",
+        "name_taken",
+        "name_wrong",
+        "is_head",
+        "alone",
+        "malformed",
+        "disk",
+    }
+)
+"""The codes with which a head says no."""
+NOT_YET = "not_yet"
+"""The code with which it says: ask again."""
+
+
+class JoinRefused(Exception):
+    """This machine may not join like this. The message says why and what to do; `code` is for programs."""
+
+    def __init__(self, message: str, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class HeadAway(Exception):
+    """The head does not answer, or not yet. The message says what to look at."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the head says to a machine that may join."""
+
+    head: str
+    """The address of the controller, as it was asked: `http://IP:PORT`."""
+    cluster_token: str = field(repr=False)
+    ray_token: str = field(repr=False)
+    ray: str
+    """`IP:PORT`."""
+    name: str
+    zone: str
+    address: str
+    """This machine's own, as the head sees it."""
+    reserve_cores: int | None
+    """None: the default for the machine's hardware."""
+    reserve_memory_bytes: int | None
+    ports: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Which head this machine joined, and under which name."""
+
+    head: str
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +115,31 @@ def machine_name(host_name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", host_name.lower().split(".")[0]).strip("-") or "machine"
 
 
+def machine_id(paths: Paths) -> str:
+    """This machine's id, made and kept where it has none yet. Raises OSError."""
+    known: dict[str, Any] = read_json(paths.machine) or {}
+    if not known.get("id"):
+        known["id"] = uuid.uuid4().hex
+        paths.make()
+        write_private(paths.machine, json.dumps(known, indent=1))
+    return str(known["id"])
+
+
 def enter(
-    paths: Paths, name: str, zone: str, hardware: Hardware, reserve: Reserve, ports: Sequence[int]
+    paths: Paths,
+    name: str,
+    zone: str,
+    hardware: Hardware,
+    reserve: Reserve,
+    ports: Sequence[int],
+    address: str = LOOPBACK,
 ) -> Machine:
     """Write `machine.json` for this machine and return it. An id that is there already stays for ever."""
-    known: dict[str, Any] = read_json(paths.machine) or {}
     machine = Machine(
-        id=known.get("id") or uuid.uuid4().hex,
+        id=machine_id(paths),
         name=name,
         zone=zone,
-        address=LOOPBACK,
+        address=address,
         hardware=hardware,
         reserve=reserve,
         state="ready",
@@ -64,3 +149,140 @@ def enter(
         paths.machine, json.dumps({**kept, "reserve": reserve.to_json(), "ports": list(ports)}, indent=1)
     )
     return machine
+
+
+def control_url(address: str) -> str:
+    """The controller's address of a head that a person names as `IP` or `IP:PORT`. Raises JoinRefused."""
+    host, colon, port = address.partition(":")
+    try:
+        ipaddress.IPv4Address(host)
+        number = int(port) if colon else JOIN_PORT
+        if not 1 <= number <= 65535:
+            raise ValueError(port)
+    except ValueError:
+        message = (
+            f"{address} is no address of a head. Write its IPv4 address, with its port where that is not {JOIN_PORT}: "
+            "192.168.1.10 or 192.168.1.10:9090."
+        )
+        raise JoinRefused(message, "malformed") from None
+    return f"http://{host}:{number}"
+
+
+def local_address(head: str) -> str | None:
+    """This machine's address towards the head, given as `http://IP:PORT`; None while no network leads there."""
+    parts = urlsplit(head)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect((parts.hostname or LOOPBACK, parts.port or JOIN_PORT))  # sends nothing
+        except OSError:
+            return None
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def joined(paths: Paths) -> Joined | None:
+    """Which head this machine joined; None where it did not."""
+    kept = read_json(paths.joined)
+    try:
+        return Joined(str(kept["head"]), str(kept["name"]))
+    except (KeyError, TypeError):
+        return None
+
+
+def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float) -> Answer:
+    """Ask the controller at `http://IP:PORT` to be let in. Raises JoinRefused, HeadAway or OSError (own disk)."""
+    asked = {
+        "token": token,
+        "id": machine_id(paths),
+        "name": name,
+        "build": build_id(),
+        "host_name": socket.gethostname(),
+    }
+    mine, status, told = _post(head, json.dumps(asked).encode(), timeout_s)
+    if status != 200:
+        raise _refusal(head, status, told)
+    try:
+        machine = told["machine"]
+        first, last = machine["ports"]
+        cores, memory = machine["reserve_cores"], machine["reserve_memory_bytes"]
+        answer = Answer(
+            head=head,
+            cluster_token=str(told["cluster_token"]),
+            ray_token=str(told["ray_token"]),
+            ray=str(told["ray"]),
+            name=str(machine["name"]),
+            zone=str(machine["zone"]),
+            address=str(machine["address"]),
+            reserve_cores=None if cores is None else int(cores),
+            reserve_memory_bytes=None if memory is None else int(memory),
+            ports=(int(first), int(last)),
+        )
+    except (KeyError, TypeError, ValueError):
+        raise _no_homeport(head, "its answer is of another shape") from None
+    if answer.address != mine:
+        message = (
+            f"The head sees this machine at {answer.address}, and its own address is {mine}: something between them "
+            "translates addresses, so that the head could not reach it. Join from a network that both are in."
+        )
+        raise JoinRefused(message, "other_address")
+    return answer
+
+
+def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) -> Machine:
+    """Keep what the head said: the cluster's secrets, who this machine is, which head it joined. Raises OSError."""
+    paths.make()
+    write_private(paths.cluster_token, answer.cluster_token)
+    write_private(paths.ray_token, answer.ray_token)
+    hardware = measure(env)
+    usual = default_reserve(hardware)
+    reserve = Reserve(
+        usual.cores if answer.reserve_cores is None else answer.reserve_cores,
+        usual.memory_bytes if answer.reserve_memory_bytes is None else answer.reserve_memory_bytes,
+    )
+    machine = enter(paths, answer.name, answer.zone, hardware, reserve, answer.ports, answer.address)
+    write_private(paths.joined, json.dumps({"head": answer.head, "name": answer.name}, indent=1))
+    return machine
+
+
+def _post(head: str, body: bytes, timeout_s: float) -> tuple[str, int, Any]:
+    """Our own address on that connection, the status and the JSON of the answer."""
+    parts = urlsplit(head)
+    connection = http.client.HTTPConnection(parts.hostname or LOOPBACK, parts.port, timeout=timeout_s)
+    try:
+        connection.connect()
+        mine: str = connection.sock.getsockname()[0]
+        connection.request("POST", "/join", body, {"content-type": "application/json"})
+        answer = connection.getresponse()
+        return mine, answer.status, json.loads(answer.read(ANSWER_BYTES_MAX))
+    except OSError as error:
+        message = (
+            f"Nothing answers at {head} ({error.strerror or error}). See that homeport is up on the head, that this is "
+            f"the address which its config gives it, and that no firewall closes port {parts.port}."
+        )
+        raise HeadAway(message) from error
+    except http.client.HTTPException as error:
+        raise _no_homeport(head, f"it does not speak HTTP ({type(error).__name__})") from None
+    except ValueError:
+        raise _no_homeport(head, "its answer is no JSON") from None
+    finally:
+        connection.close()
+
+
+def _refusal(head: str, status: int, told: Any) -> Exception:
+    try:
+        message, code = str(told["error"]["message"]), told["error"]["code"]
+    except (KeyError, TypeError):
+        return _no_homeport(head, f"it answered with status {status}")
+    if code == NOT_YET:
+        return HeadAway(message)
+    if code not in REFUSALS:
+        return _no_homeport(head, f"it answered with status {status}")
+    return JoinRefused(message, code)
+
+
+def _no_homeport(head: str, why: str) -> JoinRefused:
+    message = (
+        f"What answers at {head} is no head that can be joined: {why}. Give the head's address, with the port that "
+        f"network.control of its config says ({JOIN_PORT} by default)."
+    )
+    return JoinRefused(message, "no_homeport")

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
+from cluster.paths import Paths
+
 ANSWER_S = 3.0
 
 
@@ -36,6 +38,14 @@ def ask(
         return _body(answer)
     finally:
         connection.close()
+
+
+def owners_secret(paths: Paths) -> str:
+    """What lets this machine's owner in without a key; empty where it cannot be read."""
+    try:
+        return paths.cluster_token.read_text().strip()
+    except OSError:
+        return ""
 
 
 def bearer(secret: str) -> dict[str, str]:

@@ -6,23 +6,18 @@ Exit codes: 0 done, 1 it failed, 2 the input or the config is wrong (nothing was
 import json
 import os
 import secrets
-import signal
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import version as distribution_version
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 from urllib.parse import quote
 
 import typer
-from rich.live import Live
 
 from cluster.paths import Paths, read_json
 from cluster.processes import ours
-from router import api_client, key_commands, lifecycle, live
+from router import api_client, down_all, following, join_commands, key_commands, lifecycle, live
 from serving.config import ConfigError
 
 app = typer.Typer(
@@ -32,6 +27,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(key_commands.app, name="key")
+app.command(name="join")(join_commands.join)
+app.command(name="join-token")(join_commands.join_token)
 out = live.console()
 err = live.console(stderr=True)
 
@@ -61,32 +58,37 @@ def up(
     """Start Ray on this machine, serve the config's models, and show what happens. Ctrl-C ends everything."""
     Path.cwd()  # Ray does not start in a folder that is gone
     paths = Paths.from_env(os.environ)
-    _start_signals()
+    following.start_signals()
     try:
         lock = lifecycle.take_up_lock(paths)
         if lock is None:
-            _say_running(read_json(paths.run) or {})
+            following.say_running(read_json(paths.run) or {})
             return
         prepared = lifecycle.prepare(paths, config or _default_config(), os.environ)
         parent = lifecycle.start(paths, prepared, os.environ, os.getpid(), lock)
     except (ConfigError, lifecycle.UpRefused) as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
         raise typer.Exit(getattr(refused, "code", WRONG)) from None
-    except _Ended:
-        _end(paths)
+    except following.Ended:
+        following.end(paths)
         raise typer.Exit(130) from None
-    raise typer.Exit(_follow(paths, parent, detach))
+    raise typer.Exit(following.follow(paths, parent, detach))
 
 
 @app.command()
-def down() -> None:
+def down(
+    everywhere: Annotated[bool, typer.Option("--all", help="On the head: on all its machines.")] = False,
+) -> None:
     """End everything that `homeport up` started here, in whatever state it is. Sessions keep their homes."""
     paths = Paths.from_env(os.environ)
+    leaving = _let_all_leave(paths) if everywhere else None
     left = lifecycle.end_everything(paths, lambda word: out.print(word, style="dim"))
     if left:
         err.print(f"Still there: {', '.join(left)}. Try again, or end them with kill -9.", style="red")
         raise typer.Exit(FAILED)
     out.print("homeport is down.")
+    if leaving is not None:
+        raise typer.Exit(_tell_left(leaving))
 
 
 @app.command()
@@ -179,117 +181,33 @@ def version() -> None:
     print(f"homeport {distribution_version('homeport')}")
 
 
-class _Ended(BaseException):
-    """A signal asked for the end. No Exception, so that nothing swallows it."""
-
-
-def _start_signals() -> None:
-    def ended(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        raise _Ended
-
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
-            signal.signal(number, ended)
-
-
-def _follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
-    """Show the start, and in the foreground what comes after it. Returns the exit code."""
+def _let_all_leave(paths: Paths) -> down_all.Leaving:
     try:
-        if out.is_terminal:
-            with Live(console=out, auto_refresh=False, transient=detach) as view:
-                code = _watch(paths, parent, _screen(view), detach)
-        else:
-            code = _watch(paths, parent, _plain(), detach)
-        if code == 0 and detach:
-            lifecycle.release(paths, parent)
-            _say_running(read_json(paths.run) or {})
-            return 0
-    except _Ended:
-        _end(paths)
-        return 130 if detach else 0
-    except lifecycle.UpRefused as refused:
-        err.print(str(refused), style="red", markup=False)
-        code = refused.code
-    started = (read_json(paths.run) or {}).get("parent")
-    if started in (None, parent.pid):  # else somebody started another one meanwhile
-        _end(paths)
-    return code
+        leaving = down_all.ask_all(paths)
+    except down_all.NotHere as refused:
+        err.print(str(refused), style="red", markup=False, highlight=False)
+        raise typer.Exit(WRONG) from None
+    for name in leaving.hosts:
+        out.print(f"{name} ends its part", style="dim", markup=False)
+    return leaving
 
 
-def _screen(view: Live) -> Show:
-    """For a terminal: a picture that changes; above it, once, what a person copies, in lines that are not cut."""
-    told = False
-
-    def show(run: dict[str, Any], fleet: dict[str, Any], found: list[dict[str, Any]], ready: bool) -> None:
-        nonlocal told
-        if ready and not told and fleet.get("models"):
-            told = True
-            out.print(
-                f"Listening on [bold cyan]{run.get('url', '')}/v1[/]  (Ctrl-C ends everything). Try it:\n"
-            )
-            line = live.curl_line(run, fleet["models"][0]["name"])
-            out.print(line, style="green", soft_wrap=True, markup=False, highlight=False)
-            out.print()
-        view.update(live.up_view(run, fleet, found), refresh=True)
-
-    return show
-
-
-def _plain() -> Show:
-    """For a pipe or a file: each line once."""
-    printed: set[str] = set()
-
-    def show(run: dict[str, Any], fleet: dict[str, Any], _found: Any, ready: bool) -> None:
-        for line in live.plain_lines(run, fleet, ready):
-            if line not in printed:
-                printed.add(line)
-                print(line, flush=True)
-
-    return show
-
-
-def _watch(paths: Paths, parent: subprocess.Popen[bytes], show: Show, detach: bool) -> int:
-    deadline, ready, shown = time.monotonic() + READY_S, False, None
-    fleet: dict[str, Any] = {}
-    found: list[dict[str, Any]] = []
-    use: list[Any] = []
-    revision = (read_json(paths.revision) or {}).get("revision")
-    while parent.poll() is None:
-        run = read_json(paths.run) or {}
-        try:
-            fleet = api_client.get(run.get("url", ""), "/api/fleet", secret=_secret(paths))
-            used = [(r.get("turns"), r.get("running"), r.get("waiting")) for r in live.replicas_of(fleet)]
-            if ready and used != use:
-                found = api_client.get(run["url"], "/api/sessions", secret=_secret(paths))["sessions"]
-                use = used
-        except (api_client.Away, api_client.Refused, KeyError):
-            pass
-        replicas = live.replicas_of(fleet)
-        started = run.get("steps", {}).get("controller", {}).get("state") == "ready"
-        current = started and fleet.get("revision") == revision and bool(replicas)
-        ready = ready or (current and all(r["state"] in ("ready", "failed") for r in replicas))
-        picture = (run.get("steps"), [(r["name"], r["state"], r.get("progress")) for r in replicas], found)
-        if picture != shown:
-            show(run, fleet, found, ready)
-            shown = picture
-        if ready and detach:
-            return 0 if any(r["state"] == "ready" for r in replicas) else FAILED
-        if not ready and time.monotonic() > deadline:
-            err.print(f"Not ready after {READY_S:.0f} s. Logs: {paths.logs}", style="red")
-            return FAILED
-        time.sleep(QUIET_REFRESH_S if ready else REFRESH_S)
-    err.print(f"homeport was ended from elsewhere. Logs: {paths.logs}", style="yellow")
-    return 0
-
-
-def _end(paths: Paths) -> None:
-    with err.status("ending everything"):
-        left = lifecycle.end_everything(paths)
-    err.print(
-        f"Still there: {', '.join(left)}" if left else "Everything is ended; sessions keep their homes."
-    )
+def _tell_left(leaving: down_all.Leaving) -> int:
+    """Name the machines that may still run. Returns the exit code."""
+    silent, late = leaving.away, down_all.still_there(leaving)
+    if leaving.hosts.keys() - set(late):
+        out.print(f"So is it on {', '.join(sorted(leaving.hosts.keys() - set(late)))}.", markup=False)
+    if late:
+        err.print(
+            f"Not yet ended: {', '.join(late)}. `homeport down` there shows why.", style="red", markup=False
+        )
+    if silent:
+        err.print(
+            f"Could not be asked: {', '.join(silent)}. Where homeport still runs, end it there with `homeport down`.",
+            style="yellow",
+            markup=False,
+        )
+    return FAILED if late or (silent and leaving.was_asked) else 0
 
 
 def _turn(url: str, model: str, session: str, messages: list[dict[str, str]]) -> str:
@@ -298,7 +216,7 @@ def _turn(url: str, model: str, session: str, messages: list[dict[str, str]]) ->
     words: list[str] = []
     about: dict[str, Any] = {}
     try:
-        named = {"x-session-id": session, **api_client.bearer(_secret(Paths.from_env(os.environ)))}
+        named = {"x-session-id": session, **api_client.bearer(_secret())}
         for event in api_client.stream_chat(url, body, named, timeout_s=120.0):
             about = event.get("homeport") or about
             for choice in event.get("choices", ()):
@@ -327,20 +245,6 @@ def _default_config() -> Path:
     return Path(__file__).resolve().parent.parent / "configs" / "homeport.yaml"
 
 
-def _say_running(run: dict[str, Any]) -> None:
-    age = live.age_text(time.time() - run.get("since", time.time()))
-    out.print(f"homeport has been running for {age} at {run.get('url', '?')}/v1.")
-    try:
-        secret = _secret(Paths.from_env(os.environ))
-        fleet = api_client.get(run.get("url", ""), "/api/fleet", secret=secret)
-    except (api_client.Away, api_client.Refused):
-        out.print("Its router does not answer at this moment.")
-    else:
-        for replica in live.replicas_of(fleet):
-            out.print(f"  {replica['name']}  {replica['model']}  {replica['state']}")
-    out.print("`homeport status` shows more; `homeport down` ends it.")
-
-
 def _running_or_exit(as_json: bool) -> dict[str, Any]:
     paths = Paths.from_env(os.environ)
     run = lifecycle.running(paths) or (read_json(paths.run) if ours(paths, "router") else None)
@@ -350,6 +254,12 @@ def _running_or_exit(as_json: bool) -> dict[str, Any]:
         else:
             err.print("homeport does not run here. `homeport up` starts it.")
         raise typer.Exit(NOT_RUNNING)
+    if following.is_worker(run):
+        if as_json:
+            print(json.dumps({"running": True, "role": "worker", "steps": run.get("steps")}))
+        else:
+            err.print(following.worker_line(paths, run), markup=False, highlight=False)
+        raise typer.Exit(FAILED)
     return run
 
 
@@ -358,7 +268,7 @@ def _get_or_exit(run: dict[str, Any], path: str) -> Any:
 
 
 def _ask_or_exit(run: dict[str, Any], method: str, path: str, body: Any = None) -> Any:
-    secret = _secret(Paths.from_env(os.environ))
+    secret = _secret()
     try:
         return api_client.ask(run["url"], method, path, body, secret=secret, timeout_s=ACT_S)
     except api_client.Refused as refused:
@@ -368,12 +278,8 @@ def _ask_or_exit(run: dict[str, Any], method: str, path: str, body: Any = None) 
     raise typer.Exit(FAILED)
 
 
-def _secret(paths: Paths) -> str:
-    """What lets this machine's owner in without a key; empty where it cannot be read."""
-    try:
-        return paths.cluster_token.read_text().strip()
-    except OSError:
-        return ""
+def _secret() -> str:
+    return api_client.owners_secret(Paths.from_env(os.environ))
 
 
 def main() -> None:

@@ -88,6 +88,8 @@ class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     id: str = ""
     zone: str = "default"
+    revision: int = 0
+    """What it serves is of this revision."""
     hardware: Any = None
     reserve: Any = None
     replicas: tuple[ListedReplica, ...] = ()

@@ -107,6 +107,8 @@ class NetworkConfig:
     control: int
     first: int
     last: int
+    private: bool = False
+    """Whether the person says that nobody else listens on the network of the machines: it carries no TLS yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ class Config:
                 "control": self.network.control,
                 "first": self.network.first,
                 "last": self.network.last,
+                "private": self.network.private,
             },
             "machines": [machine.to_json() for machine in self.machines],
             "models": [model.to_json() for model in self.models],
@@ -188,6 +191,7 @@ def load(path: Path, cache: Path | None = None) -> Config:
     config = _records(file, path.absolute().parent)
     problems = [
         *_contradictions(config, document),
+        *_addresses(config, document),
         *_keys(config.router, document),
         *_files(config, document, cache),
     ]
@@ -235,7 +239,7 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
             names=router.names,
             identity=IdentityConfig(router.identity.headers, router.identity.fields),
         ),
-        NetworkConfig(file.network.control, *file.network.ports),
+        NetworkConfig(file.network.control, *file.network.ports, file.network.private),
         tuple(
             MachineConfig(
                 machine.name, machine.address, machine.zone, machine.reserve.cores, machine.reserve.memory
@@ -325,6 +329,16 @@ def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
         if port in ports:
             message = f"port {port} lies among the hosts' ports ({ports[0]}-{ports[-1]})"
             yield problem(loc, message, "Choose a port outside network.ports")
+
+
+def _addresses(config: Config, document: Document) -> Iterator[Problem]:
+    """Two machines at one address."""
+    addresses = [machine.address for machine in config.machines]
+    for at, address in enumerate(addresses):
+        if address is not None and address in addresses[:at]:
+            loc: Loc = ("machines", at, "address")
+            message = f"{address} is also the address of machines[{addresses.index(address)}]"
+            yield Problem(document.line(loc), key_text(loc), message, "Give each machine its own")
 
 
 def _keys(router: RouterConfig, document: Document) -> Iterator[Problem]:

@@ -96,6 +96,22 @@ def _listen(value: object) -> tuple[str, int]:
     return str(address), int(match[2])
 
 
+def _address(value: object) -> str | None:
+    """Of a machine, as others reach it. Hosts' addresses go into URLs as they are, so no IPv6 yet."""
+    try:
+        address = ipaddress.ip_address(value) if isinstance(value, str) else None
+    except ValueError:
+        address = None
+    if address is None or address.is_unspecified or address.is_multicast:
+        raise fault(
+            f"{shown(value)} is not a machine's IP address",
+            "Write the one under which the others reach it, for example 192.168.1.10",
+        )
+    if address.version == 6:
+        raise fault(f"an IPv6 address {NOT_YET}", "Write the machine's IPv4 address")
+    return str(address)
+
+
 def _host_names(value: object) -> tuple[str, ...]:
     names: list[Any] = value if isinstance(value, list) else [value]
     for name in names:
@@ -269,7 +285,7 @@ class RouterSection(Section):
 class NetworkSection(Section):
     control: Annotated[int, Field(ge=1, le=65535)] = 8090
     ports: Annotated[tuple[int, int], BeforeValidator(_ports)] = (8100, 8199)
-    private: Annotated[bool, BeforeValidator(only(False))] = False
+    private: bool = False
 
 
 class ReserveSection(Section):
@@ -279,7 +295,7 @@ class ReserveSection(Section):
 
 class MachineSection(Section):
     name: MachineName
-    address: str | None = None
+    address: Annotated[str | None, BeforeValidator(_address)] = None
     zone: MachineName = "default"
     reserve: ReserveSection = ReserveSection()
     wake: NotYet = None

@@ -17,12 +17,13 @@ from urllib.parse import urlencode
 
 import uvicorn
 
-from cluster.fit import Assignment, fit
+from cluster.fit import fit_each
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.ray_cluster import RayFailed
 from serving import ask_host
 from serving.controller_app import ControllerApp
+from serving.join_routes import JoinRoutes
 from serving.journal_file import JournalNews, Mark
 from serving.machine_book import MachineBook, NotForgotten
 from serving.model import ModelSpec
@@ -70,6 +71,10 @@ class Members(Protocol):
         """Give a keeper its share of a revision. Raises as `report`."""
         ...
 
+    async def leave(self, machine: str) -> None:
+        """Let a machine end its part, as `homeport down` there would. Raises as `report`."""
+        ...
+
 
 class Controller:
     """`members` is called once, on the controller's own thread."""
@@ -86,6 +91,7 @@ class Controller:
         self.revision: dict[str, Any] = {"revision": 0, "models": [], "control": {}}
         self._fleet_text: bytes | None = None
         self._make_members = members
+        self._members: Members | None = None
         self._unread: dict[str, float] = {}
         """By machine: until when a claim waits for its journals; 0 once they were read. Empty before it looked."""
         self._marks: dict[str, dict[int, Mark]] = {}
@@ -127,7 +133,7 @@ class Controller:
         await asyncio.gather(self._work(), server.serve())
 
     async def _work(self) -> None:
-        members = self._make_members()
+        members = self._members = self._make_members()
         following: dict[str, asyncio.Task[None]] = {}
         while True:
             self._here = set(await asyncio.to_thread(members.machines))
@@ -229,6 +235,30 @@ class Controller:
             self._changes.pop(machine, None)  # Its journals are read again, should it come back.
         self._assign()
 
+    async def _leave(self) -> dict[str, Any]:
+        """Ask every machine but the head to end its part: by name, those that do, with their hosts, and the others."""
+        head = (read_json(self.paths.machine) or {}).get("id")
+        names = {id_: known.name for id_, known in self.book.remembered().items() if id_ != head}
+        names |= {id_: self.reports[id_]["name"] for id_ in self.reports if id_ != head}
+        members, here = self._members, self._here or set()
+        asked = [id_ for id_ in names if members is not None and id_ in here]
+        answers = await asyncio.gather(*(self._leaves(members, id_) for id_ in asked if members is not None))
+        left = [id_ for id_, leaves in zip(asked, answers, strict=True) if leaves]
+        hosts = {
+            names[id_]: [f"{r['address']}:{r['port']}" for r in self.reports.get(id_, {}).get("replicas", ())]
+            for id_ in left
+        }
+        away = sorted(names[id_] for id_ in names if id_ not in left)
+        return {"left": sorted(hosts), "away": away, "hosts": hosts}
+
+    async def _leaves(self, members: Members, machine: str) -> bool:
+        try:
+            await members.leave(machine)
+        except AWAY as error:
+            log.warning("machine %s cannot be asked to leave: %s", machine, error)
+            return False
+        return True
+
     def _has_learned(self) -> bool:
         """Whether a session that the index does not know is new: every machine's journals were read, or given up."""
         now = time.monotonic()
@@ -248,21 +278,18 @@ class Controller:
         self.reports[machine] = report
         self._heard_at[machine] = time.monotonic()
         try:
-            self.book.here(machine, report["name"], report["zone"])
+            self.book.here(machine, report["name"], report["zone"], report["address"])
         except OSError as error:
             log.warning("machine %s is not written down: %s", machine, error)
         self._fleet_text = None
 
     def _assign(self) -> dict[str, list[dict[str, Any]]]:
-        """By machine id: what it is to serve. Empty while no machine reported or the wishes do not fit."""
+        """By machine id: what it is to serve, as far as it fits there."""
         machines = [Machine.from_json(report) for report in self.reports.values()]
         models = {m["spec"]["name"]: m for m in self.revision["models"]}
         self._fleet_text = None
         specs = [ModelSpec.from_json(m["spec"]) for m in models.values()]
-        fitted = fit([spec.wish() for spec in specs], machines)
-        if not isinstance(fitted, Assignment):
-            self.problems = {model: dict(reasons) for model, reasons in fitted.reasons.items()}
-            return {}
+        fitted = fit_each([spec.wish() for spec in specs], machines)
         self.problems = {model: dict(reasons) for model, reasons in fitted.left_out.items()}
         return {
             machine.id: [
@@ -290,7 +317,14 @@ class Controller:
 
     def app(self) -> ControllerApp:
         return ControllerApp(
-            self.token, self.index, self._fleet, self._has_learned, self._forget, self._ended, self._is_there
+            self.token,
+            self.index,
+            self._fleet,
+            self._has_learned,
+            self._forget,
+            self._ended,
+            self._is_there,
+            JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave),
         )
 
     def _fleet(self) -> bytes:

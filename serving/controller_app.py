@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from serving.join_routes import JoinRoutes
 from serving.machine_book import NotForgotten
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, is_session, pin_from_json
@@ -20,7 +21,8 @@ from serving.pins import Pin, is_session, pin_from_json
 class ControllerApp:
     """`fleet` gives the fleet as JSON; `has_learned` says whether a session that the index does not know is new;
     `forget` forgets a machine by its name, or raises NotForgotten; `ended` is told of a session's end, with the model
-    and the replicas that may still have something of it; `is_there` says of a replica whether it serves."""
+    and the replicas that may still have something of it; `is_there` says of a replica whether it serves; `joining`
+    lets machines in."""
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class ControllerApp:
         forget: Callable[[str], None],
         ended: Callable[[str, str, Sequence[str]], None],
         is_there: Callable[[str], bool],
+        joining: JoinRoutes,
     ) -> None:
         self._expected = f"Bearer {token}".encode()
         self._index = index
@@ -39,10 +42,11 @@ class ControllerApp:
         self._forget = forget
         self._ended = ended
         self._is_there = is_there
+        self._joining = joining
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
-        /machines/{name}/forget."""
+        /machines/{name}/forget; and what serving/join_routes.py answers."""
         return Starlette(
             routes=[
                 Route("/fleet", self._guard(self._get_fleet)),
@@ -51,6 +55,7 @@ class ControllerApp:
                 Route("/pins/{name}", self._guard(self._pin), methods=["GET"]),
                 Route("/pins/{name}", self._guard(self._end), methods=["DELETE"]),
                 Route("/machines/{name}/forget", self._guard(self._forget_machine), methods=["POST"]),
+                *self._joining.routes(self._guard),
             ]
         )
 

@@ -1,6 +1,6 @@
 """The keeper: owns one machine's hardware; carves slots, starts, watches, adopts and stops hosts.
 
-A plain class; cluster/ray_cluster.py makes it an actor. It loads no engine. Hosts are nobody's children: the keeper
+A plain class; serving/members.py makes it an actor. It loads no engine. Hosts are nobody's children: the keeper
 may die at any moment, and the next one finds them by their records. What is wanted lies in `slots.json`, so that a
 keeper needs no controller to keep its hosts alive.
 """
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sqlite3
+import subprocess
 import sys
 import threading
 import time
@@ -22,7 +23,7 @@ from cluster import confine
 from cluster.inventory import measure
 from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, read_json, secret, write_private
-from cluster.processes import clean_environment, mark, port_is_free
+from cluster.processes import ROLE, RUN, clean_environment, mark, port_is_free
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
 from serving.model import ModelSpec
@@ -35,6 +36,8 @@ TICK_S = 5.0
 BUSY_TICK_S = 0.5
 """While a host is on its way. The death of one is told by its pidfd, between ticks too."""
 STOP_GRACE_S = 5.0
+ANSWERED_S = 0.5
+"""By then a controller has the answer to its order to leave."""
 QUIET_DEATH = {"GGML_NO_BACKTRACE": "1"}
 """llama.cpp would let a debugger write pages of frames behind the sentence that says which assertion failed."""
 DRAINS = "finishing its turns before it restarts with the new configuration"
@@ -43,7 +46,7 @@ log = logging.getLogger(__name__)
 
 
 class Keeper:
-    """Its methods are called by Ray, several at once; the work goes on in a loop of its own thread.
+    """Its public methods are called by Ray, several at once; the work goes on in a loop of its own thread.
 
     Which machine this is, it reads from `machine.json`, as cluster/join.py wrote it.
     """
@@ -116,6 +119,25 @@ class Keeper:
                 continue
             found[slot] = JournalNews([entry.to_json() for entry in entries], mark, whole)
         return found
+
+    def leave(self) -> None:
+        """End this machine's part, this keeper too, as `homeport down` does: once this answer is out."""
+        threading.Timer(ANSWERED_S, self._end_everything).start()
+
+    def _end_everything(self) -> None:
+        """Who ends it is nobody's child: it spares itself and all that it descends from."""
+        env = {
+            name: value for name, value in clean_environment(os.environ).items() if name not in (RUN, ROLE)
+        }
+        with (self.paths.logs / "ending.log").open("ab") as told:
+            subprocess.run(
+                [sys.executable, "-m", "cluster.ending", "--apart"],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=told,
+                stderr=told,
+                check=True,
+            )
 
     def _publish(self) -> None:
         """Make a new version of the report where it says something new."""

@@ -1,15 +1,16 @@
-"""Which machines were ever here, and which of them a person has forgotten. Kept on the head's disk.
+"""Which machines were ever here, where, and which of them a person has forgotten. Kept on the head's disk.
 
 Whether one is here now, the caller knows.
 """
 
 import json
 from collections.abc import Collection
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster.paths import read_json, write_private
+from serving.joining import Known
 
 
 class NotForgotten(Exception):
@@ -18,14 +19,6 @@ class NotForgotten(Exception):
     def __init__(self, message: str, known: bool) -> None:
         super().__init__(message)
         self.known = known
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """A machine by what it was called when it was here last."""
-
-    name: str
-    zone: str
 
 
 class MachineBook:
@@ -40,9 +33,9 @@ class MachineBook:
         except (KeyError, TypeError, AttributeError):
             self.known, self.forgotten = {}, {}
 
-    def here(self, machine: str, name: str, zone: str) -> bool:
+    def here(self, machine: str, name: str, zone: str, address: str = "") -> bool:
         """It is here, under that name, and so not forgotten. Whether that is news. Raises OSError."""
-        known = Known(name, zone)
+        known = Known(name, zone, address)
         if self.known.get(machine) == known and machine not in self.forgotten:
             return False
         self.known[machine] = known
@@ -69,9 +62,16 @@ class MachineBook:
         self._write()
         return ids
 
+    def remembered(self) -> dict[str, Known]:
+        """Those that are not forgotten, by id."""
+        return {machine: known for machine, known in self.known.items() if machine not in self.forgotten}
+
     def list_forgotten(self) -> list[dict[str, str]]:
         """As the fleet tells it."""
-        return [{"id": machine, **asdict(known)} for machine, known in self.forgotten.items()]
+        return [
+            {"id": machine, "name": known.name, "zone": known.zone}
+            for machine, known in self.forgotten.items()
+        ]
 
     def _write(self) -> None:
         kept = {"known": _told(self.known), "forgotten": _told(self.forgotten)}
@@ -79,7 +79,10 @@ class MachineBook:
 
 
 def _read(kept: dict[str, dict[str, Any]]) -> dict[str, Known]:
-    return {machine: Known(str(told["name"]), str(told["zone"])) for machine, told in kept.items()}
+    return {
+        machine: Known(str(told["name"]), str(told["zone"]), str(told.get("address", "")))
+        for machine, told in kept.items()
+    }
 
 
 def _told(machines: dict[str, Known]) -> dict[str, dict[str, str]]:

@@ -14,6 +14,26 @@ THREADS = 4
 """A keeper answers a controller that waits for news, one that died while it waited, and an order, all at once."""
 
 
+class KeeperActor:
+    """What Ray calls: a keeper without its coroutines. Beside one of these Ray would run all methods in one thread, an
+    order behind a controller that waits for news."""
+
+    def __init__(self) -> None:
+        self._keeper = Keeper()
+
+    def report(self, known: int = -1, wait_s: float = 0.0) -> dict[str, Any]:
+        return self._keeper.report(known, wait_s)
+
+    def apply(self, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
+        return self._keeper.apply(revision, wishes)
+
+    def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
+        return self._keeper.pins(known)
+
+    def leave(self) -> None:
+        self._keeper.leave()
+
+
 class RayMembers:
     """Finds machines by the labels that cluster/join.py gave their Ray nodes; makes a keeper where there is none."""
 
@@ -37,6 +57,9 @@ class RayMembers:
         found: dict[int, JournalNews] = await self._ask(machine, READ_S, "pins", known)
         return found
 
+    async def leave(self, machine: str) -> None:
+        await self._ask(machine, ANSWER_S, "leave")
+
     async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> Any:
         keeper = self._keepers.get(machine)
         if keeper is None:
@@ -50,7 +73,7 @@ class RayMembers:
     def _make(self, machine: str) -> Any:
         labels = self._labels[machine]
         return ray_cluster.detach(
-            Keeper,
+            KeeperActor,
             f"keeper:{machine}",
             float(labels["keeper-cpus"]),
             float(labels["keeper-gpus"]),

@@ -109,7 +109,7 @@ def model(extra: str = "", name: str = "tiny") -> str:
 def test_the_file_that_comes_along_is_right_and_says_the_defaults(tmp_path: Path) -> None:
     config = load(ROOT / "configs" / "homeport.yaml", tmp_path)
     assert config.router == RouterConfig("127.0.0.1", 8000)
-    assert config.network == NetworkConfig(8090, 8100, 8199)
+    assert config.network == NetworkConfig(8090, 8100, 8199, private=True)  # for configs/cluster.yaml
     assert config.machines == ()
     (spec,) = config.models
     assert (spec.name, spec.engine, spec.source, spec.replicas) == ("smollm2", "llama.cpp", "bundled", "fill")
@@ -341,7 +341,10 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
             "router: {listen: 'localhost:99999'}",
             "1: router.listen: localhost:99999 is not an address and a port.",
         ),
-        ("network: {private: true}", "1: network.private: true does not work yet in this version."),
+        (
+            "network: {private: 'yes'}",
+            "1: network.private: yes is not true or false. Write true or false, without",
+        ),
         (
             "network: {ports: 9-1}",
             "1: network.ports: 9-1 is not a range of ports. Write for example 8100-8199.",
@@ -366,7 +369,26 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
             "1: machines[0].name: false is not a name. A name is text. Put it in quotes.",
         ),
         ("machines: [{zone: home}]", "1: machines[0].name: is missing. Add it"),
-        ("machines: [{name: den, address: 5}]", "1: machines[0].address: 5 is not text. Put it in quotes."),
+        (
+            "machines: [{name: den, address: 5}]",
+            "1: machines[0].address: 5 is not a machine's IP address. Write the one under which the others reach it",
+        ),
+        (
+            "machines: [{name: den, address: den.lan}]",
+            "1: machines[0].address: den.lan is not a machine's IP address.",
+        ),
+        (
+            "machines: [{name: den, address: 0.0.0.0}]",
+            "1: machines[0].address: 0.0.0.0 is not a machine's IP address.",
+        ),
+        (
+            "machines: [{name: den, address: 'fd00::1'}]",
+            "1: machines[0].address: an IPv6 address does not work yet in this version. Write the machine's IPv4",
+        ),
+        (
+            "machines: [{name: den, address: 10.0.0.1}, {name: attic, address: 10.0.0.1}]",
+            "1: machines[1].address: 10.0.0.1 is also the address of machines[0]. Give each machine its own.",
+        ),
         ("machines: den", "1: machines: is not a list. Begin each entry with a dash"),
         (
             "machines: [{name: den}, {name: den}]",

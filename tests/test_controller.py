@@ -8,7 +8,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ class OneMachine:
         self.whole = 0
         """How often the journal was begun anew."""
         self.applied: list[tuple[int, list[dict[str, Any]]]] = []
+        self.left: list[str] = []
         self.answers = threading.Event()
         self.answers.set()
 
@@ -78,6 +80,11 @@ class OneMachine:
         self.applied.append((revision, wishes))
         return self._report()
 
+    async def leave(self, machine: str) -> None:
+        if not self.answers.is_set():
+            raise TimeoutError
+        self.left.append(machine)
+
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
         if not self.readable:
             return {}
@@ -96,14 +103,14 @@ class SilentKeeper(OneMachine):
 class Running:
     """A controller on a port of its own."""
 
-    def __init__(self, folder: Path, members: OneMachine) -> None:
+    def __init__(self, folder: Path, members: OneMachine, wanted: Sequence[ModelSpec] = (MODEL,)) -> None:
         paths = Paths(folder / "home", folder / "locks")
         paths.make()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         control = {"host": "127.0.0.1", "port": self.port}
-        models = [{"spec": MODEL.to_json(), "digest": "d"}]
+        models = [{"spec": model.to_json(), "digest": "d"} for model in wanted]
         write_private(paths.revision, json.dumps({"revision": 3, "models": models, "control": control}))
         self.token = secret(paths.cluster_token)
         self.controller = Controller(lambda: members)
@@ -405,7 +412,8 @@ def test_a_machine_that_is_gone_can_be_forgotten_until_it_is_here_again(folder: 
     fleet = running.ask("/fleet")[1]
     assert (fleet["forgotten"], fleet["machines"]) == ([FORGOTTEN], [])
     book = Paths(folder / "home", folder / "locks").revision.with_name("machines.json")
-    assert json.loads(book.read_text())["forgotten"] == {"id-1": {"name": "den", "zone": "default"}}
+    kept = {"name": "den", "zone": "default", "address": "127.0.0.1"}
+    assert json.loads(book.read_text())["forgotten"] == {"id-1": kept}
     members.here = True
     deadline = time.monotonic() + 10
     while running.ask("/fleet")[1]["forgotten"]:
@@ -424,3 +432,47 @@ def test_a_controller_that_starts_anew_still_knows_who_was_forgotten(folder: Pat
     running.until("/machines/den/forget", {}, 200)
     again = Running(folder, members)
     assert again.ask("/fleet")[1]["forgotten"] == [FORGOTTEN]
+
+
+# machines that come and go
+
+
+def test_a_model_of_a_machine_that_is_not_here_keeps_no_other_from_being_served(folder: Path) -> None:
+    members = OneMachine()
+    running = Running(folder, members, [replace(MODEL, name="far", machines=("attic",)), MODEL])
+    running.until("/claim", CLAIM, 200)
+    assert [[w["model"]["name"] for w in wishes] for _, wishes in members.applied] == [["m"]]
+    problems = running.ask("/fleet")[1]["problems"]
+    assert problems == {"far": {"attic": "no such machine (known: den)"}}
+
+
+def test_all_but_the_head_are_asked_to_leave(folder: Path) -> None:
+    members = OneMachine()
+    members.hosts = [{"name": "den/0", "slot": 0, "address": "127.0.0.1", "port": 8100, "state": "ready"}]
+    running = Running(folder, members)
+    paths = Paths(folder / "home", folder / "locks")
+    running.until("/claim", CLAIM, 200)
+    running.controller.book.here("id-2", "attic", "default", "10.0.0.7")
+    left = {"left": ["den"], "away": ["attic"], "hosts": {"den": ["127.0.0.1:8100"]}}
+    assert running.ask("/leave", {}) == (200, left)
+    assert members.left == ["id-1"]
+    write_private(paths.machine, json.dumps({"id": "id-1"}))
+    assert running.ask("/leave", {}) == (200, {"left": [], "away": ["attic"], "hosts": {}})
+    assert members.left == ["id-1"]
+
+
+def test_a_keeper_that_does_not_answer_is_away(folder: Path) -> None:
+    members = OneMachine()
+    running = Running(folder, members)
+    running.until("/claim", CLAIM, 200)
+    members.answers.clear()
+    assert running.ask("/leave", {})[1] == {"left": [], "away": ["den"], "hosts": {}}
+
+
+def test_where_ray_is_the_controller_says_once_it_is_up(folder: Path) -> None:
+    running = Running(folder, OneMachine())
+    assert running.ask("/ray")[0] == 503
+    run = {"ray": "10.0.0.1:20100", "steps": {"ray": {"state": "ready"}}}
+    write_private(Paths(folder / "home", folder / "locks").run, json.dumps(run))
+    assert running.ask("/ray") == (200, {"ray": "10.0.0.1:20100"})
+    assert running.ask("/join", {})[0] == 400

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.fit import Assignment, NoFit, Replicas, Where, Wish, ZoneOf, fit
+from cluster.fit import Assignment, NoFit, Replicas, Where, Wish, ZoneOf, fit, fit_each
 from cluster.machine import GIB, CpuCore, Hardware, Machine, Reserve, State, default_reserve
 from cluster.slices import Need, Take
 
@@ -144,3 +144,40 @@ def test_reserve_of_the_machine_counts() -> None:
     den = machine("den", 2)
     stingy = Machine(den.id, den.name, den.zone, den.address, den.hardware, Reserve(2, 0), "ready")
     assert refused(fit([wish("a")], [stingy])) == {"a": {"den": "needs 1 core, 0 free (2 reserved)"}}
+
+
+# each machine by itself
+
+
+def test_a_model_runs_where_it_fits_though_it_names_a_machine_that_is_not_here() -> None:
+    result = fit_each([wish("a", machines=("den", "attic")), wish("b")], [machine("den", 2)])
+    assert assigned(result) == {"den": {"a": 1, "b": 1}}
+    assert result.left_out == {"a": {"attic": "no such machine (known: den)"}}
+
+
+def test_a_model_that_fits_nowhere_leaves_the_others_alone() -> None:
+    wishes = [wish("big", cores=9), wish("far", machines=ZoneOf("lab")), wish("a")]
+    result = fit_each(wishes, [machine("den", 2), machine("attic", 4)])
+    assert assigned(result) == {"den": {"a": 1}, "attic": {"a": 1}}
+    assert result.left_out == {
+        "big": {"den": "needs 9 cores, 2 free", "attic": "needs 9 cores, 3 free (1 reserved)"},
+        "far": {"": "no machine in zone 'lab' (zones: default)"},
+    }
+
+
+def test_a_machine_that_comes_or_goes_changes_nothing_on_another() -> None:
+    wishes = [wish("a", machines=("den", "attic"), cores=3), wish("b", replicas="fill"), wish("c", ("den",))]
+    den, attic = machine("den", 6), machine("attic", 2)
+    alone, both = fit_each(wishes, [den]), fit_each(wishes, [den, attic])
+    assert alone.machines["den"] == both.machines["den"] == (("a", 1), ("b", 2))
+    assert both.left_out["c"].keys() == {"den"}
+
+
+def test_each_by_itself_is_the_same_where_all_fits() -> None:
+    wishes = [wish("a"), wish("b", machines=("attic",)), wish("c", replicas="fill", machines=ZoneOf("home"))]
+    machines = [machine("den", 4, zone="home"), machine("attic", 6)]
+    assert fit_each(wishes, machines) == fit(wishes, machines)
+
+
+def test_without_machines_each_model_says_so() -> None:
+    assert fit_each([wish("a")], []).left_out == {"a": {"": "there are no machines"}}

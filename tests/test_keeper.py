@@ -2,6 +2,8 @@
 
 import http.client
 import json
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +19,7 @@ from cluster.inventory import measure
 from cluster.join import enter
 from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, secret
+from cluster.processes import mark, ours
 from router.lifecycle import end_everything
 from serving import reconcile
 from serving.keeper import Keeper
@@ -61,9 +64,6 @@ class Machine:
 
     def replace_keeper(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The keeper does nothing any more; the next one finds what it left."""
-
-        async def nothing() -> None:
-            pass
 
         monkeypatch.setattr(self.keeper, "_step", nothing)
         self.keeper = Keeper()
@@ -207,3 +207,24 @@ def test_new_settings_reach_a_host_that_runs_and_one_that_is_adopted(
     machine.until_settings(0, hold_s=3.0, queue_s=60.0, unload_s=None, parking=ParkingSpec().to_json())
     after = machine.until(0, lambda replica: replica["state"] == "ready")
     assert (after["pid"], after["incarnation"]) == (before["pid"], 1)
+
+
+def test_a_keeper_that_leaves_ends_all_that_runs_here_and_returns_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.behaviours = [TALKS]
+    machine.serve(1)
+    machine.lives(0, 1)
+    service = subprocess.Popen(["sleep", "600"], env=mark(machine.paths, "parent"))
+    monkeypatch.setattr(machine.keeper, "_step", nothing)  # or it would start the host anew
+    machine.keeper.leave()
+    assert service.wait(PATIENCE_S) == -signal.SIGKILL
+    deadline = time.monotonic() + PATIENCE_S
+    while ours(machine.paths):
+        assert time.monotonic() < deadline, (machine.paths.logs / "ending.log").read_text()
+        time.sleep(0.1)
+    assert (machine.paths.logs / "ending.log").read_text() == ""
+
+
+async def nothing() -> None:
+    """A keeper's step."""

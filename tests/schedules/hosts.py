@@ -229,6 +229,9 @@ class SimMembers:
         host.revision = max(host.revision, revision)
         return host.report()
 
+    async def leave(self, machine: str) -> None:
+        raise RayFailed(f"{machine} stays: nobody leaves in these schedules")
+
     async def _reach(self, host: Host, timeout_s: float) -> None:
         await asyncio.sleep(self._link(host.name).delay_s())
         if self._link(host.name).cut:

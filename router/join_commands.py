@@ -1,0 +1,114 @@
+"""`homeport join` and `homeport join-token`: how machines come into a cluster.
+
+Exit codes as in `router.cli`: 0 done, 1 it failed, 2 the input is wrong (nothing was changed), 3 homeport does not run.
+"""
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from cluster.join import JOIN_PORT, LOOPBACK
+from cluster.paths import Paths, read_json
+from cluster.restarting import running
+from router import following, join_head, join_worker, live
+from router.lifecycle import UpRefused
+from serving import join_tokens
+from serving.config import ConfigError
+
+out = live.console()
+err = live.console(stderr=True)
+
+FAILED, WRONG, NOT_RUNNING = 1, 2, 3
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "homeport.yaml"
+
+
+def join(
+    address: Annotated[
+        str | None, typer.Argument(help="The head's address: IP, or IP:PORT of network.control.")
+    ] = None,
+    token: Annotated[
+        str | None, typer.Option(help="From `homeport join-token` on the head; needed once.")
+    ] = None,
+    token_file: Annotated[
+        Path | None, typer.Option(help="A file with the token; - reads it from stdin.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What this machine is called; else its host name.")] = None,
+    head: Annotated[
+        Path | None, typer.Option(metavar="LIST", help="Be the head of this machine list of Ray's.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", envvar="HOMEPORT_CONFIG", help="With --head: what to serve."),
+    ] = None,
+) -> None:
+    """Let this machine serve the head at ADDRESS, from now on. Safe to run again."""
+    paths = Paths.from_env(os.environ)
+    if (address is None) == (head is None):
+        _refuse(
+            "Give the head's address, or with --head a machine list of which this machine is the head.", WRONG
+        )
+    if head is not None and (token, token_file, name) != (None, None, None):
+        _refuse("--token, --token-file and --name are for a machine that joins; the head needs none.", WRONG)
+    if token is not None and token_file is not None:
+        _refuse("Give --token or --token-file, not both.", WRONG)
+    try:
+        if head is not None:
+            raise typer.Exit(_be_head(paths, head, config or DEFAULT_CONFIG))
+        given = join_worker.Given(token, token_file, name)
+        done = join_worker.join_head(paths, address or "", given, os.environ, _say)
+    except (UpRefused, ConfigError, join_worker.NotJoined) as refused:
+        _refuse(str(refused), getattr(refused, "code", WRONG))
+    except OSError as error:
+        _refuse(
+            f"{error.filename or paths.home}: {error.strerror}. See to it, or set HOMEPORT_HOME to another folder.",
+            FAILED,
+        )
+    else:
+        out.print(done, **PLAIN)
+
+
+def join_token() -> None:
+    """Make a token with which one machine can join this head within ten minutes, and print it once."""
+    paths = Paths.from_env(os.environ)
+    run = running(paths)
+    if run is None:
+        _refuse("homeport does not run here. Run this on the head, after `homeport up`.", NOT_RUNNING)
+    if following.is_worker(run):
+        _refuse(following.worker_line(paths, run) + " Make the token there.", WRONG)
+    if run.get("address", LOOPBACK) == LOOPBACK:
+        _refuse(
+            "homeport serves this machine alone here. Give it its `address` below `machines` in the config, set "
+            "`network: {private: true}`, then run `homeport down` and `homeport up`.",
+            WRONG,
+        )
+    try:
+        token = join_tokens.make(paths, time.time())
+    except OSError as error:
+        _refuse(f"{paths.join_tokens}: {error.strerror}. Run as its owner.", FAILED)
+    port = (read_json(paths.revision) or {}).get("control", {}).get("port", JOIN_PORT)
+    where = run["address"] if port == JOIN_PORT else f"{run['address']}:{port}"
+    print(token)
+    minutes = f"{join_tokens.TOKEN_S / 60:.0f} minutes"
+    err.print(f"For one machine, within {minutes}. On it: homeport join {where} --token {token}", **PLAIN)
+
+
+def _be_head(paths: Paths, head: Path, config: Path) -> int:
+    following.start_signals()
+    try:
+        return join_head.make_head(paths, join_head.read_list(head), config, os.environ, _say)
+    except following.Ended:
+        following.end(paths)
+        return 130
+
+
+def _say(line: str) -> None:
+    out.print(line, **PLAIN)
+
+
+def _refuse(message: str, code: int) -> NoReturn:
+    err.print(message, style="red", **PLAIN)
+    raise typer.Exit(code)

@@ -1,0 +1,195 @@
+"""What `homeport join --head LIST` does on the first machine of a list of Ray's: make it the head of a cluster.
+
+Starting is router/lifecycle.py's matter; setting the other machines up is Ray's.
+"""
+
+import ipaddress
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from cluster.paths import Paths, read_json, secret, write_private
+from cluster.restarting import running
+from router import api_client, following, lifecycle
+from router.lifecycle import Prepared, UpRefused
+
+RAYS_STATE = Path("/tmp/ray")  # noqa: S108 - it is where Ray keeps it
+SETTING_UP = "is being set up by Ray; `homeport status` shows it once it is there"
+WORDS = {
+    "waiting-for-ssh": "does not answer over SSH: is it off? Ray goes on trying",
+    "update-failed": "could not be set up; Ray tries again. `ray monitor LIST` on your own machine shows its words",
+    "up-to-date": "is set up by Ray and not here yet; `homeport status` shows it once it is",
+}
+"""What Ray says of a machine that has not joined."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class MachineList:
+    """What is ours in Ray's file."""
+
+    path: Path
+    cluster: str
+    head: str
+    workers: tuple[str, ...]
+
+
+def read_list(path: Path) -> MachineList:
+    """Read Ray's machine list (provider `local`). Raises UpRefused, which names the remedy."""
+
+    def refuse(problem: str, remedy: str = "configs/cluster.yaml shows one") -> UpRefused:
+        return UpRefused(f"{path}: {problem}. {remedy}.")
+
+    try:
+        told = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise refuse(error.strerror or str(error), "Give the path of Ray's machine list") from None
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise refuse("it is no YAML", "Give the path of Ray's machine list") from None
+    provider = told.get("provider") if isinstance(told, dict) else None
+    if not isinstance(provider, dict) or not isinstance(provider.get("head_ip"), str):
+        raise refuse("it has no provider.head_ip, the address of the head")
+    workers = provider.get("worker_ips") or []
+    if not isinstance(workers, list) or not all(isinstance(each, str) for each in workers):
+        raise refuse("provider.worker_ips is no list of addresses")
+    for address in (provider["head_ip"], *workers):
+        if not _is_address(address):
+            raise refuse(
+                f"{address} is not an address that other machines reach", "Write each machine's IPv4 address"
+            )
+    return MachineList(path, str(told.get("cluster_name", "default")), provider["head_ip"], tuple(workers))
+
+
+def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str, str], say: Say) -> int:
+    """Start a head here, or give a running one its list and its config. Returns the exit code.
+
+    Raises UpRefused and ConfigError; following.Ended where a signal asked for the end.
+    """
+    here = own_addresses()
+    if listed.head not in here:
+        raise UpRefused(
+            f"{listed.path}: the head is {listed.head}, and this machine is {', '.join(here) or 'in no network'}. Run "
+            "it on the head, or correct provider.head_ip."
+        )
+    prepared = lifecycle.prepare(paths, config, env, listed.head)
+    lock = lifecycle.take_up_lock(paths)
+    if lock is None:
+        _renew(paths, listed, prepared, say)
+        code = 0
+    else:
+        _make_token(paths)
+        paths.joined.unlink(missing_ok=True)
+        parent = lifecycle.start(paths, prepared, env, os.getpid(), lock, listed.path)
+        code = following.follow(paths, parent, detach=True)
+    if code == 0:
+        url = f"http://{listed.head}:{prepared.config.network.control}"
+        for line in describe(listed, _machines(paths, url), _rays_words(listed)):
+            say(line)
+    return code
+
+
+def describe(listed: MachineList, machines: list[dict[str, Any]], rays_words: Mapping[str, str]) -> list[str]:
+    """A line for each machine that is here, and for each of the list that is not."""
+    rows = [(each["name"], each["address"], f"zone {each['zone']}, {each['state']}") for each in machines]
+    here = {each["address"] for each in machines}
+    rows += [
+        (address, "", WORDS.get(rays_words.get(address, ""), SETTING_UP))
+        for address in (listed.head, *listed.workers)
+        if address not in here
+    ]
+    widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return [f"  {name:<{widths[0]}}  {address:<{widths[1]}}  {words}" for name, address, words in rows]
+
+
+def own_addresses() -> list[str]:
+    """This machine's IPv4 addresses that others may reach."""
+    found = {each.address for interface in psutil.net_if_addrs().values() for each in interface}
+    return sorted(filter(_is_address, found))
+
+
+def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> None:
+    """Give a running head its list, and a revision where the config has changed."""
+    run: dict[str, Any] = running(paths) or {}
+    if run.get("role") == "worker":
+        raise UpRefused(
+            "This machine serves a head elsewhere. End that with `homeport down`, then try again.", 1
+        )
+    if run.get("address") != listed.head:
+        where = run.get("address") or "another address"
+        raise UpRefused(
+            f"A homeport runs here at {where}, and the list says {listed.head}. End it with `homeport down`, then try "
+            "again.",
+            1,
+        )
+    before, settings = read_json(paths.revision) or {}, _settings(paths)
+    network = prepared.config.network
+    if before.get("control", {}).get("port") != network.control:
+        raise UpRefused(
+            "network.control has changed, and every machine knows the old one. Run `homeport down --all`, then try "
+            "again.",
+            1,
+        )
+    _make_token(paths)
+    lifecycle.give_list(paths, listed.path)
+    lifecycle.write_revision(paths, prepared.config, prepared.machine, (network.first, network.last))
+    after: dict[str, Any] = read_json(paths.revision) or {}
+    wished = _settings(paths)
+    if wished != settings:  # A router that restarts goes on where it was: `run.json` says so to everybody.
+        models = (read_json(paths.router_settings) or {})["models"]
+        write_private(paths.router_settings, json.dumps({**settings, "models": models}, indent=1))
+    following.say_running(run)
+    if after.get("revision") != before.get("revision"):
+        say(f"The config has changed: models are being changed to revision {after.get('revision')}.")
+    elif wished == settings:
+        say("It serves what the config says; nothing is to be changed.")
+    if wished != settings or after.get("machine") != before.get("machine"):
+        say(
+            "What it says of router, ports and this machine holds after `homeport down` and this command again."
+        )
+
+
+def _make_token(paths: Paths) -> None:
+    """The token that Ray carries to the machines of the list."""
+    paths.join_token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    secret(paths.join_token)
+
+
+def _settings(paths: Paths) -> dict[str, Any]:
+    """What the router was started with, but for the models, which it learns of."""
+    kept: dict[str, Any] = read_json(paths.router_settings) or {}
+    return {key: value for key, value in kept.items() if key != "models"}
+
+
+def _machines(paths: Paths, control_url: str) -> list[dict[str, Any]]:
+    try:
+        fleet = api_client.get(control_url, "/fleet", secret=api_client.owners_secret(paths))
+        return list(fleet["machines"])
+    except (api_client.Away, api_client.Refused, KeyError, TypeError):
+        return []
+
+
+def _rays_words(listed: MachineList, folder: Path = RAYS_STATE) -> dict[str, str]:
+    """By address: how far Ray is with setting it up; what it does not say is left out."""
+    found = {}
+    try:
+        kept = json.loads((folder / f"cluster-{listed.cluster}.state").read_text())
+        for address, node in kept.items():
+            found[address] = str(node["tags"]["ray-node-status"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return found
+
+
+def _is_address(text: str) -> bool:
+    try:
+        address = ipaddress.IPv4Address(text)
+    except ValueError:
+        return False
+    return not (address.is_loopback or address.is_unspecified or address.is_multicast)

@@ -1,0 +1,224 @@
+"""What `homeport join ADDRESS` does on a machine that is to serve a head elsewhere.
+
+Asks once itself, so that a refusal is told where somebody reads it; what heals afterwards is cluster/service.py.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from cluster import join
+from cluster.machine import Machine
+from cluster.paths import Paths, read_json, write_private
+from cluster.processes import clean_environment, end, end_all, mark, ours
+from cluster.restarting import UP_LOCK_FD, running, take_up_lock
+from router import api_client
+
+ANSWER_S = 10.0
+PATIENCE_S = 30.0
+"""How long a head that does not answer is asked again: `ray up` may be a little ahead of it."""
+AGAIN_S = 2.0
+READY_S = 90.0
+LOOK_S = 0.5
+GRACE_S = 1.0
+SERVICE = ("-m", "cluster.service")
+
+Say = Callable[[str], None]
+
+
+class NotJoined(Exception):
+    """This machine is not in the cluster. The message says why and what to do; `code` is the exit code."""
+
+    def __init__(self, message: str, code: int = 1) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What the command line says of a token and a name."""
+
+    token: str | None = None
+    token_file: Path | None = None
+    name: str | None = None
+
+
+def join_head(paths: Paths, address: str, given: Given, env: Mapping[str, str], say: Say) -> str:
+    """Join the head at `IP` or `IP:PORT` and see that it works. Returns a line about it. Raises NotJoined and OSError.
+
+    Again is nothing, but for what the head says anew of this machine.
+    """
+    try:
+        head = join.control_url(address)
+    except join.JoinRefused as refused:
+        raise NotJoined(str(refused), code=2) from None
+    _may_serve(paths, head)
+    tokens = _tokens(paths, head, given)
+    answer = _ask(paths, head, tokens, given.name, say)
+    before = read_json(paths.machine)
+    machine = join.settle(paths, answer, env)
+    has_changed = read_json(paths.machine) != before
+    if _serve(paths, head, machine, has_changed, env):
+        say(f"{machine.name}: the head lets it in; Ray is starting here")
+    _wait(paths, head, machine, say)
+    calls = given.name is not None and given.name != machine.name
+    note = f" (its head calls it {machine.name})" if calls else ""
+    return f"{machine.name} serves the head at {_text(head)}: zone {machine.zone}, address {machine.address}{note}."
+
+
+def _may_serve(paths: Paths, head: str) -> None:
+    """Raises NotJoined where this state folder does something else."""
+    run = running(paths)
+    if run is None:
+        return
+    if run.get("role") != "worker":
+        asked, mine = urlsplit(head).hostname, run.get("address") or join.LOOPBACK
+        if mine != join.LOOPBACK and asked in (mine, join.local_address(head)):
+            raise NotJoined("This machine is the head itself and serves already. Join from another one.")
+        raise NotJoined(
+            "A homeport runs on this state folder by itself, or is starting. End it with `homeport down`, then join."
+        )
+    known = join.joined(paths)
+    if known is not None and known.head != head:
+        raise NotJoined(
+            f"This machine serves the head at {_text(known.head)}. End that with `homeport down`, then join."
+        )
+
+
+def _tokens(paths: Paths, head: str, given: Given) -> list[str]:
+    """What to try, best first. Raises NotJoined where there is nothing."""
+    if given.token is not None:
+        return [given.token.strip()]
+    if given.token_file is not None:
+        try:
+            is_stdin = str(given.token_file) == "-"
+            token = (sys.stdin.read() if is_stdin else given.token_file.read_text()).strip()
+        except (OSError, UnicodeDecodeError) as error:
+            why = getattr(error, "strerror", None) or "it is no text"
+            raise NotJoined(f"{given.token_file}: {why}. {_HOW}", code=2) from None
+        if not token:
+            raise NotJoined(f"{given.token_file} is empty. {_HOW}", code=2)
+        return [token]
+    known = join.joined(paths)
+    # The cluster's own token is for the head that gave it alone.
+    files = [paths.join_token, *([paths.cluster_token] if known and known.head == head else [])]
+    tokens = [text for file in files if (text := _text_of(file))]
+    if not tokens:
+        raise NotJoined(f"There is no token to join with. {_HOW}", code=2)
+    return tokens
+
+
+def _ask(paths: Paths, head: str, tokens: list[str], name: str | None, say: Say) -> join.Answer:
+    deadline, told = time.monotonic() + PATIENCE_S, False
+    *others, last = tokens
+    while True:
+        try:
+            for token in others:
+                try:
+                    return join.ask(head, token, paths, name, ANSWER_S)
+                except join.JoinRefused as refused:
+                    if refused.code != "token_unknown":
+                        raise
+            return join.ask(head, last, paths, name, ANSWER_S)
+        except join.JoinRefused as refused:
+            raise NotJoined(str(refused)) from None
+        except join.HeadAway as away:
+            if time.monotonic() > deadline:
+                raise NotJoined(str(away)) from None
+            if not told:
+                say(f"waiting for the head: {away}")
+                told = True
+            time.sleep(AGAIN_S)
+
+
+def _serve(paths: Paths, head: str, machine: Machine, has_changed: bool, env: Mapping[str, str]) -> bool:
+    """See that a service runs, with Ray as this machine is now. Hosts live on: the next keeper adopts them.
+
+    Whether it was started here.
+    """
+    if running(paths) is not None:
+        if not has_changed:
+            return False
+        end(ours(paths, "parent"), GRACE_S)
+    lock = take_up_lock(paths)
+    if lock is None:
+        raise NotJoined(
+            "A homeport was started on this state folder meanwhile. `homeport status` says which."
+        )
+    try:
+        if has_changed:
+            end_all(paths, "ray")
+        run = {
+            "role": "worker",
+            "head": head,
+            "owner": None,
+            "machine": machine.to_json(),
+            "address": machine.address,
+            "steps": {},
+            "since": time.time(),
+        }
+        write_private(paths.run, json.dumps(run, indent=1))
+        with (paths.logs / "service.log").open("ab") as log:
+            subprocess.Popen(
+                [sys.executable, *SERVICE],
+                env={**clean_environment(env), **mark(paths, "parent"), UP_LOCK_FD: str(lock)},
+                pass_fds=(lock,),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+    finally:
+        os.close(lock)
+    return True
+
+
+def _wait(paths: Paths, head: str, machine: Machine, say: Say) -> None:
+    """Until the head hears this machine's keeper. Raises NotJoined where the service ends, or after READY_S."""
+    deadline, told = time.monotonic() + READY_S, ""
+    while True:
+        run = running(paths)
+        step: dict[str, Any] = (run or {}).get("steps", {}).get("ray", {})
+        if step.get("state") == "ready" and _is_heard(paths, head, machine):
+            return
+        if run is None:
+            raise NotJoined(f"The service of this machine has ended. Its log: {paths.logs / 'service.log'}")
+        detail = step.get("detail") or ""
+        if step.get("state") == "failed" and detail != told:
+            say(f"Ray here: {detail}")
+            told = detail
+        if time.monotonic() > deadline:
+            why = detail or "the head does not hear its keeper yet"
+            raise NotJoined(
+                f"{machine.name} is not ready after {READY_S:.0f} s: {why}. It goes on trying; logs: {paths.logs}"
+            )
+        time.sleep(LOOK_S)
+
+
+def _is_heard(paths: Paths, head: str, machine: Machine) -> bool:
+    try:
+        fleet = api_client.get(head, "/fleet", secret=_text_of(paths.cluster_token))
+        return any(each["id"] == machine.id for each in fleet["machines"])
+    except (api_client.Away, api_client.Refused, KeyError, TypeError):
+        return False
+
+
+def _text_of(file: Path) -> str:
+    try:
+        return file.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _text(head: str) -> str:
+    return head.removeprefix("http://").removesuffix(f":{join.JOIN_PORT}")
+
+
+_HOW = "`homeport join-token` on the head makes one; give it with --token or --token-file."

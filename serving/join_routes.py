@@ -1,0 +1,191 @@
+"""How machines come and go over HTTP: `POST /join` with a token to join by; `GET /ray` and `POST /leave` for those that
+are in.
+
+Decides nothing: tokens are serving/join_tokens.py's matter, names and zones serving/joining.py's.
+"""
+
+import ipaddress
+import json
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from cluster.build import build_id
+from cluster.join import LOOPBACK, NOT_YET, machine_name
+from cluster.paths import Paths, read_json, secret
+from serving.join_tokens import WORDS, JoinTokens
+from serving.joining import DEFAULT_ZONE, Ask, Cluster, Entry, Join, Known, Refused, decide
+from serving.machine_book import MachineBook
+
+BODY_BYTES_MAX = 16384
+TEXT_MAX = 255
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The body of a request to join. Its token is in no log."""
+
+    token: str
+    id: str
+    name: str | None
+    build: str
+    host_name: str
+
+    @classmethod
+    def read(cls, body: bytes) -> "Asked":
+        """Raises ValueError."""
+        told = json.loads(body)
+        if not isinstance(told, dict):
+            raise ValueError("it is no object")
+        for key in ("token", "id", "build", "host_name"):
+            if not isinstance(told.get(key), str) or len(told[key]) > TEXT_MAX:
+                raise ValueError(f"{key} is missing or no short text")
+        name = told.get("name")
+        if name is not None and not isinstance(name, str):
+            raise ValueError("name is no text")
+        if not re.fullmatch(r"[0-9a-f]{32}", told["id"]):
+            raise ValueError("id is not 32 lower-case hex digits")
+        return cls(told["token"], told["id"], name or None, told["build"], told["host_name"])
+
+
+class JoinRoutes:
+    """`revision` is what is wanted at present; `leave` asks every machine but the head to end its part."""
+
+    def __init__(
+        self,
+        paths: Paths,
+        token: str,
+        book: MachineBook,
+        revision: Callable[[], dict[str, Any]],
+        leave: Callable[[], Awaitable[dict[str, Any]]],
+    ) -> None:
+        self._paths = paths
+        self._token = token
+        self._tokens = JoinTokens(paths, token)
+        self._book = book
+        self._revision = revision
+        self._leave_all = leave
+        self._build = build_id()  # now: the sources may be replaced below a running controller
+
+    def routes(self, guard: Callable[[Handler], Handler]) -> list[Route]:
+        """`guard` lets only those pass who have the cluster's token."""
+        return [
+            Route("/join", self._join, methods=["POST"]),
+            Route("/ray", guard(self._get_ray)),
+            Route("/leave", guard(self._leave), methods=["POST"]),
+        ]
+
+    async def _join(self, request: Request) -> Response:
+        peer = _peer(request)
+        try:
+            asked = Asked.read(await _body(request))
+        except ValueError as error:
+            return _error(400, "malformed", f"This is no request to join: {error}.")
+        now = time.time()
+        verdict = self._tokens.check(asked.token, asked.id, now)
+        if verdict != "right":
+            log.warning("a machine at %s may not join: %s", peer, verdict)
+            return _error(401, verdict, WORDS[verdict])
+        ask = Ask(asked.id, peer, asked.build, machine_name(asked.host_name), asked.name)
+        decision = decide(ask, self._cluster())
+        if isinstance(decision, Refused):
+            log.warning("a machine at %s may not join: %s", peer, decision.code)
+            return _error(409, decision.code, decision.message)
+        if (ray := self._ray()) is None:
+            return _not_yet()
+        try:
+            verdict = self._tokens.take(asked.token, asked.id, now)
+            if verdict != "right":
+                return _error(401, verdict, WORDS[verdict])
+            self._book.here(asked.id, decision.name, decision.zone, decision.address)
+        except OSError as error:
+            message = f"The head's state folder cannot be written ({error.strerror}); make room on its disk."
+            return _error(507, "disk", message)
+        log.info("machine %s joins from %s", decision.name, peer)
+        return JSONResponse(self._answer(decision, ray))
+
+    async def _get_ray(self, _request: Request) -> Response:
+        ray = self._ray()
+        return _not_yet() if ray is None else JSONResponse({"ray": ray})
+
+    async def _leave(self, _request: Request) -> Response:
+        return JSONResponse(await self._leave_all())
+
+    def _answer(self, join: Join, ray: str) -> dict[str, Any]:
+        return {
+            "cluster_token": self._token,
+            "ray_token": secret(self._paths.ray_token),
+            "ray": ray,
+            "machine": {
+                "name": join.name,
+                "zone": join.zone,
+                "address": join.address,
+                "reserve_cores": join.reserve_cores,
+                "reserve_memory_bytes": join.reserve_memory_bytes,
+                "ports": list(self._revision().get("machine", {}).get("ports", ())),
+            },
+        }
+
+    def _cluster(self) -> Cluster:
+        revision = self._revision()
+        address = str(revision["control"].get("host", LOOPBACK))
+        head: dict[str, Any] = read_json(self._paths.machine) or {}
+        name, zone = str(head.get("name", "")), str(head.get("zone", DEFAULT_ZONE))
+        return Cluster(
+            head_id=str(head.get("id", "")),
+            head=Known(name, zone, address),
+            is_alone=ipaddress.ip_address(address).is_loopback,
+            build=self._build,
+            entries=tuple(map(Entry.from_json, revision.get("machines", ()))),
+            known=self._book.remembered(),
+        )
+
+    def _ray(self) -> str | None:
+        """Where Ray's head listens; None while it does not."""
+        run: dict[str, Any] = read_json(self._paths.run) or {}
+        is_ready = run.get("steps", {}).get("ray", {}).get("state") == "ready"
+        return str(run["ray"]) if is_ready and run.get("ray") else None
+
+
+def _peer(request: Request) -> str:
+    """The address that the connection comes from."""
+    given = request.client.host if request.client else LOOPBACK
+    mapped = getattr(ipaddress.ip_address(given), "ipv4_mapped", None)
+    return str(mapped or given)
+
+
+async def _body(request: Request) -> bytes:
+    """Raises ValueError where it is too long, or its sender left."""
+    body = b""
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > BODY_BYTES_MAX:
+                raise ValueError("it is too long")
+    except ClientDisconnect:
+        raise ValueError("its sender left") from None
+    return body
+
+
+def _error(status: int, code: str, message: str) -> Response:
+    return JSONResponse({"error": {"message": message, "code": code}}, status_code=status)
+
+
+def _not_yet() -> Response:
+    message = (
+        "The head's Ray is not up yet. Ask again in a few seconds; `homeport status` on the head says more."
+    )
+    answer = _error(503, NOT_YET, message)
+    answer.headers["retry-after"] = "2"
+    return answer

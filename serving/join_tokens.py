@@ -1,0 +1,125 @@
+"""The tokens with which machines join. Kept on the head's disk: those of `homeport join-token` as digests, each for one
+machine and ten minutes; that of a machine list as it is, since it is carried to the machines."""
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from cluster.paths import Paths, read_json, write_private
+
+Verdict = Literal["right", "token_unknown", "token_used", "token_expired"]
+
+TOKEN_S = 600.0
+"""How long a token can be used."""
+REMEMBERED_S = 86400.0
+"""How long after that it is told apart from one that never was."""
+
+REMEDY = "`homeport join-token` on the head makes a new one."
+WORDS: dict[Verdict, str] = {
+    "token_unknown": f"The head does not know this token. {REMEDY}",
+    "token_used": f"Another machine has joined with this token; each is for one machine. {REMEDY}",
+    "token_expired": f"This token has expired: it could be used for {TOKEN_S / 60:.0f} minutes. {REMEDY}",
+}
+
+
+def make(paths: Paths, now: float) -> str:
+    """A new token, for one machine and ten minutes. Raises OSError."""
+    token = f"hpj-{secrets.token_urlsafe(24)}"
+    with _locked(paths.join_tokens):
+        kept = [each for each in _read(paths.join_tokens) if each["until"] + REMEMBERED_S > now]
+        _write(
+            paths.join_tokens, [*kept, {"sha256": _digest(token), "until": now + TOKEN_S, "used_by": None}]
+        )
+    return token
+
+
+class JoinTokens:
+    """What the head checks a token against. Its file is read anew each time: `make` runs in another process."""
+
+    def __init__(self, paths: Paths, cluster_token: str) -> None:
+        self._path = paths.join_tokens
+        self._list = paths.join_token
+        self._cluster = _digest(cluster_token)
+
+    def check(self, token: str, machine: str, now: float) -> Verdict:
+        """Whether the machine of this id may join with it."""
+        digest = _digest(token)
+        if self._is_lasting(digest):
+            return "right"
+        return _verdict(_find(_read(self._path), digest), machine, now)
+
+    def take(self, token: str, machine: str, now: float) -> Verdict:
+        """As `check`; a token for one machine is this one's from then on. Raises OSError."""
+        digest = _digest(token)
+        if self._is_lasting(digest):
+            return "right"
+        with _locked(self._path):
+            kept = _read(self._path)
+            found = _find(kept, digest)
+            verdict = _verdict(found, machine, now)
+            if found is not None and verdict == "right" and found["used_by"] is None:
+                found["used_by"] = machine
+                _write(self._path, kept)
+            return verdict
+
+    def _is_lasting(self, digest: str) -> bool:
+        """Whether it is the token of a machine list, or that of a machine which joined before."""
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            listed = self._list.read_text().strip()
+            if listed and hmac.compare_digest(_digest(listed), digest):
+                return True
+        return hmac.compare_digest(self._cluster, digest)
+
+
+def _verdict(found: dict[str, Any] | None, machine: str, now: float) -> Verdict:
+    """The machine that used it may ask again while it is valid: an answer can get lost."""
+    if found is None:
+        return "token_unknown"
+    if found["used_by"] not in (None, machine):
+        return "token_used"
+    return "right" if now < found["until"] else "token_expired"
+
+
+def _find(kept: list[dict[str, Any]], digest: str) -> dict[str, Any] | None:
+    """Looks at all of them, so that the time tells nothing."""
+    found = None
+    for each in kept:
+        if hmac.compare_digest(each["sha256"], digest):
+            found = each
+    return found
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """Those that are kept; none where the file is missing or broken."""
+    try:
+        return [
+            {"sha256": str(each["sha256"]), "until": float(each["until"]), "used_by": each.get("used_by")}
+            for each in (read_json(path) or {})["tokens"]
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
+
+
+def _write(path: Path, kept: list[dict[str, Any]]) -> None:
+    write_private(path, json.dumps({"tokens": kept}, indent=1))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

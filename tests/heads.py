@@ -1,0 +1,88 @@
+"""A head to join, for tests: the real controller app over a real socket, with nothing behind it."""
+
+import json
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+
+from cluster.paths import Paths, secret, write_private
+from serving.controller_app import ControllerApp
+from serving.join_routes import JoinRoutes
+from serving.machine_book import MachineBook
+from serving.pin_index import PinIndex
+
+RAY = "10.99.0.1:20123"
+HEAD_ID = "0" * 32
+
+
+class Head:
+    """Listens on loopback and takes itself to be at `address`, so that who asks from here is another machine."""
+
+    def __init__(
+        self, folder: Path, machines: Sequence[dict[str, Any]] = (), address: str = "10.99.0.1"
+    ) -> None:
+        self.paths = Paths(folder / "head", folder / "locks")
+        self.paths.make()
+        self.token = secret(self.paths.cluster_token)
+        self.book = MachineBook(self.paths.revision.with_name("machines.json"))
+        self.left: list[bool] = []
+        self.hears_all = True
+        """Whether it hears the keeper of every machine that joins."""
+        self.leaving: dict[str, Any] = {"left": [], "away": [], "hosts": {}}
+        machine = {"name": "den", "ports": [8100, 8199]}
+        control = {"host": address, "port": 8090}
+        self.revision = {"revision": 1, "machines": list(machines), "machine": machine, "control": control}
+        kept = {"id": HEAD_ID, "name": "den", "zone": "home", "address": address}
+        write_private(self.paths.machine, json.dumps(kept))
+        self.ray_is("ready")
+        routes = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
+        self._app = ControllerApp(
+            self.token,
+            PinIndex(),
+            self._fleet,
+            lambda: True,
+            lambda _: None,
+            lambda *_: None,
+            lambda _: True,
+            routes,
+        )
+
+    def __enter__(self) -> "Head":
+        listening = socket.create_server(("127.0.0.1", 0))
+        self.port = listening.getsockname()[1]
+        self._server = uvicorn.Server(uvicorn.Config(self._app.asgi(), log_level="warning", lifespan="off"))
+        self._thread = threading.Thread(target=self._server.run, args=([listening],), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.should_exit = True
+        self._thread.join(10)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def list_token(self) -> str:
+        self.paths.join_token.parent.mkdir(exist_ok=True)
+        return secret(self.paths.join_token)
+
+    def ray_is(self, state: str) -> None:
+        write_private(self.paths.run, json.dumps({"ray": RAY, "steps": {"ray": {"state": state}}}))
+
+    def _fleet(self) -> bytes:
+        heard = self.book.remembered() if self.hears_all else {}
+        machines = [
+            {"id": id_, "name": known.name, "address": known.address, "zone": known.zone, "state": "ready"}
+            for id_, known in heard.items()
+        ]
+        return json.dumps({"machines": machines}).encode()
+
+    async def _leave(self) -> dict[str, Any]:
+        self.left.append(True)
+        return self.leaving

@@ -1,0 +1,338 @@
+"""`homeport join`, `homeport join-token` and `homeport down --all`: against a real controller app, with a stand-in
+for the service that would start Ray."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster import join
+from cluster.ending import end_everything
+from cluster.paths import Paths, read_json, secret, write_private
+from cluster.processes import ours
+from cluster.restarting import take_up_lock
+from router import cli, down_all, join_worker
+from serving.join_tokens import JoinTokens, make
+from serving.machine_book import MachineBook
+from tests.heads import Head
+
+# The command leaves its service running, as it should.
+pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
+
+SERVICE = """
+import json, os, pathlib, sys, time
+file = pathlib.Path(os.environ["HOMEPORT_HOME"]) / "run.json"
+state, detail = sys.argv[1:]
+told = {"state": state, "detail": detail}
+file.write_text(json.dumps({**json.loads(file.read_text()), "parent": os.getpid(), "steps": {"ray": told}}))
+time.sleep(0 if state == "gone" else 600)
+"""
+
+
+class Worker:
+    """A machine that joins, by the command line."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.paths = Paths(folder / "worker", folder / "locks")
+        self._script = folder / "service.py"
+        self._script.write_text(SERVICE)
+        self._monkeypatch = monkeypatch
+        self.use(self.paths)
+        self.service_says("ready")
+
+    def use(self, paths: Paths) -> None:
+        """Be the machine with these folders."""
+        self._monkeypatch.setenv("HOMEPORT_HOME", str(paths.home))
+        self._monkeypatch.setenv("HOMEPORT_LOCKS", str(paths.locks))
+
+    def service_says(self, state: str, detail: str = "") -> None:
+        self._monkeypatch.setattr(join_worker, "SERVICE", (str(self._script), state, detail))
+
+    def services(self) -> list[int]:
+        return [process.pid for process in ours(self.paths, "parent")]
+
+
+@pytest.fixture
+def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
+    monkeypatch.setattr(join_worker, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(join_worker, "READY_S", 3.0)
+    monkeypatch.setattr(join_worker, "AGAIN_S", 0.1)
+    monkeypatch.setattr(join_worker, "LOOK_S", 0.05)
+    made = Worker(tmp_path, monkeypatch)
+    yield made
+    end_everything(made.paths)
+
+
+@pytest.fixture
+def head(tmp_path: Path) -> Iterator[Head]:
+    with Head(tmp_path) as head:
+        yield head
+
+
+def run(*words: str, stdin: str | None = None) -> tuple[int, str]:
+    done = CliRunner().invoke(cli.app, list(words), input=stdin)
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done.exit_code, " ".join(done.output.split())
+
+
+def at(head: Head) -> str:
+    return f"127.0.0.1:{head.port}"
+
+
+# join ADDRESS
+
+
+def test_a_machine_joins_with_a_token_and_again_without(head: Head, worker: Worker) -> None:
+    token = make(head.paths, time.time())
+    code, told = run("join", at(head), "--token", token, "--name", "attic")
+    assert code == 0
+    line = f"attic serves the head at {at(head)}: zone default, address 127.0.0.1."
+    assert told.endswith(line)
+    assert token not in told
+    [service] = worker.services()
+    assert run("join", at(head)) == (0, line)
+    assert worker.services() == [service]
+    assert (read_json(worker.paths.run) or {})["role"] == "worker"
+
+
+def test_a_token_may_come_from_a_file_or_from_stdin(head: Head, worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text(f"{head.list_token}\n")
+    assert run("join", at(head), "--token-file", str(tmp_path / "token"))[0] == 0
+    assert run("join", at(head), "--token-file", "-", stdin=f"{head.list_token}\n")[0] == 0
+
+
+def test_the_token_that_ray_carried_is_found(head: Head, worker: Worker) -> None:
+    worker.paths.join_token.parent.mkdir(parents=True)
+    write_private(worker.paths.join_token, head.list_token)
+    assert run("join", at(head))[0] == 0
+
+
+def test_an_old_token_of_a_list_is_no_obstacle_to_a_machine_that_joined(head: Head, worker: Worker) -> None:
+    assert run("join", at(head), "--token", head.list_token)[0] == 0
+    worker.paths.join_token.parent.mkdir(parents=True)
+    write_private(worker.paths.join_token, "of an earlier list")
+    assert run("join", at(head))[0] == 0
+
+
+def test_what_the_head_says_anew_begins_the_service_anew(head: Head, worker: Worker) -> None:
+    assert run("join", at(head), "--token", head.list_token, "--name", "x1")[0] == 0
+    [before] = worker.services()
+    head.revision["machines"] = [{"name": "attic", "address": "127.0.0.1", "zone": "home"}]
+    code, told = run("join", at(head), "--name", "x1")
+    assert code == 0
+    assert told.endswith("zone home, address 127.0.0.1 (its head calls it attic).")
+    [after] = worker.services()
+    assert after != before
+
+
+def test_a_head_that_is_not_up_yet_is_waited_for(
+    head: Head, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join_worker, "PATIENCE_S", 20.0)
+    head.ray_is("starting")
+    monkeypatch.setattr(time, "sleep", lambda _: head.ray_is("ready"))
+    code, told = run("join", at(head), "--token", head.list_token)
+    assert code == 0
+    assert "waiting for the head: The head's Ray is not up yet." in told
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "Give the head's address, or with --head a machine list"),
+        (("10.0.0.1", "--head", "list.yaml"), "Give the head's address, or with --head a machine list"),
+        (("--head", "list.yaml", "--token", "t"), "the head needs none"),
+        (("den.lan",), "den.lan is no address of a head. Write its IPv4 address"),
+        (("10.0.0.1",), "There is no token to join with. `homeport join-token` on the head makes one"),
+        (("10.0.0.1", "--token", "t", "--token-file", "f"), "Give --token or --token-file, not both."),
+        (
+            ("10.0.0.1", "--token-file", "/nowhere/token"),
+            "/nowhere/token: No such file or directory. `homeport",
+        ),
+        (
+            ("--head", "/nowhere/list.yaml"),
+            "/nowhere/list.yaml: No such file or directory. Give the path of Ray's",
+        ),
+    ],
+)
+def test_wrong_words_are_refused(worker: Worker, words: tuple[str, ...], expected: str) -> None:
+    code, told = run("join", *words)
+    assert code == 2
+    assert expected in told
+    assert worker.services() == []
+
+
+def test_a_token_file_without_a_token_is_refused(worker: Worker, tmp_path: Path) -> None:
+    (tmp_path / "empty").write_text("\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert "is empty" in run("join", "10.0.0.1", "--token-file", str(tmp_path / "empty"))[1]
+    assert "is no text" in run("join", "10.0.0.1", "--token-file", str(tmp_path / "binary"))[1]
+
+
+def test_a_refusal_of_the_head_is_told_here(head: Head, worker: Worker) -> None:
+    code, told = run("join", at(head), "--token", "a-secret-that-is-wrong")
+    assert code == 1
+    assert "`homeport join-token` on the head makes a new one." in told
+    assert "a-secret-that-is-wrong" not in told
+    assert worker.services() == []
+    assert not worker.paths.joined.exists()
+
+
+def test_an_address_where_nobody_answers_is_told(worker: Worker) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        code, told = run("join", f"127.0.0.1:{probe.getsockname()[1]}", "--token", "t")
+    assert code == 1
+    assert "See that homeport is up on the head" in told
+
+
+def test_a_homeport_that_runs_here_is_not_joined_over(head: Head, worker: Worker) -> None:
+    lock = take_up_lock(worker.paths)
+    assert lock is not None
+    try:
+        code, told = run("join", at(head), "--token", head.list_token)
+        assert (code, "End it with `homeport down`, then join." in told) == (1, True)
+        write_private(worker.paths.run, json.dumps({"address": "127.0.0.1"}))
+        assert "End it with `homeport down`" in run("join", at(head), "--token", head.list_token)[1]
+        write_private(worker.paths.run, json.dumps({"address": "10.0.0.1"}))
+        assert "This machine is the head itself" in run("join", "10.0.0.1", "--token", "t")[1]
+    finally:
+        os.close(lock)
+    assert head.book.remembered() == {}
+
+
+def test_a_machine_that_serves_one_head_does_not_join_another(head: Head, worker: Worker) -> None:
+    assert run("join", at(head), "--token", head.list_token)[0] == 0
+    code, told = run("join", "10.0.0.1", "--token", "t")
+    assert code == 1
+    assert f"This machine serves the head at {at(head)}. End that with `homeport down`" in told
+
+
+def test_the_clusters_token_goes_to_no_other_head(head: Head, worker: Worker) -> None:
+    assert run("join", at(head), "--token", head.list_token)[0] == 0
+    end_everything(worker.paths)
+    assert "There is no token to join with" in run("join", "10.0.0.1")[1]
+
+
+def test_what_keeps_ray_from_starting_is_told(head: Head, worker: Worker) -> None:
+    worker.service_says("failed", "no free block of ports")
+    code, told = run("join", at(head), "--token", head.list_token, "--name", "attic")
+    assert code == 1
+    assert "attic is not ready after 3 s: no free block of ports. It goes on trying" in told
+
+
+def test_a_keeper_that_the_head_does_not_hear_is_told(head: Head, worker: Worker) -> None:
+    head.hears_all = False
+    code, told = run("join", at(head), "--token", head.list_token, "--name", "attic")
+    assert (code, "the head does not hear its keeper yet" in told) == (1, True)
+
+
+def test_a_service_that_ends_is_told_with_its_log(head: Head, worker: Worker) -> None:
+    worker.service_says("gone")
+    code, told = run("join", at(head), "--token", head.list_token)
+    assert (code, "The service of this machine has ended. Its log:" in told) == (1, True)
+
+
+def test_a_machine_that_joined_says_so_where_it_is_asked(head: Head, worker: Worker) -> None:
+    assert run("join", at(head), "--token", head.list_token, "--name", "attic")[0] == 0
+    line = f"attic serves the head at {head.url}; Ray here: ready. `homeport status` there shows more"
+    assert line in run("status")[1]
+    assert line in run("up")[1]
+    assert run("join-token")[0] == 2
+    code, told = run("down", "--all")
+    assert (code, f"serves the head at {head.url}: run `homeport down --all` there" in told) == (2, True)
+    assert len(worker.services()) == 1
+    assert run("down") == (0, "ending the parent homeport is down.")
+    assert worker.services() == []
+
+
+# join-token
+
+
+def test_a_token_is_made_on_a_head_only(head: Head, worker: Worker) -> None:
+    assert run("join-token")[0] == 3
+    worker.use(head.paths)
+    lock = take_up_lock(head.paths)
+    assert lock is not None
+    try:
+        write_private(head.paths.run, json.dumps({"address": "127.0.0.1"}))
+        code, told = run("join-token")
+        assert (code, "set `network: {private: true}`" in told) == (2, True)
+        write_private(head.paths.run, json.dumps({"address": "10.0.0.1"}))
+        write_private(head.paths.revision, json.dumps({"control": {"host": "10.0.0.1", "port": 9090}}))
+        done = CliRunner().invoke(cli.app, ["join-token"])
+    finally:
+        os.close(lock)
+    token = done.stdout.strip()
+    assert f"homeport join 10.0.0.1:9090 --token {token}" in done.stderr
+    assert JoinTokens(head.paths, "x").check(token, "a" * 32, time.time()) == "right"
+
+
+# down --all
+
+
+@pytest.fixture
+def on_head(head: Head, worker: Worker, monkeypatch: pytest.MonkeyPatch) -> Head:
+    monkeypatch.setattr(down_all, "END_S", 0.5)
+    worker.use(head.paths)
+    control = {"host": "127.0.0.1", "port": head.port}
+    write_private(head.paths.revision, json.dumps({"control": control}))
+    return head
+
+
+def test_all_machines_end_their_part_and_the_silent_are_named(on_head: Head) -> None:
+    on_head.leaving = {"left": ["attic"], "away": ["cellar"], "hosts": {"attic": ["127.0.0.1:1"]}}
+    code, told = run("down", "--all")
+    assert code == 1
+    assert told.startswith("attic ends its part")
+    assert "homeport is down. So is it on attic. Could not be asked: cellar." in told
+    assert on_head.left == [True]
+
+
+def test_all_is_well_where_all_have_left(on_head: Head) -> None:
+    on_head.leaving = {"left": ["attic"], "away": [], "hosts": {"attic": []}}
+    assert run("down", "--all") == (0, "attic ends its part homeport is down. So is it on attic.")
+
+
+def test_a_machine_whose_hosts_live_on_is_named(on_head: Head) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as host:
+        on_head.leaving = {
+            "left": ["attic"],
+            "away": [],
+            "hosts": {"attic": [f"127.0.0.1:{host.getsockname()[1]}"]},
+        }
+        code, told = run("down", "--all")
+    assert (code, "Not yet ended: attic." in told) == (1, True)
+
+
+def test_without_a_controller_those_that_were_here_are_named(
+    tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = Paths(tmp_path / "head", tmp_path / "locks")
+    worker.use(paths)
+    paths.make()
+    book = MachineBook(paths.revision.with_name("machines.json"))
+    book.here(join.machine_id(paths), "den", "default")
+    book.here("b" * 32, "attic", "default")
+    code, told = run("down", "--all")
+    assert (code, told) == (
+        0,
+        "homeport is down. Could not be asked: attic. Where homeport still runs, end it there with `homeport down`.",
+    )
+    lock = take_up_lock(paths)
+    assert lock is not None
+    try:
+        assert run("down", "--all")[0] == 1  # a head ran: the others may well run yet
+    finally:
+        os.close(lock)
+
+
+def test_down_alone_asks_nobody(on_head: Head) -> None:
+    secret(on_head.paths.cluster_token)
+    assert run("down") == (0, "homeport is down.")
+    assert on_head.left == []
