@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-schedules check bench bench-engine bench-sessions clean lock python
+.PHONY: help setup up wheelhouse test test-cluster test-schedules check bench bench-engine bench-sessions clean lock python
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -28,6 +28,11 @@ test: python ## set up, run all the tests
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/python -m tests.cluster.packages
 	@exec .venv/bin/python -m pytest $(ARGS)
+
+test-cluster: python ## set up, run the tests of whole clusters in a laboratory (as root, 11 min)
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@.venv/bin/python -m tests.cluster.packages
+	@exec .venv/bin/python -m pytest -m cluster tests/cluster $(ARGS)
 
 test-schedules: python ## play 10,000 random schedules of the whole thing on a simulated clock and network
 	@$(PYTHON) -m $(SETUP) dev --quiet

@@ -10,7 +10,7 @@ from tests.cluster.kernel import command
 from tests.cluster.lab import LabMachine, until
 from tests.cluster.several import HOMEPORT, Several, several, wait_for
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 READY_S = 90.0
 """The target for a `ray up` of four machines with dependencies present, to all keepers ready."""
 HOME_OF = {"den-pc": "home", "tower": "home", "rack": "office", "attic": "office"}

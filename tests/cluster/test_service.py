@@ -15,7 +15,7 @@ from tests.cluster.kernel import command, run
 from tests.cluster.lab import LabMachine, until
 from tests.cluster.several import CLONE, HOMEPORT, Several, several, wait_for
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 NAMES = {"den-pc": "home", "tower": "home"}
 PATIENCE_S = 90.0
 RAY = ("gcs/gcs_server", "raylet/raylet", "ray::Keeper", "ray::Controller")
