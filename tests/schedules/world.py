@@ -20,8 +20,8 @@ from tests.schedules.network import Network
 from tests.schedules.routers import Head, Router, without_threads
 from tests.schedules.talks import Talk
 
-SETTLE_S = 7.0
-"""From when all is mended until the last turns."""
+SETTLE_S = 16.0
+"""From when all is mended until the last turns: what the controller asked a keeper that was away takes 15 s to fail."""
 TWINS_S = 20.0
 """By then every host knows which of two homes holds: the controller tells a host when it has heard of it."""
 END_S = 60.0
