@@ -8,9 +8,10 @@ import ipaddress
 import json
 import os
 import re
+import secrets
 import socket
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from cluster.build import build_id
 from cluster.inventory import measure
 from cluster.machine import Hardware, Machine, Reserve, default_reserve
 from cluster.paths import Paths, read_json, write_private
+from cluster.proof import is_proven, key_of, proven
 from cluster.slices import usable_cores
 
 LOOPBACK = "127.0.0.1"
@@ -34,6 +36,7 @@ REFUSALS = frozenset(
         "name_taken",
         "name_wrong",
         "is_head",
+        "other_address",
         "alone",
         "malformed",
         "disk",
@@ -58,12 +61,14 @@ class HeadAway(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the head says to a machine that may join."""
+    """What the head says to a machine that may join; it has proven that it knows the token."""
 
     head: str
     """The address of the controller, as it was asked: `http://IP:PORT`."""
-    cluster_token: str = field(repr=False)
-    ray_token: str = field(repr=False)
+    cluster_token: str | None = field(repr=False)
+    """None: this machine has it already, and asked with it."""
+    ray_token: str | None = field(repr=False)
+    """None: as that of the cluster."""
     ray: str
     """`IP:PORT`."""
     name: str
@@ -74,6 +79,16 @@ class Answer:
     """None: the default for the machine's hardware."""
     reserve_memory_bytes: int | None
     ports: tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class RayIs:
+    """What the head says to a machine that is in."""
+
+    ray: str
+    """`IP:PORT`."""
+    is_heard: bool
+    """Whether the head hears that machine's keeper."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,25 +205,33 @@ def joined(paths: Paths) -> Joined | None:
 
 
 def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float) -> Answer:
-    """Ask the controller at `http://IP:PORT` to be let in. Raises JoinRefused, HeadAway or OSError (own disk)."""
+    """Ask the controller at `http://IP:PORT` to be let in. Raises JoinRefused, HeadAway or OSError (own disk).
+
+    The token does not travel, and nothing is taken from who does not know it.
+    """
+    key, nonce = key_of(token), _nonce()
     asked = {
-        "token": token,
+        "nonce": nonce,
         "id": machine_id(paths),
         "name": name,
         "build": build_id(),
         "host_name": socket.gethostname(),
     }
-    mine, status, told = _post(head, json.dumps(asked).encode(), timeout_s)
+    status, told = _post(
+        head, "/join", lambda mine: proven(key, "join", {**asked, "address": mine}), timeout_s
+    )
     if status != 200:
         raise _refusal(head, status, told)
+    if not is_proven(key, "joined", told, nonce):
+        raise _no_homeport(head, "it does not prove that it knows the token of this machine")
     try:
         machine = told["machine"]
         first, last = machine["ports"]
         cores, memory = machine["reserve_cores"], machine["reserve_memory_bytes"]
-        answer = Answer(
+        return Answer(
             head=head,
-            cluster_token=str(told["cluster_token"]),
-            ray_token=str(told["ray_token"]),
+            cluster_token=_text(told.get("cluster_token")),
+            ray_token=_text(told.get("ray_token")),
             ray=str(told["ray"]),
             name=str(machine["name"]),
             zone=str(machine["zone"]),
@@ -219,20 +242,30 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
         )
     except (KeyError, TypeError, ValueError):
         raise _no_homeport(head, "its answer is of another shape") from None
-    if answer.address != mine:
-        message = (
-            f"The head sees this machine at {answer.address}, and its own address is {mine}: something between them "
-            "translates addresses, so that the head could not reach it. Join from a network that both are in."
-        )
-        raise JoinRefused(message, "other_address")
-    return answer
+
+
+def ray_of(head: str, token: str, machine: str, timeout_s: float) -> RayIs | None:
+    """Where the head's Ray is, and whether the head hears the machine of this id.
+
+    None where nobody answers who proves to know the cluster's token, or Ray is not up there.
+    """
+    key, nonce = key_of(token), _nonce()
+    asked = proven(key, "ray", {"nonce": nonce, "id": machine})
+    try:
+        status, told = _post(head, "/ray", lambda _: asked, timeout_s)
+    except (JoinRefused, HeadAway):
+        return None
+    if status != 200 or not is_proven(key, "ray_is", told, nonce):
+        return None
+    return RayIs(str(told.get("ray")), told.get("is_heard") is True)
 
 
 def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) -> Machine:
     """Keep what the head said: the cluster's secrets, who this machine is, which head it joined. Raises OSError."""
     paths.make()
-    write_private(paths.cluster_token, answer.cluster_token)
-    write_private(paths.ray_token, answer.ray_token)
+    for file, told in ((paths.cluster_token, answer.cluster_token), (paths.ray_token, answer.ray_token)):
+        if told is not None:
+            write_private(file, told)
     hardware = measure(env)
     usual = default_reserve(hardware)
     reserve = Reserve(
@@ -244,16 +277,30 @@ def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) ->
     return machine
 
 
-def _post(head: str, body: bytes, timeout_s: float) -> tuple[str, int, Any]:
-    """Our own address on that connection, the status and the JSON of the answer."""
+def _nonce() -> str:
+    return secrets.token_hex(16)
+
+
+def _text(told: object) -> str | None:
+    return None if told is None else str(told)
+
+
+def _post(
+    head: str, path: str, said: Callable[[str], Mapping[str, Any]], timeout_s: float
+) -> tuple[int, Any]:
+    """The status and the JSON of the answer. `said` makes what is asked from our own address on that connection.
+
+    Raises JoinRefused, HeadAway.
+    """
     parts = urlsplit(head)
     connection = http.client.HTTPConnection(parts.hostname or LOOPBACK, parts.port, timeout=timeout_s)
     try:
         connection.connect()
         mine: str = connection.sock.getsockname()[0]
-        connection.request("POST", "/join", body, {"content-type": "application/json"})
+        body = json.dumps(said(mine)).encode()
+        connection.request("POST", path, body, {"content-type": "application/json"})
         answer = connection.getresponse()
-        return mine, answer.status, json.loads(answer.read(ANSWER_BYTES_MAX))
+        return answer.status, json.loads(answer.read(ANSWER_BYTES_MAX))
     except OSError as error:
         message = (
             f"Nothing answers at {head} ({error.strerror or error}). See that homeport is up on the head, that this is "
@@ -262,7 +309,7 @@ def _post(head: str, body: bytes, timeout_s: float) -> tuple[str, int, Any]:
         raise HeadAway(message) from error
     except http.client.HTTPException as error:
         raise _no_homeport(head, f"it does not speak HTTP ({type(error).__name__})") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _no_homeport(head, "its answer is no JSON") from None
     finally:
         connection.close()

@@ -59,6 +59,8 @@ CLUSTER = {
     "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
     # The newer monitor does not set up machines of a list.
     "RAY_enable_autoscaler_v2": "0",
+    # It would refuse a node whose Python differs in its last number; cluster/build.py compares the first two.
+    "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
 }
 """Where other machines may join. Ray's processes and drivers on every machine have it."""
 
@@ -272,6 +274,21 @@ def detach(
         return ray.remote(cls).options(**options).remote(*args)
     except ray.exceptions.RayError as error:
         raise RayFailed(f"actor {name}: {error}") from error
+
+
+def kill_others(prefix: str, name: str) -> None:
+    """End for good the actors `prefix` and `prefix:…`, but for the one called `name`. Raises RayFailed."""
+    import ray
+    from ray.util import list_named_actors
+
+    try:
+        for other in list_named_actors():
+            if other != name and (other == prefix or other.startswith(f"{prefix}:")):
+                ray.kill(ray.get_actor(other, NAMESPACE), no_restart=True)
+    except ValueError:
+        pass  # it ended meanwhile; what else is left is found next time
+    except ray.exceptions.RayError as error:
+        raise RayFailed(f"actors of {prefix}: {error}") from error
 
 
 async def ask(actor: Any, method: str, *args: Any, timeout_s: float) -> Any:

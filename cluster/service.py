@@ -6,14 +6,11 @@ while Ray is away. SIGTERM ends this process alone; `homeport down` ends what it
 """
 
 import asyncio
-import http.client
-import json
 import logging
 import os
 import signal
 import sys
 import time
-from urllib.parse import urlsplit
 
 from cluster import join, ray_cluster
 from cluster.machine import Machine
@@ -72,6 +69,9 @@ class Service:
                 failures, why = len(BACKOFF_S), str(refused)  # A person has to do something first.
             except (join.HeadAway, ray_cluster.RayFailed, OSError) as error:
                 failures, why = failures + 1, str(error)
+            except Exception as error:
+                log.exception("this life of Ray's node failed; it goes on")
+                failures, why = failures + 1, f"{type(error).__name__}: {error}"
             else:
                 failures = 0 if time.monotonic() - began > HEALTHY_S else failures + 1
             self.run.step("ray", "failed", why)
@@ -116,17 +116,9 @@ class Service:
 
     def _ask_ray(self, head: str) -> str | None:
         """Where the head says that its Ray is."""
-        parts = urlsplit(head)
-        connection = http.client.HTTPConnection(parts.hostname or join.LOOPBACK, parts.port, timeout=LOOK_S)
-        try:
-            token = secret(self.paths.cluster_token)
-            connection.request("GET", "/ray", headers={"authorization": f"Bearer {token}"})
-            answer = connection.getresponse()
-            return str(json.loads(answer.read(join.ANSWER_BYTES_MAX))["ray"])
-        except (OSError, http.client.HTTPException, ValueError, KeyError, TypeError):
-            return None
-        finally:
-            connection.close()
+        token, machine = secret(self.paths.cluster_token), join.machine_id(self.paths)
+        told = join.ray_of(head, token, machine, LOOK_S)
+        return None if told is None else told.ray
 
     def _running_node(self) -> tuple[int | None, str]:
         """The node that an earlier service left, and its address, if it is still where this machine is."""

@@ -93,7 +93,10 @@ def join_token() -> None:
     where = run["address"] if port == JOIN_PORT else f"{run['address']}:{port}"
     print(token)
     minutes = f"{join_tokens.TOKEN_S / 60:.0f} minutes"
-    err.print(f"For one machine, within {minutes}. On it: homeport join {where} --token {token}", **PLAIN)
+    err.print(
+        f"For one machine, within {minutes}. On it: homeport join {where} --token-file - (paste it there)",
+        **PLAIN,
+    )
 
 
 def _be_head(paths: Paths, head: Path, config: Path) -> int:
@@ -101,8 +104,7 @@ def _be_head(paths: Paths, head: Path, config: Path) -> int:
     try:
         return join_head.make_head(paths, join_head.read_list(head), config, os.environ, _say)
     except following.Ended:
-        following.end(paths)
-        return 130
+        return 130  # What was started in this call is ended by make_head; a homeport that ran before goes on.
 
 
 def _say(line: str) -> None:

@@ -19,7 +19,6 @@ from cluster.machine import Machine
 from cluster.paths import Paths, read_json, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours
 from cluster.restarting import UP_LOCK_FD, running, take_up_lock
-from router import api_client
 
 ANSWER_S = 10.0
 PATIENCE_S = 30.0
@@ -99,7 +98,7 @@ def _tokens(paths: Paths, head: str, given: Given) -> list[str]:
     if given.token_file is not None:
         try:
             is_stdin = str(given.token_file) == "-"
-            token = (sys.stdin.read() if is_stdin else given.token_file.read_text()).strip()
+            token = (sys.stdin.readline() if is_stdin else given.token_file.read_text()).strip()
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is no text"
             raise NotJoined(f"{given.token_file}: {why}. {_HOW}", code=2) from None
@@ -203,11 +202,8 @@ def _wait(paths: Paths, head: str, machine: Machine, say: Say) -> None:
 
 
 def _is_heard(paths: Paths, head: str, machine: Machine) -> bool:
-    try:
-        fleet = api_client.get(head, "/fleet", secret=_text_of(paths.cluster_token))
-        return any(each["id"] == machine.id for each in fleet["machines"])
-    except (api_client.Away, api_client.Refused, KeyError, TypeError):
-        return False
+    told = join.ray_of(head, _text_of(paths.cluster_token), machine.id, ANSWER_S)
+    return told is not None and told.is_heard
 
 
 def _text_of(file: Path) -> str:
@@ -221,4 +217,4 @@ def _text(head: str) -> str:
     return head.removeprefix("http://").removesuffix(f":{join.JOIN_PORT}")
 
 
-_HOW = "`homeport join-token` on the head makes one; give it with --token or --token-file."
+_HOW = "`homeport join-token` on the head makes one; give it with --token-file FILE, or - to paste it."

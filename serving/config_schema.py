@@ -102,7 +102,7 @@ def _address(value: object) -> str | None:
         address = ipaddress.ip_address(value) if isinstance(value, str) else None
     except ValueError:
         address = None
-    if address is None or address.is_unspecified or address.is_multicast:
+    if address is None or address.is_unspecified or address.is_multicast or address.is_loopback:
         raise fault(
             f"{shown(value)} is not a machine's IP address",
             "Write the one under which the others reach it, for example 192.168.1.10",

@@ -55,7 +55,7 @@ class ControllerApp:
                 Route("/pins/{name}", self._guard(self._pin), methods=["GET"]),
                 Route("/pins/{name}", self._guard(self._end), methods=["DELETE"]),
                 Route("/machines/{name}/forget", self._guard(self._forget_machine), methods=["POST"]),
-                *self._joining.routes(self._guard),
+                *self._joining.routes(self._guard, self._is_heard),
             ]
         )
 
@@ -68,6 +68,9 @@ class ControllerApp:
             return answer
 
         return guarded
+
+    def _is_heard(self, machine: str) -> bool:
+        return any(each["id"] == machine for each in json.loads(self._fleet())["machines"])
 
     async def _get_fleet(self, _request: Request) -> Response:
         return Response(self._fleet(), media_type="application/json")

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster import confine
 from cluster.confine import Record
+from cluster.paths import read_json
 from serving.ask_host import AWAY, ask_host
 from serving.reconcile import Life, Seen, given_up
 from serving.settings import Settings
@@ -46,6 +47,8 @@ class HostWatch:
         self.state: dict[str, Any] = {}
         self.record: Record | None = None
         self.since = time.monotonic()
+        self._elsewhere: str | None = None
+        """Another address than this machine's, where a host listens that was adopted."""
         self._pidfd: int | None = None
 
     @property
@@ -59,13 +62,14 @@ class HostWatch:
         if record is not None and confine.alive(record):
             self.started(record)
             self.detail = "ran already: adopted"
+            self._elsewhere = self._other_address()
         else:
             self.record = record
             self.life = "absent"
 
     def started(self, record: Record) -> None:
         """A host runs under this record."""
-        self.record, self.life, self.state = record, "alive", {}
+        self.record, self.life, self.state, self._elsewhere = record, "alive", {}, None
         self.detail, self.permanent, self.refused, self.since = "", None, None, time.monotonic()
         self._watch(record)
 
@@ -75,11 +79,16 @@ class HostWatch:
         self.deaths = (*self.deaths[-10:], now)
 
     async def look(self) -> None:
-        """Ask the host how it is; notice that it died."""
+        """Ask the host how it is; notice that it died. End one that listens where this machine is no longer."""
         if self.life != "alive" or self.record is None:
             return
         if not confine.alive(self.record):
             self._died(time.time())
+            return
+        if self._elsewhere is not None:
+            log.info("ending the host of %s: it listens at %s", self.folder.name, self._elsewhere)
+            await self.stop(grace_s=1.0)
+            self.detail = f"this machine's address is {self.address} and no longer {self._elsewhere}"
             return
         try:
             self.state = await asyncio.wait_for(self._ask(self.record.port, "GET", "/state"), ANSWER_S)
@@ -145,6 +154,12 @@ class HostWatch:
                 "watched": list(record.limits.watched) if record else [],
             },
         }
+
+    def _other_address(self) -> str | None:
+        """Where its host was told to listen, if that is not this machine's address."""
+        spec = read_json(self.folder / "spec.json")
+        told = spec.get("address") if isinstance(spec, dict) else None
+        return told if isinstance(told, str) and told != self.address else None
 
     def _died(self, now: float) -> None:
         self._unwatch()

@@ -1,5 +1,7 @@
-"""How machines come and go over HTTP: `POST /join` with a token to join by; `GET /ray` and `POST /leave` for those that
-are in.
+"""How machines come and go over HTTP: `POST /join` for those that know a token to join by; `POST /ray` and
+`POST /leave` for those that are in.
+
+No token travels to join or to find Ray: both sides prove that they know it (cluster/proof.py).
 
 Decides nothing: tokens are serving/join_tokens.py's matter, names and zones serving/joining.py's.
 """
@@ -9,7 +11,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,12 +22,17 @@ from starlette.routing import Route
 from cluster.build import build_id
 from cluster.join import LOOPBACK, NOT_YET, machine_name
 from cluster.paths import Paths, read_json, secret
+from cluster.proof import is_proven, proven
 from serving.join_tokens import WORDS, JoinTokens
 from serving.joining import DEFAULT_ZONE, Ask, Cluster, Entry, Join, Known, Refused, decide
 from serving.machine_book import MachineBook
 
 BODY_BYTES_MAX = 16384
 TEXT_MAX = 255
+LEAVING_S = 120.0
+"""For so long after all were asked to leave nobody is let in: the head is about to end."""
+UP_SOON = "The head's Ray is not up yet. Ask again in a few seconds; `homeport status` on the head says more."
+ENDS = "The head is being ended, with all its machines (`homeport down --all`). Join once it is up again."
 
 Handler = Callable[[Request], Awaitable[Response]]
 
@@ -34,21 +41,22 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The body of a request to join. Its token is in no log."""
+    """The body of a request to join."""
 
-    token: str
+    told: Mapping[str, Any]
+    """The whole of it, for which its proof holds."""
+    nonce: str
     id: str
     name: str | None
+    address: str
     build: str
     host_name: str
 
     @classmethod
     def read(cls, body: bytes) -> "Asked":
         """Raises ValueError."""
-        told = json.loads(body)
-        if not isinstance(told, dict):
-            raise ValueError("it is no object")
-        for key in ("token", "id", "build", "host_name"):
+        told = _object(body)
+        for key in ("nonce", "proof", "id", "address", "build", "host_name"):
             if not isinstance(told.get(key), str) or len(told[key]) > TEXT_MAX:
                 raise ValueError(f"{key} is missing or no short text")
         name = told.get("name")
@@ -56,7 +64,8 @@ class Asked:
             raise ValueError("name is no text")
         if not re.fullmatch(r"[0-9a-f]{32}", told["id"]):
             raise ValueError("id is not 32 lower-case hex digits")
-        return cls(told["token"], told["id"], name or None, told["build"], told["host_name"])
+        names = ("address", "build", "host_name")
+        return cls(told, told["nonce"], told["id"], name or None, *(told[key] for key in names))
 
 
 class JoinRoutes:
@@ -76,13 +85,17 @@ class JoinRoutes:
         self._book = book
         self._revision = revision
         self._leave_all = leave
+        self._is_heard: Callable[[str], bool] = lambda _: False
+        self._leaving_since: float | None = None
         self._build = build_id()  # now: the sources may be replaced below a running controller
 
-    def routes(self, guard: Callable[[Handler], Handler]) -> list[Route]:
-        """`guard` lets only those pass who have the cluster's token."""
+    def routes(self, guard: Callable[[Handler], Handler], is_heard: Callable[[str], bool]) -> list[Route]:
+        """`guard` lets only those pass who have the cluster's token; `is_heard` says of a machine's id whether its
+        keeper is."""
+        self._is_heard = is_heard
         return [
             Route("/join", self._join, methods=["POST"]),
-            Route("/ray", guard(self._get_ray)),
+            Route("/ray", self._tell_ray, methods=["POST"]),
             Route("/leave", guard(self._leave), methods=["POST"]),
         ]
 
@@ -93,39 +106,62 @@ class JoinRoutes:
         except ValueError as error:
             return _error(400, "malformed", f"This is no request to join: {error}.")
         now = time.time()
-        verdict = self._tokens.check(asked.token, asked.id, now)
+        key = self._tokens.find(lambda key: is_proven(key, "join", asked.told, asked.nonce))
+        verdict = self._tokens.check(key, asked.id, now)
         if verdict != "right":
             log.warning("a machine at %s may not join: %s", peer, verdict)
             return _error(401, verdict, WORDS[verdict])
-        ask = Ask(asked.id, peer, asked.build, machine_name(asked.host_name), asked.name)
+        ask = Ask(asked.id, peer, asked.address, asked.build, machine_name(asked.host_name), asked.name)
         decision = decide(ask, self._cluster())
         if isinstance(decision, Refused):
             log.warning("a machine at %s may not join: %s", peer, decision.code)
             return _error(409, decision.code, decision.message)
+        if self._is_leaving():
+            return _not_yet(ENDS)
         if (ray := self._ray()) is None:
-            return _not_yet()
+            return _not_yet(UP_SOON)
         try:
-            verdict = self._tokens.take(asked.token, asked.id, now)
-            if verdict != "right":
+            verdict = self._tokens.take(key, asked.id, now)
+            if key is None or verdict != "right":
                 return _error(401, verdict, WORDS[verdict])
             self._book.here(asked.id, decision.name, decision.zone, decision.address)
         except OSError as error:
             message = f"The head's state folder cannot be written ({error.strerror}); make room on its disk."
             return _error(507, "disk", message)
         log.info("machine %s joins from %s", decision.name, peer)
-        return JSONResponse(self._answer(decision, ray))
+        knows_all = key == self._tokens.clusters
+        secrets = {} if knows_all else self._secrets()
+        answer = {"nonce": asked.nonce, **self._answer(decision, ray), **secrets}
+        return JSONResponse(proven(key, "joined", answer))
 
-    async def _get_ray(self, _request: Request) -> Response:
+    async def _tell_ray(self, request: Request) -> Response:
+        try:
+            told = _object(await _body(request))
+        except ValueError as error:
+            return _error(400, "malformed", f"This is no request: {error}.")
+        key, nonce, machine = self._tokens.clusters, str(told.get("nonce")), str(told.get("id"))
+        if not is_proven(key, "ray", told, nonce):
+            return _error(401, "token_unknown", "The cluster's token is needed.")
         ray = self._ray()
-        return _not_yet() if ray is None else JSONResponse({"ray": ray})
+        if ray is None:
+            return _not_yet(UP_SOON)
+        answer = {"nonce": nonce, "ray": ray, "is_heard": self._is_heard(machine)}
+        return JSONResponse(proven(key, "ray_is", answer))
 
     async def _leave(self, _request: Request) -> Response:
+        self._leaving_since = time.monotonic()
         return JSONResponse(await self._leave_all())
+
+    def _is_leaving(self) -> bool:
+        since = self._leaving_since
+        return since is not None and time.monotonic() < since + LEAVING_S
+
+    def _secrets(self) -> dict[str, str]:
+        """For a machine that knows no more than a token to join by; another one has them."""
+        return {"cluster_token": self._token, "ray_token": secret(self._paths.ray_token)}
 
     def _answer(self, join: Join, ray: str) -> dict[str, Any]:
         return {
-            "cluster_token": self._token,
-            "ray_token": secret(self._paths.ray_token),
             "ray": ray,
             "machine": {
                 "name": join.name,
@@ -178,14 +214,22 @@ async def _body(request: Request) -> bytes:
     return body
 
 
+def _object(body: bytes) -> dict[str, Any]:
+    """Raises ValueError."""
+    try:
+        told = json.loads(body)
+    except RecursionError:
+        raise ValueError("it is nested too deep") from None
+    if not isinstance(told, dict):
+        raise ValueError("it is no object")
+    return told
+
+
 def _error(status: int, code: str, message: str) -> Response:
     return JSONResponse({"error": {"message": message, "code": code}}, status_code=status)
 
 
-def _not_yet() -> Response:
-    message = (
-        "The head's Ray is not up yet. Ask again in a few seconds; `homeport status` on the head says more."
-    )
+def _not_yet(message: str) -> Response:
     answer = _error(503, NOT_YET, message)
     answer.headers["retry-after"] = "2"
     return answer

@@ -3,16 +3,15 @@ machine and ten minutes; that of a machine list as it is, since it is carried to
 
 import contextlib
 import fcntl
-import hashlib
-import hmac
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.paths import Paths, read_json, write_private
+from cluster.proof import key_of
 
 Verdict = Literal["right", "token_unknown", "token_used", "token_expired"]
 
@@ -34,48 +33,53 @@ def make(paths: Paths, now: float) -> str:
     token = f"hpj-{secrets.token_urlsafe(24)}"
     with _locked(paths.join_tokens):
         kept = [each for each in _read(paths.join_tokens) if each["until"] + REMEMBERED_S > now]
-        _write(
-            paths.join_tokens, [*kept, {"sha256": _digest(token), "until": now + TOKEN_S, "used_by": None}]
-        )
+        _write(paths.join_tokens, [*kept, {"sha256": key_of(token), "until": now + TOKEN_S, "used_by": None}])
     return token
 
 
 class JoinTokens:
-    """What the head checks a token against. Its file is read anew each time: `make` runs in another process."""
+    """What the head checks a token against. Its file is read anew each time: `make` runs in another process.
+
+    Tokens never come here: who asks shows that it knows one of which the head has the key (cluster/proof.py).
+    """
 
     def __init__(self, paths: Paths, cluster_token: str) -> None:
         self._path = paths.join_tokens
         self._list = paths.join_token
-        self._cluster = _digest(cluster_token)
+        self.clusters = key_of(cluster_token)
+        """The key of the cluster's token, which machines have that joined before."""
 
-    def check(self, token: str, machine: str, now: float) -> Verdict:
-        """Whether the machine of this id may join with it."""
-        digest = _digest(token)
-        if self._is_lasting(digest):
+    def find(self, is_it: Callable[[str], bool]) -> str | None:
+        """The key for which `is_it` says yes; None where that is the key of no token known here."""
+        kept = [str(each["sha256"]) for each in _read(self._path)]
+        return next((key for key in (*self._lasting(), *kept) if is_it(key)), None)
+
+    def check(self, key: str | None, machine: str, now: float) -> Verdict:
+        """Whether the machine of this id may join with the token of this key."""
+        if key in self._lasting():
             return "right"
-        return _verdict(_find(_read(self._path), digest), machine, now)
+        return _verdict(_find(_read(self._path), key), machine, now)
 
-    def take(self, token: str, machine: str, now: float) -> Verdict:
+    def take(self, key: str | None, machine: str, now: float) -> Verdict:
         """As `check`; a token for one machine is this one's from then on. Raises OSError."""
-        digest = _digest(token)
-        if self._is_lasting(digest):
+        if key in self._lasting():
             return "right"
         with _locked(self._path):
             kept = _read(self._path)
-            found = _find(kept, digest)
+            found = _find(kept, key)
             verdict = _verdict(found, machine, now)
             if found is not None and verdict == "right" and found["used_by"] is None:
                 found["used_by"] = machine
                 _write(self._path, kept)
             return verdict
 
-    def _is_lasting(self, digest: str) -> bool:
-        """Whether it is the token of a machine list, or that of a machine which joined before."""
+    def _lasting(self) -> list[str]:
+        """The keys of a machine list's token, and of that of machines which joined before."""
+        keys = [self.clusters]
         with contextlib.suppress(OSError, UnicodeDecodeError):
-            listed = self._list.read_text().strip()
-            if listed and hmac.compare_digest(_digest(listed), digest):
-                return True
-        return hmac.compare_digest(self._cluster, digest)
+            if listed := self._list.read_text().strip():
+                keys.append(key_of(listed))
+        return keys
 
 
 def _verdict(found: dict[str, Any] | None, machine: str, now: float) -> Verdict:
@@ -87,17 +91,8 @@ def _verdict(found: dict[str, Any] | None, machine: str, now: float) -> Verdict:
     return "right" if now < found["until"] else "token_expired"
 
 
-def _find(kept: list[dict[str, Any]], digest: str) -> dict[str, Any] | None:
-    """Looks at all of them, so that the time tells nothing."""
-    found = None
-    for each in kept:
-        if hmac.compare_digest(each["sha256"], digest):
-            found = each
-    return found
-
-
-def _digest(token: str) -> str:
-    return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
+def _find(kept: list[dict[str, Any]], key: str | None) -> dict[str, Any] | None:
+    return next((each for each in kept if each["sha256"] == key), None)
 
 
 def _read(path: Path) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Code = Literal["is_head", "alone", "other_build", "name_wrong", "name_taken"]
+Code = Literal["is_head", "alone", "other_address", "other_build", "name_wrong", "name_taken"]
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 DEFAULT_ZONE = "default"
@@ -46,6 +46,8 @@ class Ask:
     id: str
     address: str
     """As the head sees it."""
+    own_address: str
+    """As it sees it itself."""
     build: str
     host_name: str
     """Made a machine's name already."""
@@ -99,9 +101,10 @@ def decide(ask: Ask, cluster: Cluster) -> Join | Refused:
     """May it join?
 
     1. the head serves its own machine alone, or this is that machine -> Refused
-    2. it runs another build                                          -> Refused
-    3. its name is another machine's, or kept for another address     -> Refused
-    4. otherwise -> Join: zone and reserve as the config says of that name
+    2. it is not where it takes itself to be                          -> Refused
+    3. it runs another build                                          -> Refused
+    4. its name is another machine's, or kept for another address     -> Refused
+    5. otherwise -> Join: zone and reserve as the config says of that name
     """
     if cluster.is_alone:
         return Refused("alone", _ALONE)
@@ -109,6 +112,12 @@ def decide(ask: Ask, cluster: Cluster) -> Join | Refused:
         return Refused(
             "is_head", "This machine is the head itself and serves already. Join from another one."
         )
+    if ask.address != ask.own_address:
+        message = (
+            f"The head sees this machine at {ask.address}, and its own address is {ask.own_address}: something between "
+            "them translates addresses, so that the head could not reach it. Join from a network that both are in."
+        )
+        return Refused("other_address", message)
     if ask.build != cluster.build:
         message = (
             f"The head runs homeport {cluster.build}, this machine {ask.build}. Bring both to the same one: "

@@ -20,6 +20,7 @@ from serving.config import (
     NetworkConfig,
     RouterConfig,
     keys_file_of,
+    line_of,
     load,
 )
 from serving.model import ParkingSpec, digest
@@ -109,11 +110,16 @@ def model(extra: str = "", name: str = "tiny") -> str:
 def test_the_file_that_comes_along_is_right_and_says_the_defaults(tmp_path: Path) -> None:
     config = load(ROOT / "configs" / "homeport.yaml", tmp_path)
     assert config.router == RouterConfig("127.0.0.1", 8000)
-    assert config.network == NetworkConfig(8090, 8100, 8199, private=True)  # for configs/cluster.yaml
+    assert config.network == NetworkConfig(8090, 8100, 8199, private=False)
     assert config.machines == ()
     (spec,) = config.models
     assert (spec.name, spec.engine, spec.source, spec.replicas) == ("smollm2", "llama.cpp", "bundled", "fill")
     assert (spec.need, spec.context, spec.hold_s, spec.queue_s) == (Need(1, GIB, 0), 8192, 10.0, 60.0)
+
+
+def test_the_lines_of_keys_are_found(folder: Path) -> None:
+    path = write(folder, f"network:\n  control: 9001\n{model()}")
+    assert [line_of(path, *keys) for keys in (("network",), ("network", "control"), ("router",))] == [1, 2, 0]
 
 
 def test_a_model_needs_only_a_name_and_a_source(folder: Path) -> None:
@@ -380,6 +386,10 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
         (
             "machines: [{name: den, address: 0.0.0.0}]",
             "1: machines[0].address: 0.0.0.0 is not a machine's IP address.",
+        ),
+        (
+            "machines: [{name: a, address: 127.0.0.5}]",
+            "1: machines[0].address: 127.0.0.5 is not a machine's IP address. Write the one under which the others",
         ),
         (
             "machines: [{name: den, address: 'fd00::1'}]",

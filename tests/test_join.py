@@ -1,5 +1,6 @@
 """A machine asks a head to be let in: the real controller app over a real socket."""
 
+import http.server
 import json
 import logging
 import socket
@@ -16,12 +17,31 @@ import pytest
 
 from cluster import join
 from cluster.build import build_id
-from cluster.join import HeadAway, JoinRefused, ask, control_url, joined, local_address, settle
+from cluster.join import (
+    HeadAway,
+    JoinRefused,
+    RayIs,
+    ask,
+    control_url,
+    joined,
+    local_address,
+    ray_of,
+    settle,
+)
 from cluster.paths import Paths
+from cluster.proof import Purpose, key_of, proven
+from serving import join_routes
 from serving.join_tokens import make
-from tests.heads import RAY, Head
+from tests.heads import HEAD_ID, RAY, Head
 
 BUILD = build_id()
+ASKED = {
+    "nonce": "n",
+    "id": "a" * 32,
+    "address": "127.0.0.1",
+    "build": "b",
+    "host_name": "h",
+}
 
 
 @pytest.fixture
@@ -69,8 +89,12 @@ def test_a_machine_that_joined_asks_again_with_the_clusters_token_and_stays_who_
     head: Head, paths: Paths
 ) -> None:
     first = settle(paths, ask(head.url, head.list_token, paths, "attic", 5.0))
-    again = settle(paths, ask(head.url, paths.cluster_token.read_text(), paths, None, 5.0))
+    answer = ask(head.url, paths.cluster_token.read_text(), paths, None, 5.0)
+    assert (answer.cluster_token, answer.ray_token) == (None, None)
+    again = settle(paths, answer)
     assert (again.id, again.name) == (first.id, "attic")
+    assert paths.cluster_token.read_text() == head.token
+    assert paths.ray_token.read_text() == head.paths.ray_token.read_text()
 
 
 def test_a_token_is_used_by_the_machine_that_got_in_and_no_other(
@@ -108,7 +132,9 @@ def test_an_unknown_token_is_refused_and_told_to_nobody(
 
 def test_an_answer_shows_no_secret(head: Head, paths: Paths) -> None:
     answer = ask(head.url, head.list_token, paths, None, 5.0)
-    assert head.token not in repr(answer)
+    assert answer.cluster_token is not None
+    assert answer.ray_token is not None
+    assert answer.cluster_token not in repr(answer)
     assert answer.ray_token not in repr(answer)
 
 
@@ -148,6 +174,7 @@ def test_an_address_that_the_head_sees_otherwise_is_refused(
     refused = refusal(head, head.list_token, paths)
     assert refused.code == "other_address"
     assert "192.0.2.5" in str(refused)
+    assert head.book.remembered() == {}
 
 
 def test_a_full_disk_of_the_head_is_told(head: Head, paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,10 +192,12 @@ def test_a_full_disk_of_the_head_is_told(head: Head, paths: Paths, monkeypatch: 
         b"[]",
         b"{}",
         b"\xff",
-        b'{"token": 5}',
-        json.dumps({"token": "t", "id": "../etc", "build": "b", "host_name": "h"}).encode(),
-        json.dumps({"token": "t", "id": "a" * 32, "build": "b", "host_name": "h" * 300}).encode(),
-        json.dumps({"token": "t", "id": "a" * 32, "build": "b", "host_name": "h", "name": 7}).encode(),
+        b'{"nonce": 5}',
+        json.dumps({**ASKED, "proof": "p", "id": "../etc"}).encode(),
+        json.dumps({**ASKED, "proof": "p", "host_name": "h" * 300}).encode(),
+        json.dumps({**ASKED, "proof": "p", "name": 7}).encode(),
+        json.dumps({**ASKED, "proof": None}).encode(),
+        b"[" * 16000,
         b"x" * 20000,
     ],
 )
@@ -177,19 +206,115 @@ def test_what_is_no_request_to_join_is_refused(head: Head, body: bytes) -> None:
     assert (status, told["error"]["code"]) == (400, "malformed")
 
 
+def test_a_proof_holds_for_the_whole_request(head: Head) -> None:
+    asked = proven(key_of(head.list_token), "join", ASKED)
+    assert post(head, "/join", json.dumps({**asked, "id": "b" * 32}).encode())[0] == 401
+    assert post(head, "/join", json.dumps(asked).encode())[1]["error"]["code"] == "other_build"
+
+
 def test_where_ray_is_and_leaving_are_for_the_clusters_own(head: Head) -> None:
     head.leaving = {"left": ["attic"], "away": ["cellar"], "hosts": {"attic": []}}
-    for path, data in (("/ray", None), ("/leave", b"{}")):
-        assert post(head, path, data)[0] == 401
-        assert post(head, path, data, token=head.list_token)[0] == 401
+    for token in ("", head.list_token):
+        assert post(head, "/leave", b"{}", token=token)[0] == 401
+        assert post(head, "/ray", json.dumps(proven(key_of(token), "ray", {"nonce": "n"})).encode())[0] == 401
+        assert ray_of(head.url, token, HEAD_ID, 5.0) is None
+    assert post(head, "/ray", b"[" * 16000)[0] == 400
     assert head.left == []
-    assert post(head, "/ray", None, token=head.token) == (200, {"ray": RAY})
-    assert post(head, "/leave", b"{}", token=head.token) == (200, head.leaving)
+    assert ray_of(head.url, head.token, HEAD_ID, 5.0) == RayIs(RAY, is_heard=False)
     head.ray_is("failed")
-    assert post(head, "/ray", None, token=head.token)[0] == 503
+    assert ray_of(head.url, head.token, HEAD_ID, 5.0) is None
+    assert post(head, "/leave", b"{}", token=head.token) == (200, head.leaving)
+
+
+def test_nobody_is_let_in_once_all_were_asked_to_leave(
+    head: Head, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    post(head, "/leave", b"{}", token=head.token)
+    with pytest.raises(HeadAway, match="is being ended"):
+        ask(head.url, head.list_token, paths, None, 5.0)
+    assert head.book.remembered() == {}
+    monkeypatch.setattr(
+        join_routes, "LEAVING_S", 0.0
+    )  # the head goes on: whoever asked for its end was stopped
+    assert ask(head.url, head.list_token, paths, "attic", 5.0).name == "attic"
 
 
 # who is no head
+
+
+class Stranger:
+    """Answers at a head's address; `heard` is what it was told, `says` what it answers."""
+
+    def __init__(self, says: bytes) -> None:
+        self.heard: list[bytes] = []
+        self.says = says
+
+    def __enter__(self) -> "Stranger":
+        stranger = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                head = f"{self.requestline}\n{self.headers}".encode()
+                stranger.heard.append(head + self.rfile.read(int(self.headers["content-length"])))
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(stranger.says)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_address[1]}"
+
+
+@pytest.mark.parametrize("which", ["the clusters", "a lists", "for one machine"])
+def test_a_stranger_at_the_heads_address_learns_no_token_and_is_not_obeyed(
+    head: Head, paths: Paths, which: str
+) -> None:
+    tokens = {
+        "the clusters": head.token,
+        "a lists": head.list_token,
+        "for one machine": make(head.paths, time.time()),
+    }
+    token = tokens[which]
+    machine = {"name": "attic", "zone": "x", "address": "127.0.0.1", "ports": [8100, 8199]}
+    answer = {"cluster_token": "theirs", "ray_token": "theirs", "ray": "192.0.2.1:1", "machine": machine}
+    with Stranger(json.dumps(answer).encode()) as stranger:
+        purposes: list[Purpose] = ["join", "ray", "ray_is", "joined"]
+        for purpose in purposes:
+            asked = json.loads(stranger.heard[-1].splitlines()[-1]) if stranger.heard else {}
+            told = {**answer, "nonce": asked.get("nonce", "")}
+            stranger.says = json.dumps(proven(key_of("a guess"), purpose, told)).encode()
+            with pytest.raises(JoinRefused, match="does not prove that it knows the token") as refused:
+                ask(stranger.url, token, paths, None, 5.0)
+            assert refused.value.code == "no_homeport"
+            assert ray_of(stranger.url, token, HEAD_ID, 5.0) is None
+        stranger.says = b"[" * 60000
+        assert ray_of(stranger.url, token, HEAD_ID, 5.0) is None
+    for heard in stranger.heard:
+        assert token.encode() not in heard
+        assert key_of(token).encode() not in heard
+    assert not paths.cluster_token.exists()
+    assert not paths.joined.exists()
+
+
+def test_what_a_head_answered_before_proves_nothing_when_it_is_said_again(head: Head, paths: Paths) -> None:
+    asked = {**ASKED, "build": build_id(), "address": "127.0.0.1"}
+    body = json.dumps(proven(key_of(head.list_token), "join", asked)).encode()
+    status, told = post(head, "/join", body)
+    assert status == 200
+    with Stranger(json.dumps(told).encode()) as stranger, pytest.raises(JoinRefused, match="does not prove"):
+        ask(stranger.url, head.list_token, paths, None, 5.0)
+    assert not paths.cluster_token.exists()
 
 
 def test_an_address_where_nothing_listens_is_away(paths: Paths) -> None:
@@ -227,7 +352,7 @@ def test_what_is_no_homeport_is_told_apart(paths: Paths, answer: bytes) -> None:
     assert "my-secret" not in str(refused.value)
 
 
-# addresses, ids, builds
+# addresses, ids
 
 
 def test_a_head_is_named_by_address_and_port() -> None:
@@ -252,21 +377,6 @@ def test_a_broken_note_is_no_head(paths: Paths, text: str) -> None:
     paths.make()
     paths.joined.write_text(text)
     assert joined(paths) is None
-
-
-def test_a_build_is_its_sources(tmp_path: Path) -> None:
-    for package in ("cluster", "serving", "router"):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "a.py").write_text("x = 1\n")
-    before = build_id(tmp_path)
-    (tmp_path / "cluster" / "__pycache__").mkdir()
-    (tmp_path / "cluster" / "__pycache__" / "a.pyc").write_text("")
-    assert build_id(tmp_path) == before
-    (tmp_path / "router" / "a.py").write_text("x = 2\n")
-    changed = build_id(tmp_path)
-    (tmp_path / "router" / "a.py").rename(tmp_path / "router" / "b.py")
-    assert len({before, changed, build_id(tmp_path)}) == 3
-    assert before.startswith("0.1.0+")
 
 
 def post(head: Head, path: str, body: bytes | None, *, token: str = "") -> tuple[int, Any]:

@@ -1,9 +1,12 @@
 """`homeport join`, `homeport join-token` and `homeport down --all`: against a real controller app, with a stand-in
 for the service that would start Ray."""
 
+import contextlib
 import json
 import os
 import socket
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +18,7 @@ from cluster import join
 from cluster.ending import end_everything
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ours
+from cluster.proof import key_of
 from cluster.restarting import take_up_lock
 from router import cli, down_all, join_worker
 from serving.join_tokens import JoinTokens, make
@@ -103,7 +107,7 @@ def test_a_machine_joins_with_a_token_and_again_without(head: Head, worker: Work
 def test_a_token_may_come_from_a_file_or_from_stdin(head: Head, worker: Worker, tmp_path: Path) -> None:
     (tmp_path / "token").write_text(f"{head.list_token}\n")
     assert run("join", at(head), "--token-file", str(tmp_path / "token"))[0] == 0
-    assert run("join", at(head), "--token-file", "-", stdin=f"{head.list_token}\n")[0] == 0
+    assert run("join", at(head), "--token-file", "-", stdin=f"{head.list_token}\nmore")[0] == 0
 
 
 def test_the_token_that_ray_carried_is_found(head: Head, worker: Worker) -> None:
@@ -213,6 +217,56 @@ def test_a_machine_that_serves_one_head_does_not_join_another(head: Head, worker
     assert f"This machine serves the head at {at(head)}. End that with `homeport down`" in told
 
 
+class Tap:
+    """Passes on what a machine and the head say to each other, and keeps it."""
+
+    def __init__(self, head: Head) -> None:
+        self.asked, self.answered = bytearray(), bytearray()
+        tap = self
+
+        class Handler(socketserver.BaseRequestHandler):
+            def handle(self) -> None:
+                with socket.create_connection(("127.0.0.1", head.port)) as there:
+                    back = threading.Thread(target=pass_on, args=(there, self.request, tap.answered))
+                    back.start()
+                    pass_on(self.request, there, tap.asked)
+                    back.join()
+
+        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
+        self.at = f"127.0.0.1:{self._server.server_address[1]}"
+
+    def __enter__(self) -> "Tap":
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+def pass_on(here: socket.socket, there: socket.socket, kept: bytearray) -> None:
+    with contextlib.suppress(OSError):
+        while said := here.recv(65536):
+            kept += said
+            there.sendall(said)
+        there.shutdown(socket.SHUT_WR)
+
+
+def test_no_token_travels_but_in_the_answer_to_a_first_join(head: Head, worker: Worker) -> None:
+    one = make(head.paths, time.time())
+    ray_token = secret(head.paths.ray_token)
+    with Tap(head) as tap:
+        assert run("join", tap.at, "--token", one)[0] == 0
+        assert head.token.encode() in tap.answered
+        assert not any(token.encode() in tap.asked for token in (one, head.token, ray_token))
+        tap.asked.clear()
+        tap.answered.clear()
+        end_everything(worker.paths)
+        assert run("join", tap.at)[0] == 0
+        assert b"is_heard" in tap.answered
+        assert not any(token.encode() in tap.asked + tap.answered for token in (one, head.token, ray_token))
+
+
 def test_the_clusters_token_goes_to_no_other_head(head: Head, worker: Worker) -> None:
     assert run("join", at(head), "--token", head.list_token)[0] == 0
     end_everything(worker.paths)
@@ -269,8 +323,9 @@ def test_a_token_is_made_on_a_head_only(head: Head, worker: Worker) -> None:
     finally:
         os.close(lock)
     token = done.stdout.strip()
-    assert f"homeport join 10.0.0.1:9090 --token {token}" in done.stderr
-    assert JoinTokens(head.paths, "x").check(token, "a" * 32, time.time()) == "right"
+    assert "homeport join 10.0.0.1:9090 --token-file - (paste it there)" in done.stderr
+    assert token not in done.stderr
+    assert JoinTokens(head.paths, "x").check(key_of(token), "a" * 32, time.time()) == "right"
 
 
 # down --all

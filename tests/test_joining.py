@@ -8,7 +8,7 @@ import pytest
 from serving.joining import Ask, Cluster, Entry, Join, Known, Refused, decide
 
 HEAD = Known("den", "home", "10.0.0.1")
-ASK = Ask(id="b" * 32, address="10.0.0.7", build="0.1.0+aa", host_name="ubuntu")
+ASK = Ask(id="b" * 32, address="10.0.0.7", own_address="10.0.0.7", build="0.1.0+aa", host_name="ubuntu")
 CLUSTER = Cluster(head_id="a" * 32, head=HEAD, is_alone=False, build="0.1.0+aa")
 ATTIC = Entry("attic", "10.0.0.7", "home", 2, 2**30)
 OTHER = "c" * 32
@@ -86,6 +86,12 @@ def test_a_machine_joins_as(scenario: str, name: str | None, there: Cluster, exp
         (replace(ASK, address=HEAD.address), cluster(), "is_head", "Join from another one"),
         (ASK, replace(CLUSTER, is_alone=True), "alone", "`network: {private: true}`"),
         (
+            replace(ASK, own_address="192.168.7.7", build="0.1.0+bb"),
+            cluster(),
+            "other_address",
+            "sees this machine at 10.0.0.7, and its own address is 192.168.7.7",
+        ),
+        (
             replace(ASK, build="0.1.0+bb"),
             cluster(),
             "other_build",
@@ -140,7 +146,7 @@ def test_a_machine_may_not_join(ask: Ask, there: Cluster, code: str, words: str)
 
 def test_two_laptops_called_ubuntu_are_told_apart_by_their_addresses() -> None:
     there = cluster(Entry("ubuntu-1", "10.0.0.7"), Entry("ubuntu-2", "10.0.0.8"))
-    second = replace(ASK, id=OTHER, address="10.0.0.8")
+    second = replace(ASK, id=OTHER, address="10.0.0.8", own_address="10.0.0.8")
     assert (joined(ASK, there).name, joined(second, there).name) == ("ubuntu-1", "ubuntu-2")
 
 

@@ -67,6 +67,21 @@ def test_a_broken_note_of_ports_is_as_good_as_none(paths: Paths) -> None:
     assert kept_ports(paths, DEN) == kept_ports(paths, DEN)
 
 
+def test_a_python_that_differs_in_its_last_number_is_no_obstacle(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private.utils import check_version_info, compute_version_info
+
+    name = "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL"
+    monkeypatch.setenv(name, environment(paths, {}, cluster=True)[name])
+    ray_version, python, *_ = compute_version_info()
+    other = python.rpartition(".")[0] + ".99"
+    told = {"ray_version": ray_version, "python_version": other}
+    check_version_info(told, "a node", raise_on_mismatch=True)
+    with pytest.raises(RuntimeError, match="Python"):
+        check_version_info({**told, "python_version": "3.1.99"}, "a node", raise_on_mismatch=True)
+
+
 def test_a_workers_node_has_no_port_for_a_head() -> None:
     head, worker = Ports(20000).arguments(head=True), Ports(20000).arguments(head=False)
     assert "--port=20000" in head

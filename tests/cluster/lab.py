@@ -41,6 +41,7 @@ NEEDS: Mapping[str, str] = {
     "unshare": "util-linux",
 }
 """Programs, and Debian's packages that bring them."""
+NAMESPACES = "namespaces (CAP_SYS_ADMIN)"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HIDDEN = ("/home", "/mnt", "/tmp", "/run", "/dev/shm")
 PERSON = "root"
@@ -83,11 +84,19 @@ nobody:x:65534:65534::/:/bin/false
 
 
 def missing() -> list[str]:
-    """What this machine lacks for a laboratory: `root`, programs, or a Python that its machines could see."""
+    """What this machine lacks for a laboratory: `root`, programs, the right to make namespaces (in a container root may
+    not), or a Python that its machines could see."""
     lacks = [] if os.geteuid() == 0 else ["root"]
     lacks += [name for name in NEEDS if program(name) is None]
+    if "root" not in lacks and program("unshare") and not _may_make_namespaces():
+        lacks.append(NAMESPACES)
     hidden = any(Path(sys.base_prefix).is_relative_to(folder) for folder in HIDDEN)
     return lacks + ([f"a Python that does not lie below {', '.join(HIDDEN)}"] if hidden else [])
+
+
+def _may_make_namespaces() -> bool:
+    command = ["unshare", "--mount", "--net", "--pid", "--uts", "--ipc", "--fork", "true"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def program(name: str) -> str | None:

@@ -4,22 +4,28 @@ On Debian and its kin, as root: installed. Elsewhere it says what is missing and
 never a failure.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
-from tests.cluster.lab import NEEDS, missing, program
+from tests.cluster.lab import NAMESPACES, NEEDS, missing, program
 
 INSTALL_S = 600
+POLICY = Path("/usr/sbin/policy-rc.d")
+"""Debian asks it whether a service may start that has been installed."""
 
 
 def main() -> int:
     """0 always: what is missing then is told by the skipped tests themselves, too."""
     lacks = missing()
     packages = sorted({NEEDS[name] for name in lacks if name in NEEDS})
-    if packages and "root" not in lacks and program("apt-get"):
+    if packages and not {"root", NAMESPACES} & set(lacks) and program("apt-get"):
         print(f"Installing {', '.join(packages)}: tests build machines as namespaces.", flush=True)
-        _install(packages)
+        with _nothing_starts():
+            _install(packages)
         lacks = missing()
     if lacks:
         remedy = f"; as root: apt-get install {' '.join(packages)}" if packages else ""
@@ -27,6 +33,22 @@ def main() -> int:
             f"The tests of several machines are skipped, for want of {', '.join(lacks)}{remedy}.", flush=True
         )
     return 0
+
+
+@contextlib.contextmanager
+def _nothing_starts() -> Iterator[None]:
+    """No sshd of the machine itself is started: the tests' machines have their own. A policy that is there stays."""
+    try:
+        descriptor = os.open(POLICY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
+    except OSError:
+        yield
+        return
+    try:
+        with os.fdopen(descriptor, "w") as policy:
+            policy.write("#!/bin/sh\nexit 101\n")
+        yield
+    finally:
+        POLICY.unlink(missing_ok=True)
 
 
 def _install(packages: list[str]) -> None:

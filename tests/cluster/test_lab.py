@@ -13,9 +13,10 @@ from tests.cluster.lab import Lab, laboratory, until
 
 ROOT = Path(__file__).parents[2]
 STANDS = """
-import sys, time
+import signal, sys, time
 from pathlib import Path
 from tests.cluster.lab import laboratory
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what began the tests may ignore it
 with laboratory(Path(sys.argv[1])) as lab:
     lab.add("tower", "home").boot()
     print(lab.prefix, lab.machines["tower"].init.pid, flush=True)
