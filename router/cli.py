@@ -59,6 +59,7 @@ def up(
     Path.cwd()  # Ray does not start in a folder that is gone
     paths = Paths.from_env(os.environ)
     following.start_signals()
+    lock = None
     try:
         lock = lifecycle.take_up_lock(paths)
         if lock is None:
@@ -70,7 +71,8 @@ def up(
         err.print(str(refused), style="red", markup=False, highlight=False)
         raise typer.Exit(getattr(refused, "code", WRONG)) from None
     except following.Ended:
-        following.end(paths)
+        if lock is not None:  # else it is somebody else's homeport that runs here
+            following.end(paths)
         raise typer.Exit(130) from None
     raise typer.Exit(following.follow(paths, parent, detach))
 

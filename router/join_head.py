@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import yaml
 
+from cluster.build import build_id
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.restarting import running
 from router import api_client, following, lifecycle
@@ -70,7 +71,8 @@ def read_list(path: Path) -> MachineList:
 def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str, str], say: Say) -> int:
     """Start a head here, or give a running one its list and its config. Returns the exit code.
 
-    Raises UpRefused and ConfigError; following.Ended where a signal asked for the end.
+    Raises UpRefused and ConfigError; following.Ended where a signal asked for the end: what was started here is ended
+    then, and what ran before goes on.
     """
     here = own_addresses()
     if listed.head not in here:
@@ -84,9 +86,13 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
         _renew(paths, listed, prepared, say)
         code = 0
     else:
-        _make_token(paths)
-        paths.joined.unlink(missing_ok=True)
-        parent = lifecycle.start(paths, prepared, env, os.getpid(), lock, listed.path)
+        try:
+            lifecycle.leave_former_cluster(paths)
+            _make_token(paths)
+            parent = lifecycle.start(paths, prepared, env, os.getpid(), lock, listed.path)
+        except following.Ended:
+            following.end(paths)
+            raise
         code = following.follow(paths, parent, detach=True)
     if code == 0:
         url = f"http://{listed.head}:{prepared.config.network.control}"
@@ -128,6 +134,12 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
             "again.",
             1,
         )
+    if run.get("build") != (mine := build_id()):
+        raise UpRefused(
+            f"Another version of homeport runs here ({run.get('build', 'an older one')}; these files are {mine}). Run "
+            "`ray down`, then `ray up`.",
+            1,
+        )
     before, settings = read_json(paths.revision) or {}, _settings(paths)
     network = prepared.config.network
     if before.get("control", {}).get("port") != network.control:
@@ -138,7 +150,10 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
         )
     _make_token(paths)
     lifecycle.give_list(paths, listed.path)
-    lifecycle.write_revision(paths, prepared.config, prepared.machine, (network.first, network.last))
+    ports = (network.first, network.last)
+    # A machine that joins meanwhile is told those of the revision.
+    first, last = before.get("machine", {}).get("ports", ports)
+    lifecycle.write_revision(paths, prepared.config, prepared.machine, (first, last))
     after: dict[str, Any] = read_json(paths.revision) or {}
     wished = _settings(paths)
     if wished != settings:  # A router that restarts goes on where it was: `run.json` says so to everybody.
@@ -149,9 +164,14 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
         say(f"The config has changed: models are being changed to revision {after.get('revision')}.")
     elif wished == settings:
         say("It serves what the config says; nothing is to be changed.")
-    if wished != settings or after.get("machine") != before.get("machine"):
+    if (first, last) != ports or wished != settings or after.get("machine") != before.get("machine"):
         say(
             "What it says of router, ports and this machine holds after `homeport down` and this command again."
+        )
+    if after.get("machines") != before.get("machines"):
+        say(
+            "New names, zones and reserves of machines that are in already hold after `homeport join` there, with the "
+            "head's address."
         )
 
 

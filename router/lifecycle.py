@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster import restarting
-from cluster.ending import end_everything
+from cluster.build import build_id
+from cluster.ending import HOST_GRACE_S, end_everything
 from cluster.fit import NoFit, fit
 from cluster.inventory import measure
 from cluster.join import LOOPBACK, enter, machine_name
@@ -27,7 +28,7 @@ from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder, port_is_free
 from cluster.restarting import UP_LOCK_FD, running
-from serving.config import Config, MachineConfig, load
+from serving.config import Config, MachineConfig, line_of, load
 from serving.model import digest
 from serving.source import content_digest
 
@@ -36,6 +37,7 @@ __all__ = [
     "UpRefused",
     "end_everything",
     "give_list",
+    "leave_former_cluster",
     "prepare",
     "release",
     "running",
@@ -132,6 +134,7 @@ def start(
     config, network = prepared.config, prepared.config.network
     try:
         _needs_space(paths.home)
+        leave_former_cluster(paths)
         for part in (paths.cluster_token, paths.digest_key, paths.ray_token):
             secret(part)
         end(ours(paths, "parent", "router"), ROUTER_GRACE_S)
@@ -155,7 +158,7 @@ def start(
             "owner": owner,
             "machine": machine.to_json(),
             "address": machine.address,
-            "machines": None if machines is None else str(machines),
+            "build": build_id(),
             "steps": {},
             "since": time.time(),
         }
@@ -174,6 +177,19 @@ def start(
         raise UpRefused(_disk_sentence(paths, error), code=1) from error
     finally:
         os.close(lock)
+
+
+def leave_former_cluster(paths: Paths) -> None:
+    """Where this machine served a head elsewhere: remove that, its secrets, and what runs with them.
+
+    To be called under the lock of `take_up_lock`. Raises OSError.
+    """
+    if paths.joined.exists():
+        end_all(paths, "ray")  # a keeper would start its hosts anew
+        end(ours(paths, "host"), HOST_GRACE_S)
+        for secret_ in (paths.cluster_token, paths.ray_token, paths.join_token):
+            secret_.unlink(missing_ok=True)
+        paths.joined.unlink(missing_ok=True)  # last: who is interrupted does it again
 
 
 def release(paths: Paths, parent: subprocess.Popen[bytes]) -> None:
@@ -241,9 +257,14 @@ def _needs_address(config_path: Path, config: Config, address: str) -> None:
     if ipaddress.ip_address(address).is_loopback:
         return
     if not config.network.private:
+        line = line_of(config_path, "network", "private") or line_of(config_path, "network")
+        where, what = (
+            (f":{line}", "`private: true` below `network`") if line else ("", "`network: {private: true}`")
+        )
         raise UpRefused(
-            f"{config_path}: on {address} machines would speak with each other without TLS. If nobody else is in that "
-            "network, set network.private: true; else leave this machine's address out, so that it stays alone."
+            f"{config_path}{where}: on {address} machines speak with each other, and that is not encrypted yet. If "
+            f"nobody else is in that network, write {what} there; if somebody is, leave out the address of this "
+            "machine, or its list, so that it stays alone. After `ray up` from another machine: there, in its clone."
         )
     if not port_is_free(address, 0):
         raise UpRefused(

@@ -6,6 +6,7 @@ is gone. It serves nothing and decides nothing about sessions. `homeport down` e
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -19,12 +20,12 @@ from cluster.ending import end_everything
 from cluster.join import LOOPBACK, books
 from cluster.machine import Machine
 from cluster.paths import Paths
-from cluster.processes import clean_environment, end_all, mark
+from cluster.processes import clean_environment, end_all, mark, port_is_free
 from cluster.restarting import HEALTHY_S, Run, backoff_s, essential, first_gone, gone, inherited_up_lock
 
 RAY_ESSENTIAL = ("gcs_server", "raylet")
 DOUBTFUL = 3
-"""After so many starts of Ray that failed in a row, the state that it kept may be what is broken."""
+"""After so many starts in a row that failed, the controller's too, the state that Ray kept may be what is broken."""
 LIST_S = 5.0
 """How often it is looked whether Ray's list of machines has changed: Ray's monitor would not see a new one."""
 
@@ -104,10 +105,15 @@ class Parent:
                 await self._start_ray()
                 self._ray_runs.set()
                 await self._start_controller()
-                failures = 0
+                failures = self._bad_starts = 0
                 await self._ray_gone()
                 self._step("ray", "failed", "it is gone and will be started again")
-            except (ray_cluster.RayFailed, OSError) as error:
+            except ray_cluster.RayFailed as error:
+                failures += 1
+                # Without its network no Ray starts, whatever state it kept.
+                self._bad_starts += port_is_free(self.run["machine"]["address"], 0)
+                self._step("ray", "failed", str(error))
+            except OSError as error:
                 failures += 1
                 self._step("ray", "failed", str(error))
             self._ray_runs.clear()
@@ -122,7 +128,7 @@ class Parent:
         if self._bad_starts >= DOUBTFUL:
             log.warning("Ray does not start on the state that it kept: it begins without")
             ray_cluster.forget_state(self.paths)
-        self._bad_starts += 1
+            self._bad_starts = 0
         self.run["ray"] = await asyncio.to_thread(
             ray_cluster.start_head,
             self.paths,
@@ -132,7 +138,6 @@ class Parent:
             offered.labels(machine),
             ray_cluster.node_address(machine.address),
         )
-        self._bad_starts = 0
         self._step("ray", "ready", seconds=time.monotonic() - began)
 
     async def _start_controller(self) -> None:
@@ -175,23 +180,37 @@ class Parent:
                 await asyncio.sleep(LIST_S)
                 continue
             began = time.monotonic()
-            with (self.paths.logs / "machines.log").open("wb") as out:
-                monitor = await asyncio.create_subprocess_exec(
-                    *ray_cluster.monitor_command(self.paths, self.run["ray"], machines),
-                    env=ray_cluster.environment(self.paths, os.environ, cluster=True),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                )
-            self._step("machines", "ready", pid=monitor.pid)
-            ended = asyncio.create_task(monitor.wait())
-            while not (await asyncio.wait({ended}, timeout=LIST_S))[0]:
-                if self._list() != (machines, content):
-                    monitor.kill()  # It would not see machines that are new in its list.
+            try:
+                why = await self._run_monitor(machines, content)
+            except OSError as error:
+                why = str(error)
+            if why is None:  # It would not see machines that are new in its list.
+                self._step("machines", "starting", "the list of machines has changed")
+                continue
             failures = 0 if time.monotonic() - began > HEALTHY_S else failures + 1
-            self._step("machines", "failed", f"it ended; see {self.paths.logs / 'machines.log'}")
+            self._step("machines", "failed", why)
             await asyncio.sleep(backoff_s(failures))
+
+    async def _run_monitor(self, machines: Path, content: str) -> str | None:
+        """Ray's monitor, with all that it starts, until it ends, which is told, or its list is another: None."""
+        with (self.paths.logs / "machines.log").open("wb") as out:
+            monitor = await asyncio.create_subprocess_exec(
+                *ray_cluster.monitor_command(self.paths, self.run["ray"], machines),
+                env=ray_cluster.environment(self.paths, os.environ, cluster=True),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+            )
+        self._step("machines", "ready", pid=monitor.pid)
+        ended = asyncio.create_task(monitor.wait())
+        while not (await asyncio.wait({ended}, timeout=LIST_S))[0]:
+            if self._list() != (machines, content):
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(monitor.pid, signal.SIGKILL)  # its session: ssh and rsync too
+                await ended
+                return None
+        return f"it ended; see {self.paths.logs / 'machines.log'}"
 
     def _list(self) -> tuple[Path | None, str]:
         """Where Ray's list of machines lies, and a digest of it; (None, "") where there is none."""

@@ -200,6 +200,11 @@ def load(path: Path, cache: Path | None = None) -> Config:
     return config
 
 
+def line_of(path: Path, *keys: str) -> int:
+    """The line on which these keys, one within the other, stand in this config; 0 where they do not."""
+    return _read(path).lines.get(keys, 0)
+
+
 def keys_file_of(path: Path) -> Path | None:
     """What router.keys_file says, whatever else is wrong with this config. Raises ConfigError."""
     router = _read(path).data.get("router")

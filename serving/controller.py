@@ -67,8 +67,10 @@ class Members(Protocol):
         """By slot, what its journal says beyond what is known of it. Raises as `report`."""
         ...
 
-    async def apply(self, machine: str, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Give a keeper its share of a revision. Raises as `report`."""
+    async def apply(
+        self, machine: str, revision: int, wishes: list[dict[str, Any]], head: str
+    ) -> dict[str, Any]:
+        """Give a keeper its share of a revision of `head`, a machine's id. Raises as `report`."""
         ...
 
     async def leave(self, machine: str) -> None:
@@ -151,8 +153,9 @@ class Controller:
             try:
                 self._heard(machine, await members.report(machine, version, NEWS_S))
                 wanted = self._assign().get(machine)
-                if wanted is not None and self.reports[machine]["revision"] < self.revision["revision"]:
-                    self._heard(machine, await members.apply(machine, self.revision["revision"], wanted))
+                number = self.revision["revision"]
+                if wanted is not None and self.reports[machine]["revision"] != number:
+                    self._heard(machine, await members.apply(machine, number, wanted, self._head()))
                 await self._learn(members, machine)
                 await self._tell(machine)
                 version = self.reports[machine]["version"]
@@ -237,7 +240,7 @@ class Controller:
 
     async def _leave(self) -> dict[str, Any]:
         """Ask every machine but the head to end its part: by name, those that do, with their hosts, and the others."""
-        head = (read_json(self.paths.machine) or {}).get("id")
+        head = self._head()
         names = {id_: known.name for id_, known in self.book.remembered().items() if id_ != head}
         names |= {id_: self.reports[id_]["name"] for id_ in self.reports if id_ != head}
         members, here = self._members, self._here or set()
@@ -274,7 +277,13 @@ class Controller:
             for each in self.reports[machine]["replicas"]
         )
 
+    def _head(self) -> str:
+        """The id of this machine, whose revisions they are."""
+        return str((read_json(self.paths.machine) or {}).get("id", ""))
+
     def _heard(self, machine: str, report: dict[str, Any]) -> None:
+        if report.get("head", "") != self._head():
+            report = {**report, "revision": 0}  # another head numbered it: of ours it has none yet
         self.reports[machine] = report
         self._heard_at[machine] = time.monotonic()
         try:

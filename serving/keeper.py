@@ -57,6 +57,8 @@ class Keeper:
         self.hardware: Hardware = measure(os.environ)
         self.reserve = Reserve.from_json(self.machine["reserve"])
         self.revision = 0
+        self.head = ""
+        """Id of the machine whose revision that is: each head counts its own."""
         self.slots: dict[int, Slot] = {}
         self.numbers: dict[int, str] = {}
         """Which model a slot's number belongs to, also when it is not wanted at present."""
@@ -80,12 +82,13 @@ class Keeper:
             self._news.wait_for(lambda: self._version != known, wait_s)
             return self._report
 
-    def apply(self, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
-        """Take a revision of what this machine is to serve; an older one than known is ignored. Returns `report()`.
+    def apply(self, revision: int, wishes: list[dict[str, Any]], head: str) -> dict[str, Any]:
+        """Take a revision of what this machine is to serve; the one that it has already is ignored. Returns `report()`.
 
-        `wishes`: [{"model": ModelSpec as JSON, "digest": str, "count": int}].
+        `wishes`: [{"model": ModelSpec as JSON, "digest": str, "count": int}]. `head`: id of the machine that numbers
+        these revisions.
         """
-        if revision > self.revision:
+        if (head, revision) != (self.head, self.revision):
             wanted = [Wish(ModelSpec.from_json(w["model"]), w["digest"], w["count"]) for w in wishes]
             slots, refused = assign(
                 [slot for slot in self.slots.values() if self._in_range(slot.port)],
@@ -95,7 +98,7 @@ class Keeper:
                 self._free_ports(),
                 self.numbers,
             )
-            self.revision = revision
+            self.revision, self.head = revision, head
             self.refused = {model: list(refusal.reasons) for model, refusal in refused.items()}
             self.slots = {slot.number: slot for slot in slots}
             self.numbers |= {slot.number: slot.model.name for slot in slots}
@@ -145,6 +148,7 @@ class Keeper:
             **{key: self.machine[key] for key in ("id", "name", "zone", "address")},
             "state": "ready",
             "revision": self.revision,
+            "head": self.head,
             "hardware": self.hardware.to_json(),
             "reserve": self.reserve.to_json(),
             "refused": self.refused,
@@ -276,13 +280,13 @@ class Keeper:
 
     def _read_slots(self) -> None:
         kept = read_json(self.paths.slots) or {"revision": 0, "slots": [], "numbers": {}}
-        self.revision = kept["revision"]
+        self.revision, self.head = kept["revision"], kept.get("head", "")
         self.slots = {slot.number: slot for slot in map(Slot.from_json, kept["slots"])}
         self.numbers = {int(number): model for number, model in kept["numbers"].items()}
 
     def _write_slots(self) -> None:
         slots = [slot.to_json() for slot in self.slots.values()]
-        kept = {"revision": self.revision, "slots": slots, "numbers": self.numbers}
+        kept = {"revision": self.revision, "head": self.head, "slots": slots, "numbers": self.numbers}
         write_private(self.paths.slots, json.dumps(kept, indent=1))
 
     def _in_range(self, port: int) -> bool:

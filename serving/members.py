@@ -1,6 +1,7 @@
-"""The controller's Members over Ray: a keeper is a detached actor named after its machine's id."""
+"""The controller's Members over Ray: a keeper is a detached actor named after its machine's id and its own size."""
 
 import asyncio
+from collections.abc import Mapping
 from typing import Any
 
 from cluster import ray_cluster
@@ -24,8 +25,8 @@ class KeeperActor:
     def report(self, known: int = -1, wait_s: float = 0.0) -> dict[str, Any]:
         return self._keeper.report(known, wait_s)
 
-    def apply(self, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
-        return self._keeper.apply(revision, wishes)
+    def apply(self, revision: int, wishes: list[dict[str, Any]], head: str) -> dict[str, Any]:
+        return self._keeper.apply(revision, wishes, head)
 
     def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
         return self._keeper.pins(known)
@@ -34,23 +35,34 @@ class KeeperActor:
         self._keeper.leave()
 
 
+def keeper_name(machine: str, labels: Mapping[str, str]) -> str:
+    """The name of its keeper, with its size: Ray keeps an actor's size for ever, and would not place it any more on a
+    machine that has become smaller."""
+    return f"keeper:{machine}:{labels['keeper-cpus']}:{labels['keeper-gpus']}"
+
+
 class RayMembers:
     """Finds machines by the labels that cluster/join.py gave their Ray nodes; makes a keeper where there is none."""
 
     def __init__(self) -> None:
         self._labels: dict[str, dict[str, str]] = {}
-        self._keepers: dict[str, Any] = {}
+        """By machine, of those that are away too."""
+        self._keepers: dict[str, tuple[str, Any]] = {}
+        """By machine: its keeper's name and the keeper."""
 
     def machines(self) -> list[str]:
-        self._labels = {labels["machine"]: labels for labels in ray_cluster.members() if "machine" in labels}
-        return list(self._labels)
+        here = {labels["machine"]: labels for labels in ray_cluster.members() if "machine" in labels}
+        self._labels.update(here)
+        return list(here)
 
     async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
         report: dict[str, Any] = await self._ask(machine, wait_s + ANSWER_S, "report", known, wait_s)
         return report
 
-    async def apply(self, machine: str, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
-        report: dict[str, Any] = await self._ask(machine, ANSWER_S, "apply", revision, wishes)
+    async def apply(
+        self, machine: str, revision: int, wishes: list[dict[str, Any]], head: str
+    ) -> dict[str, Any]:
+        report: dict[str, Any] = await self._ask(machine, ANSWER_S, "apply", revision, wishes, head)
         return report
 
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
@@ -61,20 +73,23 @@ class RayMembers:
         await self._ask(machine, ANSWER_S, "leave")
 
     async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> Any:
-        keeper = self._keepers.get(machine)
-        if keeper is None:
-            keeper = self._keepers[machine] = await asyncio.to_thread(self._make, machine)
+        wanted = keeper_name(machine, self._labels[machine])
+        name, keeper = self._keepers.get(machine, ("", None))
+        if name != wanted:
+            keeper = await asyncio.to_thread(self._make, machine, wanted)
+            self._keepers[machine] = wanted, keeper
         try:
             return await ray_cluster.ask(keeper, method, *args, timeout_s=timeout_s)
         except ray_cluster.RayFailed:
             self._keepers.pop(machine, None)
             raise
 
-    def _make(self, machine: str) -> Any:
+    def _make(self, machine: str, name: str) -> Any:
         labels = self._labels[machine]
+        ray_cluster.kill_others(f"keeper:{machine}", name)
         return ray_cluster.detach(
             KeeperActor,
-            f"keeper:{machine}",
+            name,
             float(labels["keeper-cpus"]),
             float(labels["keeper-gpus"]),
             ("machine", machine),

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from cluster.join import RayIs, ray_of
 from cluster.machine import CpuCore, Hardware
 from cluster.paths import Paths, secret, write_private
 from cluster.slices import Need
@@ -41,6 +42,8 @@ class OneMachine:
         self.whole = 0
         """How often the journal was begun anew."""
         self.applied: list[tuple[int, list[dict[str, Any]]]] = []
+        self.kept = (0, "")
+        """The revision that its keeper has, and of which head."""
         self.left: list[str] = []
         self.answers = threading.Event()
         self.answers.set()
@@ -49,7 +52,6 @@ class OneMachine:
         return ["id-1"] if self.here else []
 
     def _report(self) -> dict[str, Any]:
-        revision = self.applied[-1][0] if self.applied else 0
         hardware = Hardware((CpuCore(0, (0,), "unknown", 0),), 8 * GIB, ())
         return {
             "id": "id-1",
@@ -58,7 +60,8 @@ class OneMachine:
             "address": "127.0.0.1",
             "state": "ready",
             "version": len(self.applied) + self.changes,
-            "revision": revision,
+            "revision": self.kept[0],
+            "head": self.kept[1],
             "hardware": hardware.to_json(),
             "reserve": {"cores": 0, "memory_bytes": 0},
             "replicas": [{**host, "journal": str(self.changes)} for host in self.hosts],
@@ -76,8 +79,11 @@ class OneMachine:
             raise TimeoutError
         return self._report()
 
-    async def apply(self, machine: str, revision: int, wishes: list[dict[str, Any]]) -> dict[str, Any]:
+    async def apply(
+        self, machine: str, revision: int, wishes: list[dict[str, Any]], head: str
+    ) -> dict[str, Any]:
         self.applied.append((revision, wishes))
+        self.kept = (revision, head)
         return self._report()
 
     async def leave(self, machine: str) -> None:
@@ -163,6 +169,31 @@ def test_a_machine_is_told_once_what_to_serve(folder: Path) -> None:
     running.until("/claim", CLAIM, 200)
     assert [(revision, [w["count"] for w in wishes]) for revision, wishes in members.applied] == [(3, [1])]
     assert running.ask("/fleet")[1]["machines"][0]["revision"] == 3
+
+
+@pytest.mark.parametrize("kept", [(1, "id-1"), (9, "id-1"), (3, "another"), (9, "another"), (3, "")])
+def test_a_machine_that_served_another_head_or_revision_is_told_too(
+    folder: Path, kept: tuple[int, str]
+) -> None:
+    members = OneMachine()
+    members.kept = kept
+    paths = Paths(folder / "home", folder / "locks")
+    paths.make()
+    write_private(paths.machine, json.dumps({"id": "id-1"}))
+    running = Running(folder, members)
+    running.until("/claim", CLAIM, 200)
+    deadline = time.monotonic() + 10
+    while members.kept != (3, "id-1"):
+        assert time.monotonic() < deadline, members.kept
+        time.sleep(0.02)
+    assert running.ask("/fleet")[1]["machines"][0]["revision"] == 3
+
+
+def test_a_machine_that_has_this_heads_revision_is_left_alone(folder: Path) -> None:
+    members = OneMachine()
+    members.kept = (3, "")
+    Running(folder, members).until("/claim", CLAIM, 200)
+    assert members.applied == []
 
 
 def test_nobody_is_new_before_the_journals_are_read(folder: Path) -> None:
@@ -471,8 +502,11 @@ def test_a_keeper_that_does_not_answer_is_away(folder: Path) -> None:
 
 def test_where_ray_is_the_controller_says_once_it_is_up(folder: Path) -> None:
     running = Running(folder, OneMachine())
-    assert running.ask("/ray")[0] == 503
+    head = f"http://127.0.0.1:{running.port}"
+    running.until("/claim", CLAIM, 200)
+    assert ray_of(head, running.token, "id-1", 5.0) is None
     run = {"ray": "10.0.0.1:20100", "steps": {"ray": {"state": "ready"}}}
     write_private(Paths(folder / "home", folder / "locks").run, json.dumps(run))
-    assert running.ask("/ray") == (200, {"ray": "10.0.0.1:20100"})
+    assert ray_of(head, running.token, "id-1", 5.0) == RayIs("10.0.0.1:20100", is_heard=True)
+    assert ray_of(head, running.token, "id-2", 5.0) == RayIs("10.0.0.1:20100", is_heard=False)
     assert running.ask("/join", {})[0] == 400

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from cluster.build import build_id
 from cluster.paths import Paths, read_json, write_private
 from cluster.restarting import take_up_lock
 from router import cli, following, join_head, lifecycle
@@ -82,7 +83,8 @@ def running(clone: Clone, **run: Any) -> int:
     assert lock is not None
     prepared = lifecycle.prepare(clone.paths, clone.config, os.environ, clone.address)
     lifecycle.write_revision(clone.paths, prepared.config, prepared.machine, (18100, 18110))
-    write_private(clone.paths.run, json.dumps({"address": clone.address, "url": "http://127.0.0.1:1", **run}))
+    told = {"address": clone.address, "url": "http://127.0.0.1:1", "build": build_id(), **run}
+    write_private(clone.paths.run, json.dumps(told))
     return lock
 
 
@@ -112,7 +114,7 @@ def test_the_token_of_a_list_stays_the_same(clone: Clone, started: list[Any]) ->
 def test_without_a_network_that_is_declared_private_nothing_starts(clone: Clone, started: list[Any]) -> None:
     clone.configure(private="false")
     code, told = clone.run()
-    assert (code, "network.private: true" in told, started) == (2, True, [])
+    assert (code, "write `private: true` below `network` there" in told, started) == (2, True, [])
     assert not clone.paths.join_token.exists()
 
 
@@ -179,6 +181,60 @@ def test_a_changed_config_is_given_to_a_head_that_runs(clone: Clone, started: li
     settings = read_json(clone.paths.router_settings) or {}
     assert (settings["port"], settings["models"][0]["context"]) == (18000, 1024)
     os.close(lock)
+
+
+def test_new_ports_of_replicas_wait_for_an_end_of_all(clone: Clone, started: list[Any]) -> None:
+    lock = running(clone)
+    clone.config.write_text(clone.config.read_text().replace("18100-18110", "18200-18210"))
+    code, told = clone.run()
+    os.close(lock)
+    assert (code, "What it says of router, ports and this machine holds after" in told) == (0, True)
+    assert "models are being changed" not in told
+    assert (read_json(clone.paths.revision) or {})["machine"]["ports"] == [18100, 18110]
+
+
+def test_what_is_new_of_machines_that_are_in_is_said_to_wait(clone: Clone, started: list[Any]) -> None:
+    lock = running(clone)
+    clone.config.write_text(
+        clone.config.read_text().replace("zone: home}]", "zone: home}, {name: x, zone: lab}]")
+    )
+    code, told = clone.run()
+    os.close(lock)
+    assert code == 0
+    assert "New names, zones and reserves of machines that are in already hold after `homeport join`" in told
+
+
+@pytest.mark.parametrize("build", ["0.0.1+0123456789ab", None])
+def test_files_of_another_version_below_a_head_that_runs_are_told(
+    clone: Clone, started: list[Any], build: str | None
+) -> None:
+    lock = running(clone, build=build)
+    clone.configure(context=1024)
+    code, told = clone.run()
+    os.close(lock)
+    assert (code, started) == (1, [])
+    assert f"these files are {build_id()}). Run `ray down`, then `ray up`." in told
+    assert (read_json(clone.paths.revision) or {})["revision"] == 1
+
+
+def test_a_signal_ends_what_this_call_started_and_nothing_that_ran_before(
+    clone: Clone, started: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Paths] = []
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise following.Ended
+
+    monkeypatch.setattr(following, "end", ended.append)
+    monkeypatch.setattr(following, "say_running", interrupt)
+    lock = running(clone)
+    assert clone.run()[0] == 130
+    assert CliRunner().invoke(cli.app, ["up", "--config", str(clone.config)]).exit_code == 130
+    assert ended == []
+    os.close(lock)
+    monkeypatch.setattr(lifecycle, "start", interrupt)
+    assert clone.run()[0] == 130
+    assert ended == [clone.paths]
 
 
 def test_another_port_of_the_controller_needs_an_end_of_all(clone: Clone, started: list[Any]) -> None:

@@ -4,6 +4,7 @@ import http.client
 import json
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from cluster.confine import Launch, Record
 from cluster.inventory import measure
 from cluster.join import enter
 from cluster.machine import Hardware, Reserve
-from cluster.paths import Paths, secret
+from cluster.paths import Paths, secret, write_private
 from cluster.processes import mark, ours
 from router.lifecycle import end_everything
 from serving import reconcile
@@ -57,10 +58,10 @@ class Machine:
         python, _, _, spec = order.command
         return self.launch(replace(order, command=(python, "-m", "tests.fakes", spec, str(told))))
 
-    def serve(self, replicas: int, revision: int = 1, **spec: Any) -> None:
+    def serve(self, replicas: int, revision: int = 1, head: str = "den", **spec: Any) -> None:
         model = replace(model_spec(**spec), replicas=replicas)
         wish = {"model": model.to_json(), "digest": "d" * 64, "count": replicas}
-        self.keeper.apply(revision, [wish])
+        self.keeper.apply(revision, [wish], head)
 
     def replace_keeper(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The keeper does nothing any more; the next one finds what it left."""
@@ -130,7 +131,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     try:
         yield made
     finally:
-        made.keeper.apply(100, [])
+        made.keeper.apply(100, [], "den")
         end_everything(made.paths)
 
 
@@ -207,6 +208,47 @@ def test_new_settings_reach_a_host_that_runs_and_one_that_is_adopted(
     machine.until_settings(0, hold_s=3.0, queue_s=60.0, unload_s=None, parking=ParkingSpec().to_json())
     after = machine.until(0, lambda replica: replica["state"] == "ready")
     assert (after["pid"], after["incarnation"]) == (before["pid"], 1)
+
+
+def test_another_heads_revisions_are_taken_whatever_their_number(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine.keeper, "_step", nothing)
+
+    def serves() -> tuple[int, str, list[int]]:
+        report = machine.keeper.report()
+        return report["revision"], report["head"], [r["slot"] for r in report["replicas"]]
+
+    machine.serve(1, revision=3)
+    machine.serve(2, revision=3)
+    assert serves() == (3, "den", [0])
+    machine.serve(2, revision=1, head="attic")
+    assert serves() == (1, "attic", [0, 1])
+    machine.replace_keeper(monkeypatch)
+    monkeypatch.setattr(machine.keeper, "_step", nothing)
+    assert serves() == (1, "attic", [0, 1])
+    machine.serve(1, revision=3)
+    assert serves() == (3, "den", [0])
+    machine.serve(2, revision=2)
+    assert serves() == (2, "den", [0, 1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="127.0.0.2 is an address of this machine on Linux only")
+def test_a_host_that_listens_at_an_earlier_address_is_replaced_at_once(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine.behaviours = [TALKS]
+    machine.serve(1)
+    machine.lives(0, 1)
+    monkeypatch.setattr(machine.keeper, "_step", nothing)
+    kept = json.loads(machine.paths.machine.read_text())
+    write_private(machine.paths.machine, json.dumps({**kept, "address": "127.0.0.2"}))
+    began = time.monotonic()
+    machine.keeper = Keeper()
+    assert machine.lives(0, 2)["address"] == "127.0.0.2"
+    assert time.monotonic() - began < 20
+    machine.replace_keeper(monkeypatch)
+    machine.lives(0, 2)  # at its own address it is adopted
 
 
 def test_a_keeper_that_leaves_ends_all_that_runs_here_and_returns_at_once(

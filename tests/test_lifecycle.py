@@ -1,14 +1,27 @@
 """Where a homeport listens before anything is started: alone on loopback, or where others reach it."""
 
+import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from cluster.build import build_id
 from cluster.join import machine_name
 from cluster.machine import Machine
-from cluster.paths import Paths, read_json
-from router.lifecycle import Prepared, UpRefused, give_list, prepare, write_revision
+from cluster.paths import Paths, read_json, write_private
+from cluster.processes import mark
+from router.lifecycle import (
+    Prepared,
+    UpRefused,
+    give_list,
+    leave_former_cluster,
+    prepare,
+    start,
+    take_up_lock,
+    write_revision,
+)
 
 MODEL = "models: [{name: smollm2, source: bundled, replicas: 1, needs: {cores: CORES, memory: 1MiB}}]\n"
 HERE = "127.0.0.1"
@@ -45,8 +58,14 @@ def test_a_machine_without_an_address_is_alone(paths: Paths) -> None:
 
 
 def test_a_machine_with_an_address_needs_a_network_that_is_private(paths: Paths, mine: str) -> None:
-    with pytest.raises(UpRefused, match=r"network\.private: true"):
+    with pytest.raises(UpRefused, match=r"homeport\.yaml: on .* write `network: {private: true}` there"):
         prepared(paths, "", mine)
+    for network in ("network:\n  control: 8090\n", "network:\n  private: false\n"):
+        line = 2 + ("private" in network)
+        with pytest.raises(
+            UpRefused, match=rf"yaml:{line}: on .* write `private: true` below `network` there"
+        ):
+            prepared(paths, f"router: {{}}\n{network}", mine)
     assert prepared(paths, "network: {private: true}\n", mine).machine.address == mine
 
 
@@ -89,3 +108,49 @@ def test_a_list_of_machines_is_given_and_taken_away(paths: Paths, tmp_path: Path
     give_list(paths, None)
     give_list(paths, None)
     assert not paths.machine_list.exists()
+
+
+def test_a_machine_that_served_a_head_has_secrets_of_its_own_when_it_starts_alone(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths.join_token.parent.mkdir()
+    tokens = (paths.cluster_token, paths.ray_token, paths.join_token)
+    for token in tokens:
+        write_private(token, "of the former cluster")
+    for known in (False, True):
+        if known:
+            write_private(paths.joined, "{}")
+        start_nothing(paths, monkeypatch)
+        for token in (paths.cluster_token, paths.ray_token):
+            assert (token.read_text() == "of the former cluster") is not known
+        assert paths.join_token.exists() is not known
+    assert not paths.joined.exists()
+    kept = [token.read_text() for token in tokens[:2]]
+    start_nothing(paths, monkeypatch)
+    assert [token.read_text() for token in tokens[:2]] == kept
+
+
+def test_who_runs_is_written_down_with_its_build(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_nothing(paths, monkeypatch)
+    run = read_json(paths.run)
+    assert (run["build"], "machines" in run) == (build_id(), False)
+
+
+def test_hosts_of_a_former_cluster_are_ended(paths: Paths) -> None:
+    host = subprocess.Popen(["sleep", "600"], env=mark(paths, "host"))
+    leave_former_cluster(paths)
+    assert host.poll() is None
+    write_private(paths.joined, "{}")
+    leave_former_cluster(paths)
+    host.wait(10)
+
+
+def start_nothing(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`start` up to the parent, which is none."""
+    lock = take_up_lock(paths)
+    assert lock is not None
+    ports = "network: {control: 18190, ports: 18191-18199}\nrouter: {listen: 127.0.0.1:18189}\n"
+    ready = prepared(paths, ports)
+    with monkeypatch.context() as patch:
+        patch.setattr("router.lifecycle.subprocess.Popen", lambda *_, **__: None)
+        start(paths, ready, {}, os.getpid(), lock)

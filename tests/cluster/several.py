@@ -117,11 +117,15 @@ class Several:
         self.list_file.write_text(text.replace("YOUR_USER", PERSON))
 
     def write_zones(self) -> None:
-        """What a person adds to configs/homeport.yaml: which machine lies in which zone."""
+        """What a person writes into configs/homeport.yaml: which machine lies in which zone, and that nobody else is in
+        their network."""
         entries = "".join(
             f"  - {{name: {m.name}, address: {m.address}, zone: {m.zone}}}\n" for m in self.members
         )
-        self.config.write_text((ROOT / "configs" / "homeport.yaml").read_text() + f"\nmachines:\n{entries}")
+        shipped = (ROOT / "configs" / "homeport.yaml").read_text()
+        text, declared = re.subn(r"(?m)^  # private: true.*", "  private: true", shipped)
+        assert declared == 1
+        self.config.write_text(f"{text}\nmachines:\n{entries}")
 
     def ray(self, verb: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
         """`ray up` or `ray down` on the laptop, in its clone. Its output is in stdout."""

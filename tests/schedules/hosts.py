@@ -223,7 +223,9 @@ class SimMembers:
         await self._reach(host, 30.0)
         return answer
 
-    async def apply(self, machine: str, revision: int, _wishes: list[dict[str, Any]]) -> dict[str, Any]:
+    async def apply(
+        self, machine: str, revision: int, _wishes: list[dict[str, Any]], _head: str
+    ) -> dict[str, Any]:
         host = self._hosts[machine]
         await self._reach(host, 5.0)
         host.revision = max(host.revision, revision)
