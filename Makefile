@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-schedules check bench bench-engine bench-sessions clean lock python
+.PHONY: help setup up wheelhouse test test-cluster test-loss test-schedules check bench bench-engine bench-sessions clean lock python
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -33,6 +33,11 @@ test-cluster: python ## set up, run the tests of whole clusters in a laboratory 
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/python -m tests.cluster.packages
 	@exec .venv/bin/python -m pytest -m cluster tests/cluster $(ARGS)
+
+test-loss: python ## lose machines in every way while turns go on, also those that take minutes (as root)
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@.venv/bin/python -m tests.cluster.packages
+	@exec env HOMEPORT_TEST_LOSS=1 .venv/bin/python -m pytest -s -m cluster tests/cluster/test_loss.py $(ARGS)
 
 test-schedules: python ## play 10,000 random schedules of the whole thing on a simulated clock and network
 	@$(PYTHON) -m $(SETUP) dev --quiet

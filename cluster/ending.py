@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from cluster import confine
+from cluster import confine, service_unit
 from cluster.paths import Paths
 from cluster.processes import end, end_all, ours
 
@@ -22,6 +22,7 @@ def end_everything(paths: Paths, say: Callable[[str], None] = lambda _: None) ->
 
     Returns the names of processes that could not be ended (none, but for a process in uninterruptible sleep).
     """
+    service_unit.stop(paths)
     if found := ours(paths, "parent"):
         say("ending the parent")
         end(found, 0.0)

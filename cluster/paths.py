@@ -53,6 +53,11 @@ class Paths:
         return self.home / "head" / "join_tokens.json"
 
     @property
+    def known_pins(self) -> Path:
+        """What the machines' journals said last."""
+        return self.home / "head" / "known.sqlite"
+
+    @property
     def slots(self) -> Path:
         return self.home / "slots.json"
 

@@ -18,6 +18,8 @@ from cluster.record import boot_id
 
 RUN = "HOMEPORT_RUN"
 ROLE = "HOMEPORT_ROLE"
+RAY_UP = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+"""What Ray's command runner exports before each command of a machine list."""
 ROUNDS = 5
 """How often `end_all` looks again for what was started while it killed."""
 
@@ -113,9 +115,11 @@ def port_holder(port: int) -> str:
 
 
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what would point a child at somebody else's Ray or at another replica's slice."""
+    """An environment without what would point a child at somebody else's Ray or at another replica's slice, and without
+    what `ray up` exports to every command for Ray's own sake. Who sets one of the two alone, or otherwise, keeps it."""
     dropped = ("RAY_", "HOMEPORT_INCARNATION", "HOMEPORT_LOCK_FDS")
-    return {name: value for name, value in env.items() if not name.startswith(dropped)}
+    rays = RAY_UP if RAY_UP.items() <= env.items() else {}
+    return {name: value for name, value in env.items() if not name.startswith(dropped) and name not in rays}
 
 
 def _self_and_above() -> set[int]:

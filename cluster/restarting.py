@@ -73,6 +73,14 @@ def take_up_lock(paths: Paths) -> int | None:
     return None
 
 
+def wait_up_lock(paths: Paths) -> int:
+    """As `take_up_lock`, once whoever has it ends. Raises OSError."""
+    paths.make()
+    lock = os.open(paths.up_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    return lock
+
+
 def inherited_up_lock() -> int | None:
     """The lock that this process was started with, from here on its own: what it starts does not inherit it."""
     descriptor = os.environ.pop(UP_LOCK_FD, None)

@@ -25,6 +25,7 @@ from cluster.restarting import (
     gone,
     inherited_up_lock,
     take_up_lock,
+    wait_up_lock,
 )
 
 ANSWER_S = 10.0
@@ -33,6 +34,7 @@ LOOK_S = 5.0
 ASK_S = 30.0
 """How often the head is asked where its Ray is: for one that has moved, the node here would wait ten minutes."""
 RAYLET = ("raylet",)
+WAIT = "--wait"
 
 log = logging.getLogger(__name__)
 
@@ -153,10 +155,13 @@ class Service:
 
 
 def main() -> None:
-    """Holds `up.lock` for as long as this process lives: handed down, or taken here (systemd)."""
+    """Holds `up.lock` for as long as this process lives: handed down, or taken here; with `--wait` (systemd) once it is
+    free."""
     paths = Paths.from_env(os.environ)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if inherited_up_lock() is None and take_up_lock(paths) is None:
+    if WAIT in sys.argv[1:]:
+        wait_up_lock(paths)
+    elif inherited_up_lock() is None and take_up_lock(paths) is None:
         sys.exit(f"A homeport runs on {paths.home} already; `homeport down` ends it.")
     asyncio.run(Service(paths).main())
 

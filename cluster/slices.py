@@ -68,6 +68,11 @@ class Refusal:
         return "; ".join(self.reasons)
 
 
+def overlap(one: Slice, other: Slice) -> bool:
+    """Whether two slices share a core or a GPU, so that only one of them can be held."""
+    return not (set(one.cores).isdisjoint(other.cores) and set(one.gpus).isdisjoint(other.gpus))
+
+
 def bytes_text(count: int) -> str:
     """`count` bytes for a person: `1 GiB`, `1.5 GiB`, `300 MiB`, `12 bytes`."""
     for size, unit in ((GIB, "GiB"), (1024**2, "MiB"), (1024, "KiB")):

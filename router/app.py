@@ -35,6 +35,7 @@ from router.identity import DEFAULT, IdentityOptions, naming_headers
 from router.key_file import KeyFile, key_ring
 from router.keys import Key, KeyRing, guard, secret_of, too_many
 from router.metrics import Metrics
+from router.model_file import ModelFile
 from router.names import Names, may_come_from, may_name
 from router.pages import Told, make_pages
 from router.peers import Peers
@@ -170,6 +171,7 @@ class Parts:
     fleet: Fleet
     relay: Relay
     keys: KeyFile | None
+    models: dict[str, ModelSpec]
 
 
 def build(
@@ -195,7 +197,7 @@ def build(
     pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
     front = Front(relay, pages, metrics, names, ring, naming_headers(settings.identity), clock)
-    return Parts(front, fleet, relay, keys)
+    return Parts(front, fleet, relay, keys, specs)
 
 
 def new_client() -> aiohttp.ClientSession:
@@ -272,14 +274,15 @@ def read_settings(path: Path) -> Settings:
     )
 
 
-async def serve(settings: Settings, listening: socket.socket) -> None:
-    """Serve until SIGTERM."""
+async def serve(settings: Settings, listening: socket.socket, settings_file: Path) -> None:
+    """Serve until SIGTERM. What `settings_file` says of models is taken as it changes."""
     async with new_client() as client:
         parts = build(settings, client, CollectorRegistry())
         server = Server(parts.front, parts.relay)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
         async with asyncio.TaskGroup() as group:
-            watching = [group.create_task(parts.fleet.run())]
+            models = ModelFile(settings_file, parts.models)
+            watching = [group.create_task(parts.fleet.run()), group.create_task(models.run())]
             if parts.keys is not None:
                 watching.append(group.create_task(parts.keys.run()))
             log.info("listening on http://%s:%d", *listening.getsockname()[:2])
@@ -316,7 +319,7 @@ def main(argv: Sequence[str]) -> int:
         )
         return 2
     with listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(settings, listening))
+        runner.run(serve(settings, listening, arguments.config_json))
     return 0
 
 

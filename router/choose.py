@@ -13,6 +13,7 @@ from router.keys import refuse_machine, refuse_zone
 from router.snapshot import Replica, Snapshot
 from serving.pin_index import Candidate
 from serving.pins import Pin
+from serving.standing import AWAY
 
 COMING = ("starting", "loading", "draining", "stopping", "unknown")
 """States of a replica that end by themselves."""
@@ -161,7 +162,9 @@ def _weight(ask: Ask, replica: str) -> bytes:
 
 
 def _takes_new(replica: Replica, fleet: Snapshot) -> bool:
-    return _machine_state(replica, fleet) == "ready"
+    """Of a machine that is away the controller hears nothing; its host may answer all the same."""
+    known = fleet.machines.get(replica.machine)
+    return known is not None and known.state in ("ready", *AWAY) and not known.cordoned
 
 
 def _machine_state(replica: Replica, fleet: Snapshot) -> str:
@@ -232,16 +235,20 @@ def _way_out(ask: Ask, machine: str, fleet: Snapshot) -> str:
 
 
 def is_lost(pin: Pin, fleet: Snapshot, now: float) -> bool:
-    """Whether its home does not serve and is not to be waited for: out for 30 s, or its machine lost or forgotten."""
+    """Whether its home does not serve and is not to be waited for: out for `lost_after`, or its machine lost or
+    forgotten. Of a machine that is unknown to a controller which has just begun, nobody can say so yet."""
     machine = machine_of(pin)
     if machine in fleet.forgotten:
         return True
     replica = fleet.replicas.get(pin.replica)
     if replica is None or replica.reach(now) in ("up", "suspect"):
         return replica is None and _state_of(machine, fleet) == "lost"
-    if _state_of(machine, fleet) == "lost":
+    state = _state_of(machine, fleet)
+    if state == "lost":
         return True
-    return replica.is_lost(now) and replica.state not in ("starting", "loading")
+    if state == "unknown" and fleet.is_current:
+        return False
+    return replica.is_lost(now, fleet.lost_after_s) and replica.state not in ("starting", "loading")
 
 
 def _lost(ask: Ask, pin: Pin, fleet: Snapshot, now: float) -> Move | Refuse:
@@ -281,7 +288,7 @@ def _removed(pin: Pin, fleet: Snapshot) -> bool:
     state = fleet.machines.get(machine)
     told = [replica for replica in fleet.replicas.values() if replica.machine == machine]
     here = any(replica.name == pin.replica and replica.model == pin.model for replica in told)
-    return state is not None and state.state == "ready" and bool(told) and not here
+    return state is not None and state.state in ("ready", "cordoned", "draining") and bool(told) and not here
 
 
 def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
@@ -292,7 +299,8 @@ def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
     coming = [
         (says, wait_s, replica)
         for replica, says, wait_s in whys
-        if _machine_state(replica, fleet) in ("ready", "joining")
+        if _takes_new(replica, fleet)
+        and (replica.reach(now) == "up" or _machine_state(replica, fleet) != "lost")
         and (replica.state in COMING or (replica.state == "ready" and replica.reach(now) != "up"))
     ]
     if coming:
@@ -326,7 +334,9 @@ def _unplaced(ask: Ask) -> Ask:
 def _refusal(replica: Replica, says: str, fleet: Snapshot) -> str:
     if _takes_new(replica, fleet):
         return says
-    return f"takes no new session (its machine is {_machine_state(replica, fleet)})"
+    known = fleet.machines.get(replica.machine)
+    state = "cordoned" if known is not None and known.cordoned else _machine_state(replica, fleet)
+    return f"takes no new session (its machine is {state})"
 
 
 def _why(ask: Ask, replica: Replica, now: float) -> tuple[str, float]:

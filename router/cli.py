@@ -17,7 +17,17 @@ import typer
 
 from cluster.paths import Paths, read_json
 from cluster.processes import ours
-from router import api_client, down_all, following, join_commands, key_commands, lifecycle, live
+from router import (
+    api_client,
+    apply_commands,
+    down_all,
+    following,
+    join_commands,
+    key_commands,
+    lifecycle,
+    live,
+    service_commands,
+)
 from serving.config import ConfigError
 
 app = typer.Typer(
@@ -27,6 +37,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(key_commands.app, name="key")
+app.add_typer(service_commands.app, name="service")
+app.command(name="apply")(apply_commands.apply)
 app.command(name="join")(join_commands.join)
 app.command(name="join-token")(join_commands.join_token)
 out = live.console()
@@ -153,6 +165,26 @@ def forget(
     run = _running_or_exit(False)
     _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/forget")
     out.print(f"{machine} is forgotten. Should it come back, it joins anew.", markup=False)
+
+
+@app.command()
+def cordon(
+    machine: Annotated[str, typer.Argument(help="A machine that is to take no new sessions.")],
+) -> None:
+    """Let a machine take no new sessions. Those that have their home there are served as before."""
+    run = _running_or_exit(False)
+    _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/cordon")
+    out.print(f"{machine} is cordoned: no new session gets its home there.", markup=False)
+
+
+@app.command()
+def uncordon(
+    machine: Annotated[str, typer.Argument(help="A machine that was cordoned.")],
+) -> None:
+    """Let a cordoned machine take new sessions again."""
+    run = _running_or_exit(False)
+    _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/uncordon")
+    out.print(f"{machine} takes new sessions again.", markup=False)
 
 
 @app.command()

@@ -25,6 +25,7 @@ from router.peers import (
     read_fleet,
 )
 from router.snapshot import OUT_S, SUSPECT_S, Machine, Model, Replica, Snapshot
+from serving.standing import AWAY
 
 POLL_S = 1.0
 SILENT_S = 15.0
@@ -115,13 +116,14 @@ class Fleet:
             self._snapshot = Snapshot(
                 models=dict(self._models),
                 machines={
-                    machine.name: Machine(machine.name, machine.state, machine.zone)
+                    machine.name: Machine(machine.name, machine.state, machine.zone, machine.cordoned)
                     for machine in (*(known.machine for known in self.known.values()), *self.listed.machines)
                 },
                 replicas={name: known.replica() for name, known in self.known.items()},
                 open_turns=MappingProxyType(self._open),
                 is_current=self.controller_reachable is True,
                 forgotten={each.name: self._zones.get(each.name, each.zone) for each in self._forgotten()},
+                lost_after_s=self.listed.lost_after_s,
             )
         return self._snapshot
 
@@ -229,6 +231,7 @@ class Fleet:
         What the list leaves out is unknown, not absent, for as long as its host answers.
         """
         new = []
+        listed = self._filled(listed)
         self.listed = listed
         if listed.models:
             self._models = {m.name: Model(m.name, m.context, m.engine) for m in listed.models}
@@ -250,6 +253,19 @@ class Fleet:
                     before.machine, before.listed, before.is_listed = machine, replica, True
         self._changed()
         return new
+
+    def _filled(self, listed: ListedFleet) -> ListedFleet:
+        """With the replicas that a machine had which is away, where the controller does not know them."""
+        last: dict[str, tuple[ListedReplica, ...]] = {}
+        for known in self.known.values():
+            last[known.machine.name] = (*last.get(known.machine.name, ()), known.listed)
+        machines = (
+            msgspec.structs.replace(machine, replicas=last.get(machine.name, ()))
+            if machine.state in AWAY and not machine.replicas
+            else machine
+            for machine in listed.machines
+        )
+        return msgspec.structs.replace(listed, machines=tuple(machines))
 
     def _follow(self, names: Iterable[str]) -> None:
         if self._group is not None:
@@ -308,6 +324,8 @@ class Fleet:
             machines=tuple(
                 msgspec.structs.replace(
                     machine,
+                    state="unknown",
+                    heard_s=None,
                     replicas=tuple(
                         msgspec.structs.replace(replica, stderr=(), state="unknown", progress=0.0, detail="")
                         for replica in machine.replicas
@@ -332,10 +350,11 @@ def _base(address: str, port: int) -> str:
 def _membership(listed: ListedFleet) -> object:
     return (
         listed.revision,
+        listed.lost_after_s,
         tuple(listed.models),
         tuple(
             (
-                (machine.id, machine.name, machine.address, machine.zone, machine.state),
+                (machine.id, machine.name, machine.address, machine.zone, machine.cordoned),
                 tuple((each.name, each.model, each.address, each.port) for each in machine.replicas),
             )
             for machine in listed.machines

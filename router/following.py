@@ -142,11 +142,11 @@ def _is_settled(run: dict[str, Any], fleet: dict[str, Any], revision: int | None
     if not started or fleet.get("revision") != revision:
         return False
     mine = _own_replicas(run, fleet)
+    told = any(m.get("id") == run["machine"]["id"] for m in fleet["machines"] if m["revision"] == revision)
+    if not told:  # its keeper has not reported: what is known of it is what it was before
+        return False
     if not mine:  # what is wanted may run elsewhere
-        told = any(
-            m.get("id") == run["machine"]["id"] for m in fleet["machines"] if m["revision"] == revision
-        )
-        return run["machine"]["address"] != LOOPBACK and told
+        return bool(run["machine"]["address"] != LOOPBACK)
     return all(replica["state"] in ("ready", "failed") for replica in mine)
 
 

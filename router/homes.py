@@ -288,7 +288,7 @@ class Homes:
         order = ranked(ask, self._fleet.snapshot(), self._clock())
         try:
             if order:
-                pin, known = await self._peers.claim(*key, order, refused)
+                pin, known = await self._peers.claim(*key, order, refused, child=ask.parent is not None)
                 if key not in self._homes:
                     self._check_held(pin, known, order, refused)
                 if (first := self._homes.get(key)) is not None:

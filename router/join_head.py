@@ -15,10 +15,11 @@ import psutil
 import yaml
 
 from cluster.build import build_id
-from cluster.paths import Paths, read_json, secret, write_private
+from cluster.paths import Paths, secret
 from cluster.restarting import running
-from router import api_client, following, lifecycle
+from router import api_client, following, lifecycle, renewing
 from router.lifecycle import Prepared, UpRefused
+from serving.standing import AWAY
 
 RAYS_STATE = Path("/tmp/ray")  # noqa: S108 - it is where Ray keeps it
 SETTING_UP = "is being set up by Ray; `homeport status` shows it once it is there"
@@ -103,7 +104,12 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
 
 def describe(listed: MachineList, machines: list[dict[str, Any]], rays_words: Mapping[str, str]) -> list[str]:
     """A line for each machine that is here, and for each of the list that is not."""
-    rows = [(each["name"], each["address"], f"zone {each['zone']}, {each['state']}") for each in machines]
+
+    def stands(machine: dict[str, Any]) -> str:
+        words = WORDS.get(rays_words.get(machine["address"], "")) if machine["state"] in AWAY else None
+        return f"zone {machine['zone']}, {machine['state']}{f': {words}' if words else ''}"
+
+    rows = [(each["name"], each["address"], stands(each)) for each in machines]
     here = {each["address"] for each in machines}
     rows += [
         (address, "", WORDS.get(rays_words.get(address, ""), SETTING_UP))
@@ -140,9 +146,8 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
             "`ray down`, then `ray up`.",
             1,
         )
-    before, settings = read_json(paths.revision) or {}, _settings(paths)
-    network = prepared.config.network
-    if before.get("control", {}).get("port") != network.control:
+    renewal = renewing.compare(paths, run, prepared)
+    if "network.control" in renewal.later:
         raise UpRefused(
             "network.control has changed, and every machine knows the old one. Run `homeport down --all`, then try "
             "again.",
@@ -150,25 +155,18 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
         )
     _make_token(paths)
     lifecycle.give_list(paths, listed.path)
-    ports = (network.first, network.last)
-    # A machine that joins meanwhile is told those of the revision.
-    first, last = before.get("machine", {}).get("ports", ports)
-    lifecycle.write_revision(paths, prepared.config, prepared.machine, (first, last))
-    after: dict[str, Any] = read_json(paths.revision) or {}
-    wished = _settings(paths)
-    if wished != settings:  # A router that restarts goes on where it was: `run.json` says so to everybody.
-        models = (read_json(paths.router_settings) or {})["models"]
-        write_private(paths.router_settings, json.dumps({**settings, "models": models}, indent=1))
+    renewing.renew(paths, renewal)
     following.say_running(run)
-    if after.get("revision") != before.get("revision"):
-        say(f"The config has changed: models are being changed to revision {after.get('revision')}.")
-    elif wished == settings:
+    if renewal.is_new:
+        say(f"The config has changed: models are being changed to revision {renewal.wanted['revision']}.")
+    elif not renewal.later:
         say("It serves what the config says; nothing is to be changed.")
-    if (first, last) != ports or wished != settings or after.get("machine") != before.get("machine"):
+    if renewal.later:
         say(
-            "What it says of router, ports and this machine holds after `homeport down` and this command again."
+            "What it says of router, ports and this machine holds after `homeport down` and this command again: "
+            f"{', '.join(renewal.later)}."
         )
-    if after.get("machines") != before.get("machines"):
+    if renewal.wanted["machines"] != renewal.before.get("machines"):
         say(
             "New names, zones and reserves of machines that are in already hold after `homeport join` there, with the "
             "head's address."
@@ -179,12 +177,6 @@ def _make_token(paths: Paths) -> None:
     """The token that Ray carries to the machines of the list."""
     paths.join_token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     secret(paths.join_token)
-
-
-def _settings(paths: Paths) -> dict[str, Any]:
-    """What the router was started with, but for the models, which it learns of."""
-    kept: dict[str, Any] = read_json(paths.router_settings) or {}
-    return {key: value for key, value in kept.items() if key != "models"}
 
 
 def _machines(paths: Paths, control_url: str) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cluster import restarting
 from cluster.build import build_id
@@ -41,8 +42,10 @@ __all__ = [
     "prepare",
     "release",
     "running",
+    "settle",
     "start",
     "take_up_lock",
+    "wanted_revision",
     "write_revision",
 ]
 
@@ -131,38 +134,8 @@ def start(
     from here on. `machines`: Ray's list of those that it is to set up. Raises UpRefused for a taken port, a full or
     read-only state folder.
     """
-    config, network = prepared.config, prepared.config.network
     try:
-        _needs_space(paths.home)
-        leave_former_cluster(paths)
-        for part in (paths.cluster_token, paths.digest_key, paths.ray_token):
-            secret(part)
-        end(ours(paths, "parent", "router"), ROUTER_GRACE_S)
-        end_all(paths, "ray")
-        _needs_port(config.router.host, config.router.port, "router.listen")
-        _needs_port(prepared.machine.address, network.control, "network.control")
-        machine = enter(
-            paths,
-            prepared.machine.name,
-            prepared.machine.zone,
-            prepared.machine.hardware,
-            prepared.machine.reserve,
-            (network.first, network.last),
-            prepared.machine.address,
-        )
-        give_list(paths, machines)
-        write_revision(paths, config, machine, (network.first, network.last))
-        run = {
-            "url": config.router.url,
-            "keys": config.router.keys_file is not None,
-            "owner": owner,
-            "machine": machine.to_json(),
-            "address": machine.address,
-            "build": build_id(),
-            "steps": {},
-            "since": time.time(),
-        }
-        write_private(paths.run, json.dumps(run, indent=1))
+        settle(paths, prepared, owner, machines)
         with (paths.logs / "parent.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "router.parent"],
@@ -177,6 +150,41 @@ def start(
         raise UpRefused(_disk_sentence(paths, error), code=1) from error
     finally:
         os.close(lock)
+
+
+def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path | None = None) -> None:
+    """All that `start` does before the parent begins; no other parent runs then. Raises UpRefused and OSError."""
+    config, network = prepared.config, prepared.config.network
+    _needs_space(paths.home)
+    leave_former_cluster(paths)
+    for part in (paths.cluster_token, paths.digest_key, paths.ray_token):
+        secret(part)
+    end(ours(paths, "parent", "router"), ROUTER_GRACE_S)
+    end_all(paths, "ray")
+    _needs_port(config.router.host, config.router.port, "router.listen")
+    _needs_port(prepared.machine.address, network.control, "network.control")
+    machine = enter(
+        paths,
+        prepared.machine.name,
+        prepared.machine.zone,
+        prepared.machine.hardware,
+        prepared.machine.reserve,
+        (network.first, network.last),
+        prepared.machine.address,
+    )
+    give_list(paths, machines)
+    write_revision(paths, config, machine, (network.first, network.last))
+    run = {
+        "url": config.router.url,
+        "keys": config.router.keys_file is not None,
+        "owner": owner,
+        "machine": machine.to_json(),
+        "address": machine.address,
+        "build": build_id(),
+        "steps": {},
+        "since": time.time(),
+    }
+    write_private(paths.run, json.dumps(run, indent=1))
 
 
 def leave_former_cluster(paths: Paths) -> None:
@@ -210,14 +218,20 @@ def give_list(paths: Paths, machines: Path | None) -> None:
         write_private(paths.machine_list, str(machines.expanduser().absolute()))
 
 
-def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[int, int]) -> None:
-    """Keep what is wanted of this machine as a numbered revision; the number grows only when something changed."""
+def wanted_revision(
+    paths: Paths, config: Config, machine: Machine, ports: tuple[int, int]
+) -> tuple[int, dict[str, Any]]:
+    """What is wanted of the machines, and its number, which grows only when something has changed. Writes nothing."""
     wanted = {
         "models": [
             {"spec": model.to_json(), "digest": digest(model, content_digest(model, paths.home))}
             for model in config.models
         ],
-        "control": {"host": machine.address, "port": config.network.control},
+        "control": {
+            "host": machine.address,
+            "port": config.network.control,
+            "lost_after_s": config.network.lost_after_s,
+        },
         "machines": [entry.to_json() for entry in config.machines],
         "machine": {
             "name": machine.name,
@@ -226,10 +240,16 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
             "ports": list(ports),
         },
     }
+    wanted = json.loads(json.dumps(wanted))  # tuples become lists, as those that were read
     known = read_json(paths.revision) or {"revision": 0}
     number = int(known.pop("revision"))
-    if known != json.loads(json.dumps(wanted)):  # tuples come back as lists
-        number += 1
+    return (number if known == wanted else number + 1), wanted
+
+
+def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[int, int]) -> None:
+    """Keep what is wanted of the machines as a numbered revision."""
+    number, wanted = wanted_revision(paths, config, machine, ports)
+    if number != (read_json(paths.revision) or {}).get("revision"):
         # The router would serve from its last picture, which is of the former revision.
         paths.fleet.unlink(missing_ok=True)
     write_private(paths.revision, json.dumps({"revision": number, **wanted}, indent=1))

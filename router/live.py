@@ -22,9 +22,11 @@ MARKS = {
     "draining": ("◌", "yellow"),
     "stopping": ("◌", "yellow"),
     "failed": ("✗", "red"),
+    "lost": ("✗", "red"),
 }
 
 
+NO_SLICE: Mapping[str, Any] = {"cores": (), "gpus": (), "memory_bytes": 0}
 PIPE_WIDTH = 200
 """Characters of a line that no terminal shows."""
 
@@ -74,9 +76,10 @@ def up_view(
             _mark(step["state"]), label, step["state"], Text(step.get("detail") or took, style="dim")
         )
     for machine in fleet.get("machines", ()):
-        cores = len(machine["hardware"]["cores"])
-        detail = f"{cores} cores, {bytes_text(machine['hardware']['memory_bytes'])}"
-        grid.add_row(_mark("ready"), f"keeper of {machine['name']}", "ready", Text(detail, style="dim"))
+        state = standing_text(machine)
+        facts = ", ".join(_hardware_facts(machine)[:2])
+        mark = _mark("ready" if state == "cordoned" else state)
+        grid.add_row(mark, f"keeper of {machine['name']}", state, Text(facts, style="dim"))
         for replica in machine["replicas"]:
             grid.add_row(*_host_row(replica))
     for model, reasons in (fleet.get("problems") or {}).items():
@@ -97,7 +100,7 @@ def plain_lines(run: Mapping[str, Any], fleet: Mapping[str, Any], ready: bool) -
             lines.append(f"{label}: {step['state']}{' ' + step['detail'] if step.get('detail') else ''}")
     for replica in replicas_of(fleet):
         if replica["state"] in ("ready", "failed"):
-            cores = ",".join(map(str, replica["slice"]["cores"]))
+            cores = ",".join(map(str, (replica["slice"] or NO_SLICE)["cores"]))
             why = f": {replica['detail']}" if replica["state"] == "failed" else ""
             lines.append(
                 f"host {replica['name']} on core {cores}: {replica['state']} {replica['model']}{why}"
@@ -171,18 +174,37 @@ def age_text(seconds: float) -> str:
     return f"{seconds:.0f} s"
 
 
+def standing_text(machine: Mapping[str, Any]) -> str:
+    """How a machine stands: `ready`, `cordoned`, `lost, last heard 2 min ago`."""
+    state, away_s = str(machine["state"]), machine.get("away_s")
+    cordoned = ", cordoned" if machine.get("cordoned") and state != "cordoned" else ""
+    if state == "unknown":
+        return f"not heard yet since the controller began{cordoned}"
+    if state != "lost":
+        return state
+    if away_s is None:
+        return f"lost, not heard since the controller began{cordoned}"
+    return f"lost, last heard {age_text(away_s)} ago{cordoned}"
+
+
+def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
+    """Nothing of a machine that was never heard by this head."""
+    hardware, reserve = machine.get("hardware"), machine.get("reserve")
+    if not hardware:
+        return []
+    facts = [f"{len(hardware['cores'])} cores", bytes_text(hardware["memory_bytes"])]
+    if reserve:
+        facts.append(f"{len(hardware['gpus'])} GPUs")
+        facts.append(f"reserve {reserve['cores']} cores and {bytes_text(reserve['memory_bytes'])}")
+    return [*facts, "simulated"] if hardware.get("simulated") else facts
+
+
 def _machine_line(machine: Mapping[str, Any]) -> Text:
-    hardware, reserve = machine["hardware"], machine["reserve"]
-    facts = [
-        f"zone {machine['zone']}",
-        f"{len(hardware['cores'])} cores",
-        bytes_text(hardware["memory_bytes"]),
-        f"{len(hardware['gpus'])} GPUs",
-        f"reserve {reserve['cores']} cores and {bytes_text(reserve['memory_bytes'])}",
-    ]
-    if hardware.get("simulated"):
-        facts.append("simulated")
-    return Text.assemble((machine["name"], "bold"), f"  {machine['state']}  ", (", ".join(facts), "dim"))
+    style = {"lost": "red", "unknown": "yellow", "cordoned": "yellow"}.get(machine["state"], "")
+    facts = ", ".join([f"zone {machine['zone']}", *_hardware_facts(machine)])
+    return Text.assemble(
+        (machine["name"], "bold"), "  ", (standing_text(machine), style), "  ", (facts, "dim")
+    )
 
 
 def _slices_table(machine: Mapping[str, Any]) -> Table:
@@ -190,11 +212,11 @@ def _slices_table(machine: Mapping[str, Any]) -> Table:
         "replica", "model", "state", "cores", "GPUs", "memory", "owner", "enforced", "watched", box=None
     )
     for replica in machine["replicas"]:
-        held, limits = replica["slice"], replica.get("limits") or {"enforced": (), "watched": ()}
+        held, limits = replica["slice"] or NO_SLICE, replica.get("limits") or {"enforced": (), "watched": ()}
         table.add_row(
             replica["name"],
             replica["model"],
-            Text.assemble(_mark(replica["state"]), " ", replica["state"]),
+            _state_seen(replica),
             ",".join(map(str, held["cores"])) or "-",
             ",".join(held["gpus"]) or "-",
             bytes_text(held["memory_bytes"]),
@@ -205,8 +227,15 @@ def _slices_table(machine: Mapping[str, Any]) -> Table:
     return table
 
 
+def _state_seen(replica: Mapping[str, Any]) -> Text:
+    """What its host said last is no news of one that does not answer."""
+    if replica.get("reach") == "out" and replica["state"] in ("ready", "unknown"):
+        return Text.assemble(_mark("failed"), " no answer")
+    return Text.assemble(_mark(replica["state"]), " ", replica["state"])
+
+
 def _host_row(replica: Mapping[str, Any]) -> tuple[RenderableType, ...]:
-    cores = ",".join(map(str, replica["slice"]["cores"]))
+    cores = ",".join(map(str, (replica["slice"] or NO_SLICE)["cores"]))
     label = f"  host {replica['name']}  core {cores}"
     if replica["state"] == "loading":
         bar: RenderableType = ProgressBar(

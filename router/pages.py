@@ -70,7 +70,7 @@ def make_pages(
 
     @pages.get("/api/fleet")
     async def api_fleet(request: Request) -> dict[str, Any]:
-        return admin.fleet_json(fleet, relay.addressing.digest_key, clock(), who(request))
+        return admin.fleet_json(fleet, relay.addressing.digest_key, clock(), wall(), who(request))
 
     @pages.get("/api/sessions")
     async def api_sessions(request: Request) -> dict[str, Any]:
@@ -95,6 +95,14 @@ def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
     @pages.post("/api/machines/{name}/forget")
     async def forget(name: str) -> dict[str, Any]:
         return await sessions.forget(name)
+
+    @pages.post("/api/machines/{name}/cordon")
+    async def cordon(name: str) -> dict[str, Any]:
+        return await sessions.cordon(name, True)
+
+    @pages.post("/api/machines/{name}/uncordon")
+    async def uncordon(name: str) -> dict[str, Any]:
+        return await sessions.cordon(name, False)
 
 
 async def _json(request: Request) -> Any:

@@ -62,12 +62,18 @@ class Parent:
     async def _owner_gone(self) -> bool:
         """Wait for the end; True when the owner went without a word. `up --detach` takes its leave by SIGUSR1."""
         stopping = asyncio.create_task(self._stopping.wait())
-        owner = asyncio.create_task(gone(self.run["owner"]))
+        owner = asyncio.create_task(
+            self._no_owner() if self.run["owner"] is None else gone(self.run["owner"])
+        )
         await asyncio.wait({owner, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if owner.done() and self.run["owner"] is not None:
             return True
         await stopping
         return False
+
+    async def _no_owner(self) -> None:
+        """Under systemd there is none."""
+        await self._stopping.wait()
 
     def _disown(self) -> None:
         self.run["owner"] = None

@@ -16,6 +16,7 @@ import msgspec
 from router.snapshot import Resident
 from serving.pin_index import Candidate
 from serving.pins import Pin, pin_from_json
+from serving.standing import LOST_AFTER_S
 
 POLL = aiohttp.ClientTimeout(total=2.0)
 QUICK = aiohttp.ClientTimeout(total=0.5)
@@ -86,6 +87,10 @@ class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     address: str
     state: str
+    """How it stands: unknown, ready, cordoned, lost."""
+    cordoned: bool = False
+    heard_s: float | None = None
+    """Of one that is away: when its keeper was heard last, since the epoch; None: not since the controller began."""
     id: str = ""
     zone: str = "default"
     revision: int = 0
@@ -116,6 +121,7 @@ class ListedFleet(msgspec.Struct, frozen=True, kw_only=True):
     models: tuple[ListedModel, ...] = ()
     machines: tuple[ListedMachine, ...] = ()
     forgotten: tuple[ForgottenMachine, ...] = ()
+    lost_after_s: float = LOST_AFTER_S
     problems: Any = None
     """Models that are left out, and why, by machine."""
 
@@ -185,14 +191,16 @@ class Peers:
         order: Sequence[Candidate],
         refused: Iterable[str],
         instead_of: Pin | None = None,
+        child: bool = False,
     ) -> tuple[Pin, bool]:
         """The session's pin, and whether it existed before. The controller settles races.
 
         `instead_of`: the pin whose home is lost; if it still holds, there is a new one of the next generation.
+        `child`: it may go nowhere but to its parent's home.
         """
         ranked = [{"replica": candidate.replica, "free": candidate.free} for candidate in order]
         asked: dict[str, Any] = {"session": session, "model": model, "ranked": ranked}
-        asked |= {"refused": sorted(refused), "router": self._router}
+        asked |= {"refused": sorted(refused), "router": self._router, "child": child}
         if instead_of is not None:
             asked["instead_of"] = {"replica": instead_of.replica, "generation": instead_of.generation}
         text = await self._ask("POST", f"{self._control}/claim", QUICK, msgspec.json.encode(asked))
@@ -259,9 +267,9 @@ class Peers:
         data, url = msgspec.json.encode({"only": pin.to_json()}), f"{self._control}/pins/{pin.session}"
         await self._ask("DELETE", url, QUICK, data, {"model": pin.model})
 
-    async def forget(self, machine: str) -> tuple[int, str]:
-        """Tell the controller that a machine is gone for good: its status, and what it says."""
-        url = f"{self._control}/machines/{quote(machine, safe='')}/forget"
+    async def manage(self, machine: str, act: str) -> tuple[int, str]:
+        """Have the controller `forget`, `cordon` or `uncordon` a machine: its status, and what it says."""
+        url = f"{self._control}/machines/{quote(machine, safe='')}/{act}"
         try:
             async with self._client.post(url, headers=self._headers, timeout=POLL) as answer:
                 return answer.status, _message(await answer.read())

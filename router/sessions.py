@@ -1,4 +1,4 @@
-"""Ending and moving sessions, and giving a machine up: what people ask for through the API.
+"""Ending and moving sessions, cordoning machines and giving them up: what people ask for through the API.
 
 A key acts on its own sessions only, an admin's on all. Each change is written where the session's home is, then told
 to the controller, then to whoever else may still know of it.
@@ -92,8 +92,18 @@ class Sessions:
 
     async def forget(self, machine: str) -> dict[str, Any]:
         """The machine is gone for good: its sessions get new homes."""
+        await self._manage(machine, "forget")
+        return {"machine": machine, "forgotten": True}
+
+    async def cordon(self, machine: str, is_cordoned: bool) -> dict[str, Any]:
+        """Let the machine take no new pins, or take them again; its sessions are served all the same."""
+        await self._manage(machine, "cordon" if is_cordoned else "uncordon")
+        return {"machine": machine, "cordoned": is_cordoned}
+
+    async def _manage(self, machine: str, act: str) -> None:
+        """Have the controller do this with a machine; on return the picture shows it."""
         try:
-            status, message = await self._peers.forget(machine)
+            status, message = await self._peers.manage(machine, act)
         except Unreachable as error:
             raise Rejected(no_controller()) from error
         if status == 404:
@@ -103,7 +113,6 @@ class Sessions:
         if status != 200:
             raise Rejected(ApiError(502, "controller_error", message or f"The controller answered {status}."))
         await self._fleet.refresh_controller()
-        return {"machine": machine, "forgotten": True}
 
     async def _all(self, public: str, key: Key, known: bool = False) -> list[Found]:
         """By model, sorted. Raises Rejected where there is none of this key, unless one is `known`."""

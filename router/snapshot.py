@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from serving.standing import LOST_AFTER_S
+
 Reach = Literal["up", "suspect", "out", "unknown"]
 
 SUSPECT_S = 3.0
 """A host that has been silent this long gets no new work."""
 OUT_S = 5.0
 """A host that has been silent this long is out of routing."""
-LOST_S = 30.0
-"""A host that has been silent this long is lost: its sessions wait, move or fail, as their model says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +66,9 @@ class Replica:
     def serves(self, now: float) -> bool:
         return self.state == "ready" and self.reach(now) == "up"
 
-    def is_lost(self, now: float) -> bool:
+    def is_lost(self, now: float, lost_after_s: float) -> bool:
         """Whether nothing has been heard of it for so long that its sessions are not to wait in line for it."""
-        return now - (self.known_at if self.heard_at is None else self.heard_at) >= LOST_S
+        return now - (self.known_at if self.heard_at is None else self.heard_at) >= lost_after_s
 
     def free(self, open_turns: int) -> int:
         """Places that nobody has, as far as this router knows; `open_turns` are its own turns there."""
@@ -88,7 +88,10 @@ class Replica:
 class Machine:
     name: str
     state: str = "ready"
+    """As the controller says; serving/standing.py has the words."""
     zone: str = "default"
+    cordoned: bool = False
+    """By a person, whether it is there or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +113,8 @@ class Snapshot:
     """Whether the controller answers, so that what it leaves out is not there."""
     forgotten: Mapping[str, str | None] = field(default_factory=dict)
     """Machines that are gone for good, with their zones as far as these are known."""
+    lost_after_s: float = LOST_AFTER_S
+    """A host that has been silent this long is lost: its sessions wait, move or fail, as their model says."""
 
     def of_model(self, model: str) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.model == model]

@@ -30,6 +30,7 @@ from serving.source import (
     option_files,
     source_digest,
 )
+from serving.standing import LOST_AFTER_S
 from serving.yaml_lines import Document, Loc, YamlError, read_yaml
 
 __all__ = [
@@ -109,6 +110,8 @@ class NetworkConfig:
     last: int
     private: bool = False
     """Whether the person says that nobody else listens on the network of the machines: it carries no TLS yet."""
+    lost_after_s: float = LOST_AFTER_S
+    """A machine that has not been heard from for so long is lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +163,7 @@ class Config:
                 "first": self.network.first,
                 "last": self.network.last,
                 "private": self.network.private,
+                "lost_after_s": self.network.lost_after_s,
             },
             "machines": [machine.to_json() for machine in self.machines],
             "models": [model.to_json() for model in self.models],
@@ -244,7 +248,9 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
             names=router.names,
             identity=IdentityConfig(router.identity.headers, router.identity.fields),
         ),
-        NetworkConfig(file.network.control, *file.network.ports, file.network.private),
+        NetworkConfig(
+            file.network.control, *file.network.ports, file.network.private, file.network.lost_after
+        ),
         tuple(
             MachineConfig(
                 machine.name, machine.address, machine.zone, machine.reserve.cores, machine.reserve.memory

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from serving.standing import LOST_AFTER_S
+
 BYTES = {
     "B": 1,
     "KiB": 2**10,
@@ -77,6 +79,13 @@ def _seconds(value: object) -> float:
     if not match or match[2] not in SECONDS:
         raise fault(f"{shown(value)} is not a duration", "Write a number and a unit, for example 10s or 5m")
     return float(match[1]) * SECONDS[match[2]]
+
+
+def _lost_after(value: object) -> float:
+    seconds = _seconds(value)
+    if not 5.0 <= seconds <= 600.0:
+        raise fault(f"{shown(value)} is too short or too long", "Use 5s to 10m; 30s suits most networks")
+    return seconds
 
 
 def _listen(value: object) -> tuple[str, int]:
@@ -286,6 +295,7 @@ class NetworkSection(Section):
     control: Annotated[int, Field(ge=1, le=65535)] = 8090
     ports: Annotated[tuple[int, int], BeforeValidator(_ports)] = (8100, 8199)
     private: bool = False
+    lost_after: Annotated[float, BeforeValidator(_lost_after)] = LOST_AFTER_S
 
 
 class ReserveSection(Section):

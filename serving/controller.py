@@ -11,35 +11,33 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
-from urllib.parse import urlencode
 
 import uvicorn
 
-from cluster.fit import fit_each
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.ray_cluster import RayFailed
-from serving import ask_host
-from serving.controller_app import ControllerApp
+from serving.controller_app import Acts, ControllerApp
+from serving.giving import Giving
 from serving.join_routes import JoinRoutes
 from serving.journal_file import JournalNews, Mark
+from serving.known_pins import KnownPins
 from serving.machine_book import MachineBook, NotForgotten
-from serving.model import ModelSpec
+from serving.machine_roll import MachineRoll
 from serving.pin_index import PinIndex
 from serving.pins import Pin, pin_from_json
+from serving.plan import shares
+from serving.standing import LOST_AFTER_S
+from serving.telling import Telling
 
 TICK_S = 2.0
 """How often it looks for new machines."""
-NEWS_S = 10.0
-"""How long it waits for news of a machine in one question."""
-HEARD_S = 15.0
-"""How long what a keeper reported counts: it is asked again and again, for NEWS_S each time."""
-TELL_S = 5.0
-"""How long a host may take to learn of a session's new home, or of its end."""
-TOLD_AT_ONCE = 1000
-"""Pins."""
+NEWS_S, NEWS_PART = 10.0, 1 / 3
+"""How long it waits for news of a machine in one question: at most, and of the time after which that one is lost."""
+HEARD_S, HEARD_PART = 15.0, 1 / 2
+"""How long what a keeper reported counts, likewise."""
 LEARN_S = 20.0
 """How long new sessions wait for the journals of a machine that Ray counts as alive and whose keeper is silent."""
 
@@ -86,12 +84,14 @@ class Controller:
         self.token = secret(self.paths.cluster_token)
         self.index = PinIndex()
         self.book = MachineBook(self.paths.revision.with_name("machines.json"))
-        self.reports: dict[str, dict[str, Any]] = {}
-        self._heard_at: dict[str, float] = {}
-        """By machine: when its keeper reported last."""
+        self.known = KnownPins(self.paths.known_pins)
+        names = (each.name for each in self.book.remembered().values())
+        self.roll = MachineRoll(self.book, self.known.read(self.index, names))
         self.problems: dict[str, dict[str, str]] = {}
         self.revision: dict[str, Any] = {"revision": 0, "models": [], "control": {}}
         self._fleet_text: bytes | None = None
+        self._passing: dict[str, Any] = {}
+        """What that text says of who is away and whose turn it is: nobody tells of a change of that."""
         self._make_members = members
         self._members: Members | None = None
         self._unread: dict[str, float] = {}
@@ -102,7 +102,10 @@ class Controller:
         """By machine: what its replicas said of their journals when these were read last."""
         self._here: set[str] | None = None
         """Ids of the machines that are there now; None before it looked."""
-        self._telling: set[asyncio.Task[None]] = set()
+        self._deaf: set[str] = set()
+        """Ids of machines whose keeper did not take its share, until it is heard of again."""
+        self._telling = Telling(self.index, self.token)
+        self._giving = Giving(lambda: self.roll.reports, self._heard_of, self.ping, self._give, self._head)
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
     def ping(self) -> int:
@@ -137,28 +140,27 @@ class Controller:
     async def _work(self) -> None:
         members = self._members = self._make_members()
         following: dict[str, asyncio.Task[None]] = {}
-        while True:
+        giving = asyncio.create_task(self._giving.run())
+        while not giving.done():
             self._here = set(await asyncio.to_thread(members.machines))
             for machine in self._here:
                 if machine not in following or following[machine].done():
                     following[machine] = asyncio.create_task(self._follow(members, machine))
                     self._unread.setdefault(machine, time.monotonic() + LEARN_S)
             self._read_revision()
+            await self.known.save(self.index, self.roll)
             await asyncio.sleep(TICK_S)
 
     async def _follow(self, members: Members, machine: str) -> None:
-        """Hear of every change on a machine as it happens, and give it what it is to serve."""
+        """Hear of every change on a machine as it happens."""
         version = -1
         while True:
             try:
-                self._heard(machine, await members.report(machine, version, NEWS_S))
-                wanted = self._assign().get(machine)
-                number = self.revision["revision"]
-                if wanted is not None and self.reports[machine]["revision"] != number:
-                    self._heard(machine, await members.apply(machine, number, wanted, self._head()))
+                news_s = min(NEWS_S, self.roll.lost_after_s * NEWS_PART)
+                self._heard(machine, await members.report(machine, version, news_s))
                 await self._learn(members, machine)
-                await self._tell(machine)
-                version = self.reports[machine]["version"]
+                await self._telling.tell(self.roll.reports[machine])
+                version = self.roll.reports[machine]["version"]
             except AWAY as error:
                 log.warning("machine %s cannot be asked: %s", machine, error)
                 await asyncio.sleep(TICK_S)
@@ -166,9 +168,27 @@ class Controller:
                 log.exception("machine %s: a step failed; the controller goes on", machine)
                 await asyncio.sleep(TICK_S)
 
+    async def _give(self, machine: str) -> None:
+        """Give a keeper its share of the revision; one that does not take it is away until it is heard of again."""
+        wanted = self._assign().get(machine)
+        if wanted is None or self._members is None:
+            return
+        number = self.revision["revision"]
+        try:
+            self._heard(machine, await self._members.apply(machine, number, wanted, self._head()))
+        except AWAY as error:
+            log.warning("machine %s does not take its share: %s", machine, error)
+            self._deaf.add(machine)
+
+    def _heard_of(self) -> set[str]:
+        """Ids of the machines that are here, by Ray's word and by their keepers'."""
+        heard_s = min(HEARD_S, self.roll.lost_after_s * HEARD_PART)
+        reported = (self._here or set()) & self.roll.reports.keys() - self._deaf
+        return {machine for machine in reported if self.roll.silent_s(machine) < heard_s}
+
     async def _learn(self, members: Members, machine: str) -> None:
         """Read what is new in the journals of a machine: those of hosts that are dead or no longer wanted too."""
-        report = self.reports[machine]
+        report = self.roll.reports[machine]
         changes = tuple((r.get("pins", 0), r.get("journal", "")) for r in report["replicas"])
         if self._changes.get(machine) == changes:
             return
@@ -185,46 +205,15 @@ class Controller:
             return
         self._changes[machine] = changes
         self._unread[machine] = 0.0
+        await self.known.save(self.index, self.roll)
 
-    async def _tell(self, machine: str) -> None:
-        """Let its hosts know of sessions that have a newer home, so that their old contexts go."""
-        report = self.reports[machine]
-        for replica in report["replicas"]:
-            behind = self.index.behind.get(replica["name"], {})
-            while behind and replica["state"] == "ready":
-                pins = list(behind.values())[:TOLD_AT_ONCE]
-                if not await self._ask(
-                    report, replica, "POST", "/pins", {"pins": list(map(Pin.to_json, pins))}
-                ):
-                    break
-                self.index.told(replica["name"], pins)
-
-    def _ended(self, session: str, model: str, replicas: Sequence[str]) -> None:
-        """Let these hosts drop what they have of a session that was ended, if they can be asked."""
-        path = f"/pins/{session}?{urlencode({'model': model})}"
-        for report in self.reports.values():
-            for replica in report["replicas"]:
-                if replica["name"] in replicas:
-                    telling = asyncio.create_task(self._end_at(report, replica, path))
-                    self._telling.add(telling)
-                    telling.add_done_callback(self._telling.discard)
-
-    async def _end_at(self, report: dict[str, Any], replica: dict[str, Any], path: str) -> None:
-        await self._ask(report, replica, "DELETE", path, {})
-
-    async def _ask(
-        self, report: dict[str, Any], replica: dict[str, Any], method: str, path: str, body: dict[str, Any]
-    ) -> bool:
-        """Whether the host has done it."""
-        try:
-            asking = ask_host.ask_host(
-                report["address"], replica["port"], self.token, method, path, json.dumps(body).encode()
-            )
-            await asyncio.wait_for(asking, TELL_S)
-        except ask_host.AWAY as error:
-            log.warning("%s does not take what it is told of pins: %s", replica["name"], error)
-            return False
-        return True
+    def _ended(self, said: Mapping[str, Pin]) -> Awaitable[None]:
+        """Let the hosts of these journals drop what they have of a session that was ended; those that are away, once
+        they are back. That is on disk when it returns."""
+        for journal, pin in said.items():
+            self.index.is_to_hear(journal, pin)
+        self._telling.end_soon(self.roll.reports.values(), said)
+        return self.known.save(self.index, self.roll)
 
     def _forget(self, name: str) -> None:
         if self._here is None:
@@ -232,23 +221,34 @@ class Controller:
                 "The controller has not looked yet who is here. Ask again in a second.", known=True
             )
         for machine in self.book.forget(name, self._here):
-            self.reports.pop(machine, None)
-            self._heard_at.pop(machine, None)
+            self.roll.forget(machine)
             self._unread.pop(machine, None)
             self._changes.pop(machine, None)  # Its journals are read again, should it come back.
+        self.known.drop(name)
         self._assign()
+
+    def _cordon(self, name: str, is_cordoned: bool) -> None:
+        self.book.cordon(name, is_cordoned)
+        self._fleet_text = None
+
+    def _takes_new(self, replica: str) -> bool:
+        """Whether sessions may get a home there: not on a machine that is cordoned."""
+        name = replica.rpartition("/")[0]
+        return all(known.name != name for id_, known in self.book.known.items() if id_ in self.book.cordoned)
 
     async def _leave(self) -> dict[str, Any]:
         """Ask every machine but the head to end its part: by name, those that do, with their hosts, and the others."""
         head = self._head()
         names = {id_: known.name for id_, known in self.book.remembered().items() if id_ != head}
-        names |= {id_: self.reports[id_]["name"] for id_ in self.reports if id_ != head}
+        names |= {id_: self.roll.reports[id_]["name"] for id_ in self.roll.reports if id_ != head}
         members, here = self._members, self._here or set()
         asked = [id_ for id_ in names if members is not None and id_ in here]
         answers = await asyncio.gather(*(self._leaves(members, id_) for id_ in asked if members is not None))
         left = [id_ for id_, leaves in zip(asked, answers, strict=True) if leaves]
         hosts = {
-            names[id_]: [f"{r['address']}:{r['port']}" for r in self.reports.get(id_, {}).get("replicas", ())]
+            names[id_]: [
+                f"{r['address']}:{r['port']}" for r in self.roll.reports.get(id_, {}).get("replicas", ())
+            ]
             for id_ in left
         }
         away = sorted(names[id_] for id_ in names if id_ not in left)
@@ -269,12 +269,10 @@ class Controller:
 
     def _is_there(self, replica: str) -> bool:
         """Whether its machine is there, and the keeper said of late that it is ready."""
-        since = time.monotonic() - HEARD_S
         return any(
             each["name"] == replica and each["state"] == "ready"
-            for machine in self._here or ()
-            if self._heard_at.get(machine, 0.0) > since
-            for each in self.reports[machine]["replicas"]
+            for machine in self._heard_of()
+            for each in self.roll.reports[machine]["replicas"]
         )
 
     def _head(self) -> str:
@@ -282,42 +280,39 @@ class Controller:
         return str((read_json(self.paths.machine) or {}).get("id", ""))
 
     def _heard(self, machine: str, report: dict[str, Any]) -> None:
-        if report.get("head", "") != self._head():
-            report = {**report, "revision": 0}  # another head numbered it: of ours it has none yet
-        self.reports[machine] = report
-        self._heard_at[machine] = time.monotonic()
+        if report.get("head", "") != self._head() or report["revision"] > self.ping():
+            report = {**report, "revision": 0}  # another head numbered it, or this one before it lost its own
+        self.roll.heard(machine, report)
+        self._deaf.discard(machine)
         try:
-            self.book.here(machine, report["name"], report["zone"], report["address"])
+            if self.book.here(machine, report["name"], report["zone"], report["address"]):
+                self.index.save_again(report["name"])  # It may have been forgotten.
         except OSError as error:
             log.warning("machine %s is not written down: %s", machine, error)
-        self._fleet_text = None
+        self._assign()
+        self._giving.heard()
 
     def _assign(self) -> dict[str, list[dict[str, Any]]]:
         """By machine id: what it is to serve, as far as it fits there."""
-        machines = [Machine.from_json(report) for report in self.reports.values()]
-        models = {m["spec"]["name"]: m for m in self.revision["models"]}
         self._fleet_text = None
-        specs = [ModelSpec.from_json(m["spec"]) for m in models.values()]
-        fitted = fit_each([spec.wish() for spec in specs], machines)
-        self.problems = {model: dict(reasons) for model, reasons in fitted.left_out.items()}
-        return {
-            machine.id: [
-                {"model": models[name]["spec"], "digest": models[name]["digest"], "count": count}
-                for name, count in fitted.machines[machine.name]
-            ]
-            for machine in machines
-        }
+        told = shares(
+            self.revision["models"], [Machine.from_json(report) for report in self.roll.reports.values()]
+        )
+        self.problems = {model: dict(reasons) for model, reasons in told.left_out.items()}
+        return dict(told.machines)
 
     def _read_revision(self) -> None:
         revision = read_json(self.paths.revision)
         if revision and revision["revision"] != self.revision["revision"]:
             self.revision = revision
-            self._fleet_text = None
+            self.roll.lost_after_s = float(revision["control"].get("lost_after_s", LOST_AFTER_S))
+            self._assign()
+            self._giving.heard()
 
     def _all_problems(self) -> dict[str, dict[str, str]]:
         """By model and machine: why it does not run there, as the fit said and as the keepers found."""
         found = {model: dict(reasons) for model, reasons in self.problems.items()}
-        for report in self.reports.values():
+        for report in self.roll.reports.values():
             for model, reasons in report.get("refused", {}).items():
                 found.setdefault(model, {})[report["name"]] = "; ".join(reasons)
         return found
@@ -325,28 +320,32 @@ class Controller:
     # what routers ask
 
     def app(self) -> ControllerApp:
-        return ControllerApp(
-            self.token,
-            self.index,
+        acts = Acts(
             self._fleet,
             self._has_learned,
             self._forget,
+            self._cordon,
             self._ended,
             self._is_there,
-            JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave),
+            self._takes_new,
         )
+        joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
+        return ControllerApp(self.token, self.index, acts, joining)
 
     def _fleet(self) -> bytes:
-        if self._fleet_text is None:
+        passing = {"standings": self.roll.standings(), "giving": self._giving.told()}
+        if self._fleet_text is None or passing != self._passing:
             models = [m["spec"] for m in self.revision["models"]]
             fleet = {
                 "revision": self.revision["revision"],
+                "lost_after_s": self.roll.lost_after_s,
                 "models": [{key: m[key] for key in ("name", "context", "engine")} for m in models],
                 "problems": self._all_problems(),
-                "machines": list(self.reports.values()),
+                "machines": self.roll.list(),
+                "giving": passing["giving"],
                 "forgotten": self.book.list_forgotten(),
             }
-            self._fleet_text = json.dumps(fleet).encode()
+            self._fleet_text, self._passing = json.dumps(fleet).encode(), passing
         return self._fleet_text
 
 

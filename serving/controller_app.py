@@ -4,7 +4,8 @@ import hmac
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.applications import Starlette
@@ -13,40 +14,44 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from serving.join_routes import JoinRoutes
-from serving.machine_book import NotForgotten
+from serving.machine_book import NoMachine, NotForgotten
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, is_session, pin_from_json
+from serving.standing import AWAY
+
+
+@dataclass(frozen=True, slots=True)
+class Acts:
+    """What the app has done, and asks."""
+
+    fleet: Callable[[], bytes]
+    """The fleet as JSON."""
+    has_learned: Callable[[], bool]
+    """Whether a session that the index does not know is new."""
+    forget: Callable[[str], None]
+    """A machine, by its name. Raises NotForgotten and OSError."""
+    cordon: Callable[[str, bool], None]
+    """Let a machine take no new pins, or take them again. Raises NoMachine and OSError."""
+    ended: Callable[[Mapping[str, Pin]], Awaitable[None]]
+    """A session was ended: what the journals say that are still to hear of it."""
+    is_there: Callable[[str], bool]
+    """Whether a replica serves."""
+    takes_new: Callable[[str], bool]
+    """Whether sessions may get a home at a replica."""
 
 
 class ControllerApp:
-    """`fleet` gives the fleet as JSON; `has_learned` says whether a session that the index does not know is new;
-    `forget` forgets a machine by its name, or raises NotForgotten; `ended` is told of a session's end, with the model
-    and the replicas that may still have something of it; `is_there` says of a replica whether it serves; `joining`
-    lets machines in."""
+    """`joining` lets machines in."""
 
-    def __init__(
-        self,
-        token: str,
-        index: PinIndex,
-        fleet: Callable[[], bytes],
-        has_learned: Callable[[], bool],
-        forget: Callable[[str], None],
-        ended: Callable[[str, str, Sequence[str]], None],
-        is_there: Callable[[str], bool],
-        joining: JoinRoutes,
-    ) -> None:
+    def __init__(self, token: str, index: PinIndex, acts: Acts, joining: JoinRoutes) -> None:
         self._expected = f"Bearer {token}".encode()
         self._index = index
-        self._fleet = fleet
-        self._has_learned = has_learned
-        self._forget = forget
-        self._ended = ended
-        self._is_there = is_there
+        self._acts = acts
         self._joining = joining
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
-        /machines/{name}/forget; and what serving/join_routes.py answers."""
+        /machines/{name}/forget, cordon and uncordon; and what serving/join_routes.py answers."""
         return Starlette(
             routes=[
                 Route("/fleet", self._guard(self._get_fleet)),
@@ -55,6 +60,8 @@ class ControllerApp:
                 Route("/pins/{name}", self._guard(self._pin), methods=["GET"]),
                 Route("/pins/{name}", self._guard(self._end), methods=["DELETE"]),
                 Route("/machines/{name}/forget", self._guard(self._forget_machine), methods=["POST"]),
+                Route("/machines/{name}/cordon", self._guard(self._cordon_machine), methods=["POST"]),
+                Route("/machines/{name}/uncordon", self._guard(self._uncordon_machine), methods=["POST"]),
                 *self._joining.routes(self._guard, self._is_heard),
             ]
         )
@@ -70,10 +77,11 @@ class ControllerApp:
         return guarded
 
     def _is_heard(self, machine: str) -> bool:
-        return any(each["id"] == machine for each in json.loads(self._fleet())["machines"])
+        machines = json.loads(self._acts.fleet())["machines"]
+        return any(each["id"] == machine and each["state"] not in AWAY for each in machines)
 
     async def _get_fleet(self, _request: Request) -> Response:
-        return Response(self._fleet(), media_type="application/json")
+        return Response(self._acts.fleet(), media_type="application/json")
 
     async def _claim(self, request: Request) -> Response:
         try:
@@ -88,9 +96,17 @@ class ControllerApp:
             return _error(400, f"Not a claim: {error}")
         if not ranked:
             return _error(400, "A claim needs a candidate.")
-        if not self._has_learned():
+        if not self._acts.has_learned():
             return _not_yet()
-        if instead_of is not None and self._is_there(instead_of.replica):
+        ranked = [each for each in ranked if not self._index.is_ending(session, model, each.replica)]
+        if not body.get("child"):  # A child has its home where its parent's is.
+            ranked = [each for each in ranked if self._acts.takes_new(each.replica)]
+        held = self._index.get(session, model)
+        if not ranked and held is None:
+            return _not_yet()
+        if not ranked and held is not None:
+            return JSONResponse({"pin": held.to_json(), "known": (session, model) not in self._index.claims})
+        if instead_of is not None and self._acts.is_there(instead_of.replica):
             instead_of = None  # That one router cannot reach it is no loss.
         pin, known = self._index.claim(session, model, ranked, refused, time.time(), instead_of, router)
         return JSONResponse({"pin": pin.to_json(), "known": known})
@@ -111,7 +127,7 @@ class ControllerApp:
 
     async def _pin(self, request: Request) -> Response:
         pin = self._find(request)
-        if pin is None and not self._has_learned():
+        if pin is None and not self._acts.has_learned():
             return _not_yet()
         if pin is None:
             return _error(404, "No such pin.")
@@ -131,17 +147,32 @@ class ControllerApp:
             return JSONResponse({"ended": False})
         index = self._index
         journals = index.disown(only) if only else index.remove(pin.session, pin.model, since)
-        self._ended(pin.session, pin.model, [name for name in journals if name != pin.replica])
+        await self._acts.ended({name: said for name, said in journals.items() if name != pin.replica})
         return JSONResponse({"ended": only is None or bool(journals)})
 
     async def _forget_machine(self, request: Request) -> Response:
         try:
-            self._forget(request.path_params["name"])
+            self._acts.forget(request.path_params["name"])
         except NotForgotten as error:
             return _error(409 if error.known else 404, str(error))
         except OSError as error:
-            return _error(507, f"The head's state folder cannot be written ({error}); make room on its disk.")
+            return _error(507, _no_room(error))
         return JSONResponse({"forgotten": request.path_params["name"]})
+
+    async def _cordon_machine(self, request: Request) -> Response:
+        return self._be_cordoned(request.path_params["name"], True)
+
+    async def _uncordon_machine(self, request: Request) -> Response:
+        return self._be_cordoned(request.path_params["name"], False)
+
+    def _be_cordoned(self, name: str, is_cordoned: bool) -> Response:
+        try:
+            self._acts.cordon(name, is_cordoned)
+        except NoMachine as error:
+            return _error(404, str(error))
+        except OSError as error:
+            return _error(507, _no_room(error))
+        return JSONResponse({"machine": name, "cordoned": is_cordoned})
 
     def _find(self, request: Request) -> Pin | None:
         name, model = request.path_params["name"], request.query_params.get("model", "")
@@ -152,6 +183,10 @@ class ControllerApp:
         public, scope = self._index.names.get(pin.session, ("", None))
         confirmed = (pin.session, pin.model) not in self._index.claims
         return {**pin.to_json(), "public": public, "scope": scope, "confirmed": confirmed}
+
+
+def _no_room(error: OSError) -> str:
+    return f"The head's state folder cannot be written ({error}); make room on its disk."
 
 
 def _error(status: int, message: str) -> Response:

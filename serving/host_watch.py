@@ -50,6 +50,12 @@ class HostWatch:
         self._elsewhere: str | None = None
         """Another address than this machine's, where a host listens that was adopted."""
         self._pidfd: int | None = None
+        self._wanted: str | None = None
+
+    @property
+    def lives(self) -> bool:
+        """Whether its process is there, also one that is being ended."""
+        return self.life in ("alive", "stopping")
 
     @property
     def ready(self) -> bool:
@@ -66,6 +72,12 @@ class HostWatch:
         else:
             self.record = record
             self.life = "absent"
+
+    def wants(self, digest: str) -> None:
+        """What its slot is to run: how often another configuration died says nothing of this one."""
+        if self._wanted not in (None, digest):
+            self.deaths, self.permanent, self.refused = (), None, None
+        self._wanted = digest
 
     def started(self, record: Record) -> None:
         """A host runs under this record."""

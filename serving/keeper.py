@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from typing import Any, assert_never
 
@@ -24,12 +25,13 @@ from cluster.inventory import measure
 from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ROLE, RUN, clean_environment, mark, port_is_free
+from cluster.slices import overlap
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
 from serving.model import ModelSpec
-from serving.reconcile import Drain, Start, Stop, plan
+from serving.reconcile import Drain, Seen, Start, Stop, plan
 from serving.settings import settings_of
-from serving.slots import Slot, Wish, assign
+from serving.slots import Slot, Wish, assign, digest_here, in_range
 from serving.source import SourceError, model_path
 
 TICK_S = 5.0
@@ -91,7 +93,7 @@ class Keeper:
         if (head, revision) != (self.head, self.revision):
             wanted = [Wish(ModelSpec.from_json(w["model"]), w["digest"], w["count"]) for w in wishes]
             slots, refused = assign(
-                [slot for slot in self.slots.values() if self._in_range(slot.port)],
+                in_range(self.slots.values(), self._ports()),
                 wanted,
                 self.hardware,
                 self.reserve,
@@ -152,6 +154,9 @@ class Keeper:
             "hardware": self.hardware.to_json(),
             "reserve": self.reserve.to_json(),
             "refused": self.refused,
+            "ports": list(self._ports()),
+            "numbers": {str(number): model for number, model in self.numbers.items()},
+            "ending": [n for n, watch in list(self.watches.items()) if n not in self.slots and watch.lives],
             "replicas": [self._replica(slot) for slot in list(self.slots.values())],
         }
         with self._news:
@@ -190,12 +195,23 @@ class Keeper:
             )
         )
         wanted = {number: slot.digest for number, slot in slots.items()}
-        seen = {number: watch.seen() for number, watch in self.watches.items()}
+        for number, watch in self.watches.items():
+            if number in wanted:
+                watch.wants(wanted[number])
+        seen = {number: self._seen(number, slots.get(number)) for number in self.watches}
         actions = plan(wanted, seen, time.time())
         await asyncio.gather(*(self._carry_out(action, slots) for action in actions))
         for number in [n for n, watch in self.watches.items() if n not in slots and watch.life == "absent"]:
             del self.watches[number]
         self._publish()
+
+    def _seen(self, number: int, slot: Slot | None) -> Seen:
+        """The host in this slot; one in a slice that was carved anew since counts as outdated."""
+        watch = self.watches[number]
+        seen, record = watch.seen(), watch.record
+        if seen.digest is None or record is None:
+            return seen
+        return replace(seen, digest=digest_here(slot, seen.digest, record.slice, record.port))
 
     def _settled(self) -> bool:
         """Whether every wanted host is ready, and nothing else runs."""
@@ -215,6 +231,9 @@ class Keeper:
 
     async def _start(self, slot: Slot) -> None:
         watch = self.watches[slot.number]
+        if holder := self._holder(slot):
+            watch.detail = f"waits until {self.machine['name']}/{holder} has ended, which still has its cores"
+            return
         folder = self.paths.replica(slot.number)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
@@ -240,6 +259,14 @@ class Keeper:
                 watch.failed_to_start(str(error), time.time())
         else:
             watch.started(record)
+
+    def _holder(self, slot: Slot) -> str | None:
+        """Which other slot's host still holds some of this slice, as one that drains does: no death of this one."""
+        for number, watch in self.watches.items():
+            held = watch.record.slice if watch.lives and watch.record is not None else None
+            if number != slot.number and held is not None and overlap(held, slot.slice):
+                return str(number)
+        return None
 
     def _spec(self, slot: Slot) -> dict[str, Any]:
         """What the host is told: serving/host.py reads it."""
@@ -289,13 +316,13 @@ class Keeper:
         kept = {"revision": self.revision, "head": self.head, "slots": slots, "numbers": self.numbers}
         write_private(self.paths.slots, json.dumps(kept, indent=1))
 
-    def _in_range(self, port: int) -> bool:
+    def _ports(self) -> tuple[int, int]:
         first, last = self.machine["ports"]
-        return bool(first <= port <= last)
+        return first, last
 
     def _free_ports(self) -> list[int]:
         """Ports of the range that nobody listens on, as many as this machine could ever need."""
-        first, last = self.machine["ports"]
+        first, last = self._ports()
         free = (port for port in range(first, last + 1) if port_is_free(self.machine["address"], port))
         return list(islice(free, len(self.slots) + len(self.hardware.cores) + 1))
 
@@ -309,5 +336,8 @@ class Keeper:
             "port": slot.port,
             "slice": slot.slice.to_json(),
             "config_digest": slot.digest,
+            "running_digest": self._seen(slot.number, slot).digest
+            if watch and watch.life == "alive"
+            else None,
             **(watch.report(time.time()) if watch else {"state": "starting", "detail": "", "progress": 0.0}),
         }

@@ -1,4 +1,4 @@
-"""Which machines were ever here, where, and which of them a person has forgotten. Kept on the head's disk.
+"""Which machines were ever here, where, and which of them a person has forgotten or cordoned. Kept on the head's disk.
 
 Whether one is here now, the caller knows.
 """
@@ -11,6 +11,10 @@ from typing import Any
 
 from cluster.paths import read_json, write_private
 from serving.joining import Known
+
+
+class NoMachine(Exception):
+    """No machine of that name is known. The message names those that are."""
 
 
 class NotForgotten(Exception):
@@ -30,8 +34,9 @@ class MachineBook:
         try:
             self.known = _read(kept["known"])
             self.forgotten = _read(kept["forgotten"])
+            self.cordoned = set(map(str, kept.get("cordoned", ())))
         except (KeyError, TypeError, AttributeError):
-            self.known, self.forgotten = {}, {}
+            self.known, self.forgotten, self.cordoned = {}, {}, set()
 
     def here(self, machine: str, name: str, zone: str, address: str = "") -> bool:
         """It is here, under that name, and so not forgotten. Whether that is news. Raises OSError."""
@@ -59,8 +64,29 @@ class MachineBook:
             )
             raise NotForgotten(message, known=True)
         self.forgotten |= {machine: self.known[machine] for machine in ids}
+        self.cordoned -= set(ids)
         self._write()
         return ids
+
+    def cordon(self, name: str, is_cordoned: bool) -> None:
+        """Let the machine of that name take no new pins, or take them again. On disk when it returns; again is nothing.
+
+        Raises NoMachine and OSError.
+        """
+        known = self.remembered()
+        ids = {machine for machine, each in known.items() if each.name == name}
+        if not ids:
+            names = ", ".join(sorted({each.name for each in known.values()})) or "none"
+            raise NoMachine(f"There is no machine {name}; known: {names}.")
+        before = set(self.cordoned)
+        self.cordoned = before | ids if is_cordoned else before - ids
+        if self.cordoned == before:
+            return
+        try:
+            self._write()
+        except OSError:
+            self.cordoned = before
+            raise
 
     def remembered(self) -> dict[str, Known]:
         """Those that are not forgotten, by id."""
@@ -74,7 +100,11 @@ class MachineBook:
         ]
 
     def _write(self) -> None:
-        kept = {"known": _told(self.known), "forgotten": _told(self.forgotten)}
+        kept = {
+            "known": _told(self.known),
+            "forgotten": _told(self.forgotten),
+            "cordoned": sorted(self.cordoned),
+        }
         write_private(self._path, json.dumps(kept, indent=1))
 
 

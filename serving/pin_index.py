@@ -67,6 +67,10 @@ class PinIndex:
     sessions: dict[str, str] = field(default_factory=dict)
     """By public id."""
     models: set[str] = field(default_factory=set)
+    ends: dict[str, dict[Key, Pin]] = field(default_factory=dict)
+    """By journal: what it says of sessions whose end its host has not heard of. That does not count."""
+    unsaved: set[tuple[str, Key]] = field(default_factory=set)
+    """Journals and keys of what is to be saved: what a journal says, and what it is still to be told."""
 
     def get(self, session: str, model: str) -> Pin | None:
         claim = self.claims.get((session, model))
@@ -75,15 +79,18 @@ class PinIndex:
     def confirm(self, pins: Iterable[Pin], journal: str = "", whole: bool = False, now: float = 0.0) -> None:
         """Take in what a host's journal says. `whole`: it has no others; those that it had are gone."""
         told = {(pin.session, pin.model): pin for pin in pins}
+        self._leave_out_ended(journal, told, whole)
         here = self.journals.setdefault(journal, {})
         gone = here.keys() - told.keys() if whole else set()
         for key in gone:
             del here[key]
+            self.unsaved.add((journal, key))
         for key, pin in told.items():
             held = here.get(key)
             here[key] = pin if whole or held is None else merge(held, pin)
             if here[key] != held:
                 self.heard_at[key] = now
+                self.unsaved.add((journal, key))
             claim = self.claims.get(key)
             if claim is not None and pin.generation >= claim.pin.generation:
                 del self.claims[key]
@@ -92,26 +99,55 @@ class PinIndex:
 
     def describe(self, session: str, public: str, scope: str | None) -> None:
         """What a session is called towards people, and whose it is."""
-        if public:
+        if public and self.names.get(session) != (public, scope):
             self.sessions[public] = session
             self.names[session] = (public, scope)
+            keys = [(session, model) for model in self.models]
+            self.unsaved |= {
+                (name, key) for name, here in self.journals.items() for key in keys if key in here
+            }
 
-    def remove(self, session: str, model: str, since: float = math.inf) -> tuple[str, ...]:
-        """The session was ended. The journals that say it is pinned: they are to be told. What was handed out or heard
-        from `since` on stays: it may have come to its home after the end. If not, that home will disown it."""
+    def remove(self, session: str, model: str, since: float = math.inf) -> dict[str, Pin]:
+        """The session was ended. By journal that says it is pinned, what it says: they are to be told. What was handed
+        out or heard from `since` on stays: it may have come to its home after the end. If not, that home will disown
+        it."""
         key = (session, model)
         if self.heard_at.get(key, 0.0) >= since:
-            return ()
-        journals = tuple(name for name, here in self.journals.items() if here.pop(key, None) is not None)
+            return {}
+        journals = {name: here.pop(key) for name, here in self.journals.items() if key in here}
+        self.unsaved |= {(name, key) for name in journals}
         if key in self.claims and self.claims[key].handed_at < since:
             del self.claims[key]
         self._settle(key)
         return journals
 
-    def disown(self, pin: Pin) -> tuple[str, ...]:
+    def is_to_hear(self, journal: str, pin: Pin) -> None:
+        """The session was ended, and this journal's host is to be told: its pin does not count until it was."""
+        key = (pin.session, pin.model)
+        self.ends.setdefault(journal, {})[key] = pin
+        self.unsaved.add((journal, key))
+
+    def has_heard(self, journal: str, pin: Pin) -> None:
+        """Its host has dropped the session."""
+        key = (pin.session, pin.model)
+        if self.ends.get(journal, {}).pop(key, None) is not None:
+            self.unsaved.add((journal, key))
+
+    def is_ending(self, session: str, model: str, replica: str) -> bool:
+        """Whether the host there is still to drop what it has of the session, so that it cannot begin anew there."""
+        return (session, model) in self.ends.get(replica, {})
+
+    def save_again(self, machine: str) -> None:
+        """What its journals said is new to who saves it."""
+        for words in (self.journals, self.ends):
+            for journal, said in words.items():
+                if journal.rpartition("/")[0] == machine:
+                    self.unsaved |= {(journal, key) for key in said}
+
+    def disown(self, pin: Pin) -> dict[str, Pin]:
         """The host of its home has no such pin: forget it as `remove` does, unless another one holds by now."""
         holds = self.get(pin.session, pin.model) == self.pins.get((pin.session, pin.model)) == pin
-        return self.remove(pin.session, pin.model) if holds else ()
+        return self.remove(pin.session, pin.model) if holds else {}
 
     def claim(
         self,
@@ -166,6 +202,15 @@ class PinIndex:
         behind = self.behind.get(journal, {})
         for pin in pins:
             behind.pop((pin.session, pin.model), None)
+
+    def _leave_out_ended(self, journal: str, told: dict[Key, Pin], whole: bool) -> None:
+        """Of a session that was ended what is older does not count; what is newer, or that it is gone, settles it."""
+        for key, ended in list(self.ends.get(journal, {}).items()):
+            pin = told.get(key)
+            if pin is not None and pin.generation <= ended.generation and pin.created_s <= ended.created_s:
+                del told[key]
+            elif pin is not None or whole:
+                self.has_heard(journal, ended)
 
     def _settle(self, key: Key) -> None:
         """Of all that journals say, one pin holds; those that say another are behind."""

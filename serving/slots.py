@@ -4,7 +4,7 @@ A slot keeps its number, slice and port for as long as its model is wanted and t
 sessions whose home it is find it again.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -76,6 +76,16 @@ def assign(
         if len(still_refused) < len(refused):
             return anew, still_refused
     return slots, refused
+
+
+def in_range(slots: Iterable[Slot], ports: tuple[int, int]) -> list[Slot]:
+    """Those that keep their port: the first and the last one that a host may have are given."""
+    return [slot for slot in slots if ports[0] <= slot.port <= ports[1]]
+
+
+def digest_here(slot: Slot | None, digest: str, slice_: Slice, port: int) -> str | None:
+    """The digest under which a host runs; None where the slot was carved anew since, so that a restart is needed."""
+    return digest if slot is None or (slot.slice, slot.port) == (slice_, port) else None
 
 
 def _kept(

@@ -10,13 +10,17 @@ from typing import Any
 import uvicorn
 
 from cluster.paths import Paths, secret, write_private
-from serving.controller_app import ControllerApp
+from serving.controller_app import Acts, ControllerApp
 from serving.join_routes import JoinRoutes
 from serving.machine_book import MachineBook
 from serving.pin_index import PinIndex
 
 RAY = "10.99.0.1:20123"
 HEAD_ID = "0" * 32
+
+
+async def _nothing(*_: object) -> None:
+    pass
 
 
 class Head:
@@ -40,16 +44,16 @@ class Head:
         write_private(self.paths.machine, json.dumps(kept))
         self.ray_is("ready")
         routes = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
-        self._app = ControllerApp(
-            self.token,
-            PinIndex(),
+        acts = Acts(
             self._fleet,
             lambda: True,
             lambda _: None,
             lambda *_: None,
+            _nothing,
             lambda _: True,
-            routes,
+            lambda _: True,
         )
+        self._app = ControllerApp(self.token, PinIndex(), acts, routes)
 
     def __enter__(self) -> "Head":
         listening = socket.create_server(("127.0.0.1", 0))

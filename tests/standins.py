@@ -445,6 +445,10 @@ class Controller:
     reads_journals: bool = False
     """Whether it still does, and cannot say who is new."""
     forgotten: list[str] = field(default_factory=list)
+    cordoned: set[str] = field(default_factory=set)
+    away: dict[str, float | None] = field(default_factory=dict)
+    """Machines that are lost, with when they were heard last. It knows none of their replicas."""
+    lost_after_s: float = 30.0
     there: bool = True
     """Whether its machines count as there, so that none may be forgotten."""
     told: list[dict[str, Any]] = field(default_factory=list)
@@ -461,6 +465,7 @@ class Controller:
         app.router.add_post("/pins", self.post_pins)
         app.router.add_delete("/pins/{session}", self.delete_pin)
         app.router.add_post("/machines/{name}/forget", self.post_forget)
+        app.router.add_post("/machines/{name}/{act:cordon|uncordon}", self.post_cordon)
         self._runner = web.AppRunner(app, shutdown_timeout=0.2)
         await self._runner.setup()
         self.port = self.port or free_port()
@@ -485,22 +490,41 @@ class Controller:
                     "name": name,
                     "zone": host.zone,
                     "address": "127.0.0.1",
-                    "state": self.machine_state,
+                    "state": self.state(name),
+                    "cordoned": name in self.cordoned,
+                    "heard_s": self.away.get(name),
                     "hardware": {"cores": [], "memory_bytes": 0, "gpus": []},
                     "reserve": {"cores": 0, "memory_bytes": 0},
                     "replicas": [],
                 },
             )
-            machine["replicas"].append(host.listed())
+            if name not in self.away:
+                machine["replicas"].append(host.listed())
         models = [{"name": name, "context": 512, "engine": "llama.cpp"} for name in self.models]
         return web.json_response(
             {
                 "revision": self.revision,
+                "lost_after_s": self.lost_after_s,
                 "models": models,
                 "machines": list(machines.values()),
                 "forgotten": [{"id": f"id-of-{name}", "name": name} for name in self.forgotten],
             }
         )
+
+    def state(self, name: str) -> str:
+        if name in self.away:
+            return "lost"
+        return "cordoned" if name in self.cordoned else self.machine_state
+
+    async def post_cordon(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if not any(host.replica.startswith(f"{name}/") for host in self.hosts):
+            return web.json_response({}, status=404)
+        if request.match_info["act"] == "cordon":
+            self.cordoned.add(name)
+        else:
+            self.cordoned.discard(name)
+        return web.json_response({"machine": name})
 
     async def post_claim(self, request: web.Request) -> web.Response:
         asked = await request.json()

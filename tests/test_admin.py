@@ -1,6 +1,7 @@
 """What people are told of the fleet: all of it to an admin, to a key that only uses it what concerns it."""
 
 import json
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,16 @@ async def test_what_is_left_out_or_forgotten_elsewhere_is_not_told_either(
             seen = (await router.get("/api/fleet", headers=bearer(name))).json()
             assert list(seen["problems"]["huge"]) == problems
             assert [each["name"] for each in seen["forgotten"]] == forgotten
+
+
+async def test_a_machine_that_is_away_is_told_with_how_long(tmp_path: Path) -> None:
+    async with routed(tmp_path, AnswersHost("m0/0"), AnswersHost("m1/0")) as router:
+        router.controller.away = {"m0": time.time() - 120.0, "m1": None}
+        await router.parts.fleet.refresh_controller()
+        away, never = (await router.get("/api/fleet")).json()["machines"]
+        assert (away["state"], 119.0 < away["away_s"] < 130.0) == ("lost", True)
+        assert (never["state"], never["away_s"]) == ("lost", None)
+        assert [replica["name"] for replica in away["replicas"]] == ["m0/0"]
 
 
 async def test_an_error_does_not_say_what_a_log_says(tmp_path: Path, keys_file: Path) -> None:

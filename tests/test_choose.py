@@ -217,6 +217,64 @@ def test_a_machine_that_takes_no_new_pins_still_serves_its_own(state: str) -> No
     assert refused.reasons == (f"den/0 takes no new session (its machine is {state})",)
 
 
+def test_a_cordoned_machine_of_which_nothing_is_heard_takes_no_new_pins_either() -> None:
+    there = fleet(replica("den/0"))
+    for state in ("unknown", "lost"):
+        cordoned = replace(there, machines={"den": Machine("den", state, "home", cordoned=True)})
+        assert isinstance(choose(ASK, home("den/0"), cordoned, NOW), Send)
+        refused = choose(ASK, None, cordoned, NOW)
+        assert isinstance(refused, Refuse)
+        assert refused.reasons == ("den/0 takes no new session (its machine is cordoned)",)
+
+
+def test_a_cordoned_machine_can_tell_that_a_home_is_not_there_any_more() -> None:
+    decision = choose(ASK, home("den/0"), fleet(replica("den/1"), machine_state="cordoned"), NOW)
+    assert isinstance(decision, Refuse)
+    assert decision.code == "home_removed"
+
+
+# its machine is away
+
+
+@pytest.mark.parametrize("state", ["unknown", "lost"])
+def test_a_host_that_answers_serves_and_takes_new_sessions_whatever_its_keeper_does(state: str) -> None:
+    there = fleet(replica("den/0"), machine_state=state)
+    assert isinstance(choose(ASK, home("den/0"), there, NOW), Send)
+    assert isinstance(choose(ASK, None, there, NOW), Send)
+
+
+def test_nobody_moves_from_a_machine_that_is_unknown() -> None:
+    silent = replica("den/0", heard_at=NOW - 100.0)
+    unknown = {"den": Machine("den", "unknown", "home"), "attic": Machine("attic", "ready", "home")}
+    there = replace(fleet(silent, replica("attic/0")), machines=unknown)
+    for known in (there, replace(there, replicas={"attic/0": there.replicas["attic/0"]})):
+        decision = choose(replace(ASK, when_lost="move"), home("den/0"), known, NOW)
+        assert isinstance(decision, Wait)
+        assert decision.replica == "den/0"
+    headless = choose(ASK, home("den/0"), replace(there, is_current=False), NOW)
+    assert isinstance(headless, Refuse), "then the router's own word is all there is"
+
+
+def test_a_home_on_a_lost_machine_of_which_no_replica_is_known_is_lost() -> None:
+    machines = {"den": Machine("den", "lost", "home"), "attic": Machine("attic", "ready", "home")}
+    there = replace(fleet(replica("attic/0")), machines=machines)
+    assert isinstance(choose(replace(ASK, when_lost="move"), home("den/0"), there, NOW), Move)
+    refused = choose(ASK, home("den/0"), there, NOW)
+    assert isinstance(refused, Refuse)
+    assert refused.code == "machine_lost"
+
+
+def test_a_silent_host_is_lost_after_as_long_as_the_config_says() -> None:
+    silent = fleet(replica("den/0", heard_at=NOW - 31.0))
+    assert isinstance(choose(ASK, home("den/0"), silent, NOW), Refuse)
+    assert isinstance(choose(ASK, home("den/0"), replace(silent, lost_after_s=32.0), NOW), Wait)
+
+
+def test_a_new_session_waits_for_a_machine_that_may_still_report() -> None:
+    silent = fleet(replica("den/0", heard_at=NOW - 10.0), machine_state="unknown")
+    assert isinstance(choose(ASK, None, silent, NOW), Wait)
+
+
 # it names a machine or a zone, or its key is limited
 
 

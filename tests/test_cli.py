@@ -97,14 +97,27 @@ def test_forget_says_what_becomes_of_the_machine(router: FakeRouter) -> None:
     assert (code, said.startswith("den is forgotten.")) == (0, True)
 
 
+def test_cordon_and_uncordon_say_what_becomes_of_the_machine(router: FakeRouter) -> None:
+    router.answers["/api/machines/den/cordon"] = (200, {"machine": "den", "cordoned": True})
+    router.answers["/api/machines/den/uncordon"] = (200, {"machine": "den", "cordoned": False})
+    assert run("cordon", "den") == (0, "den is cordoned: no new session gets its home there.")
+    assert run("uncordon", "den") == (0, "den takes new sessions again.")
+    assert [asked[:2] for asked in router.asked] == [
+        ("POST", "/api/machines/den/cordon"),
+        ("POST", "/api/machines/den/uncordon"),
+    ]
+
+
 @pytest.mark.parametrize(
-    "words", [("end", PUBLIC), ("move", PUBLIC, "den"), ("forget", "den"), ("sessions",)]
+    "words",
+    [("end", PUBLIC), ("move", PUBLIC, "den"), ("forget", "den"), ("cordon", "den"), ("sessions",)],
 )
 def test_a_refusal_is_told_in_the_routers_words(router: FakeRouter, words: tuple[str, ...]) -> None:
     for path in (
         f"/api/sessions/{PUBLIC}",
         f"/api/sessions/{PUBLIC}/move",
         "/api/machines/den/forget",
+        "/api/machines/den/cordon",
         "/api/sessions",
     ):
         router.answers[path] = (409, {"error": {"message": "Not now: do this instead."}})

@@ -38,7 +38,7 @@ DESIGN_KEYS = {
     (): "router network machines models",
     ("router",): "listen keys_file names identity",
     ("router", "identity"): "headers fields",
-    ("network",): "control ports private",
+    ("network",): "control ports private lost_after",
     ("machines",): "name address zone reserve wake",
     ("machines", "reserve"): "cores memory",
     ("models",): "name engine source machines replicas needs take context sessions hold queue unload parking "
@@ -139,7 +139,7 @@ def test_everything_that_works_can_be_said(folder: Path) -> None:
             folder,
             """
 router: {listen: "localhost:9000"}
-network: {control: 9001, ports: 9100-9109, private: false}
+network: {control: 9001, ports: 9100-9109, private: false, lost_after: 1m}
 machines:
   - {name: den-pc, address: 192.168.1.10, zone: home, reserve: {cores: 2, memory: 1.5GiB}}
   - name: attic
@@ -162,7 +162,7 @@ models:
         )
     )
     assert config.router == RouterConfig("127.0.0.1", 9000)
-    assert config.network == NetworkConfig(9001, 9100, 9109)
+    assert config.network == NetworkConfig(9001, 9100, 9109, lost_after_s=60.0)
     den = MachineConfig("den-pc", "192.168.1.10", "home", 2, 3 * GIB // 2)
     assert config.machines == (den, MachineConfig("attic"))
     (spec,) = config.models
@@ -355,6 +355,12 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
             "network: {ports: 9-1}",
             "1: network.ports: 9-1 is not a range of ports. Write for example 8100-8199.",
         ),
+        (
+            "network: {lost_after: 4s}",
+            "1: network.lost_after: 4s is too short or too long. Use 5s to 10m; 30s suits most networks.",
+        ),
+        ("network: {lost_after: 11m}", "1: network.lost_after: 11m is too short or too long."),
+        ("network: {lost_after: 30}", "1: network.lost_after: 30 is not a duration."),
         ("network: {control: 70000}", "1: network.control: 70000 is too large. Use 65535 or less."),
         (
             "network: {control: 8150}",

@@ -223,7 +223,7 @@ async def test_a_machine_that_the_list_leaves_out_is_unknown_and_not_absent(tmp_
         polled.shift_s = 40.0
         await polled.fleet.changed(2.0)
         gone = polled.fleet.snapshot().replicas["den/0"]
-        assert gone.is_lost(polled.clock())
+        assert gone.is_lost(polled.clock(), 30.0)
         controller.forgotten = ["den"]
         await polled.fleet.refresh_controller()
         assert polled.fleet.snapshot().forgotten == {"den": "default"}
@@ -232,6 +232,38 @@ async def test_a_machine_that_the_list_leaves_out_is_unknown_and_not_absent(tmp_
         await polled.fleet.refresh_controller()
     async with Polled(tmp_path / "fleet.json", free_port()) as polled:
         assert polled.fleet.snapshot().forgotten == {"den": "default"}, "its zone is kept on disk"
+
+
+async def test_a_machine_that_is_away_keeps_its_replicas_in_the_picture_and_on_disk(tmp_path: Path) -> None:
+    host, well = AnswersHost("den/0"), AnswersHost("attic/0")
+    controller = Controller([host, well], lost_after_s=12.0)
+    saved = tmp_path / "fleet.json"
+    async with running(host, well, controller), Polled(saved, controller.port) as polled:
+        await polled.until("den/0", "up")
+        controller.away["den"] = 5.0
+        await polled.fleet.refresh_controller()
+        snapshot = polled.fleet.snapshot()
+        assert (snapshot.machines["den"].state, snapshot.lost_after_s) == ("lost", 12.0)
+        await host.stop()
+        await polled.until("den/0", "out")
+        await polled.fleet.changed(2.0)
+        assert polled.reach("den/0") == "out"
+    async with Polled(saved, free_port()) as polled:
+        snapshot = polled.fleet.snapshot()
+        assert "den/0" in snapshot.replicas
+        assert (snapshot.machines["den"].state, snapshot.lost_after_s) == ("unknown", 12.0)
+        assert controller.port
+
+
+async def test_a_router_that_begins_without_a_head_knows_who_is_cordoned(tmp_path: Path) -> None:
+    host = AnswersHost("den/0")
+    controller = Controller([host], cordoned={"den"})
+    saved = tmp_path / "fleet.json"
+    async with running(host, controller):
+        async with Polled(saved, controller.port) as polled:
+            await polled.until("den/0", "up")
+        async with Polled(saved, free_port()) as polled:
+            assert polled.fleet.snapshot().machines["den"].cordoned
 
 
 async def test_open_turns_are_counted_and_given_back(tmp_path: Path) -> None:

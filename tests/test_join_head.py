@@ -278,6 +278,17 @@ def test_machines_that_are_here_and_those_that_are_not_have_a_line_each() -> Non
     assert "could not be set up" in fourth
 
 
+def test_a_machine_that_is_away_has_one_line_with_what_ray_says_of_it() -> None:
+    listed = MachineList(Path("l"), "lab", "10.0.0.1", ("10.0.0.2",))
+    known = [
+        {"name": "den", "address": "10.0.0.1", "zone": "home", "state": "ready"},
+        {"name": "attic", "address": "10.0.0.2", "zone": "home", "state": "lost"},
+    ]
+    _, attic = describe(listed, known, {"10.0.0.2": "waiting-for-ssh"})
+    assert "zone home, lost: does not answer over SSH" in attic
+    assert describe(listed, known, {})[1].endswith("zone home, lost")
+
+
 def test_what_ray_says_is_read_where_it_says_anything(tmp_path: Path) -> None:
     listed = MachineList(Path("l"), "lab", "10.0.0.1", ())
     assert join_head._rays_words(listed, tmp_path) == {}

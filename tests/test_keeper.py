@@ -21,10 +21,11 @@ from cluster.join import enter
 from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, secret, write_private
 from cluster.processes import mark, ours
+from cluster.slices import Need
 from router.lifecycle import end_everything
 from serving import reconcile
 from serving.keeper import Keeper
-from serving.model import ParkingSpec
+from serving.model import ModelSpec, ParkingSpec
 from tests.e2e.installation import _free_ports
 from tests.fakes import Behaviour
 from tests.host_process import model_spec, text_of
@@ -62,6 +63,11 @@ class Machine:
         model = replace(model_spec(**spec), replicas=replicas)
         wish = {"model": model.to_json(), "digest": "d" * 64, "count": replicas}
         self.keeper.apply(revision, [wish], head)
+
+    def give(self, revision: int, models: list[tuple[ModelSpec, str]]) -> None:
+        """One replica of each, in order."""
+        wishes = [{"model": model.to_json(), "digest": digest, "count": 1} for model, digest in models]
+        self.keeper.apply(revision, wishes, "den")
 
     def replace_keeper(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The keeper does nothing any more; the next one finds what it left."""
@@ -208,6 +214,41 @@ def test_new_settings_reach_a_host_that_runs_and_one_that_is_adopted(
     machine.until_settings(0, hold_s=3.0, queue_s=60.0, unload_s=None, parking=ParkingSpec().to_json())
     after = machine.until(0, lambda replica: replica["state"] == "ready")
     assert (after["pid"], after["incarnation"]) == (before["pid"], 1)
+
+
+def test_what_was_given_up_is_tried_again_with_another_configuration(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "BACKOFF_S", (0.0, 0.0, 0.0, 0.0))
+
+    def refuse(order: Launch) -> Record:
+        raise confine.LaunchFailed("no space left on the disk")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(confine, "launch", refuse)
+        machine.serve(1)
+        machine.until(0, lambda replica: replica["state"] == "failed")
+    machine.behaviours = [TALKS]
+    machine.serve(1, revision=2, hold_s=1.0)
+    assert machine.replica(0)["state"] == "failed"
+    machine.give(3, [(model_spec(), "e" * 64)])
+    assert machine.lives(0, 1)["deaths"] == 0
+
+
+def test_a_slice_that_is_carved_anew_restarts_its_host_and_the_next_one_waits_for_the_cores(
+    machine: Machine,
+) -> None:
+    machine.behaviours = [TALKS, TALKS]
+    need = Need(1, 64 * 1024**2)
+    all_of_it = replace(model_spec(), need=need, take="rest")
+    machine.give(1, [(all_of_it, "d" * 64)])
+    before = machine.lives(0, 1)
+    machine.give(2, [(replace(model_spec(), name="second", need=need), "e" * 64), (all_of_it, "d" * 64)])
+    after, second = machine.lives(0, 2), machine.lives(1, 1)
+    assert set(after["slice"]["cores"]) < set(before["slice"]["cores"])
+    assert set(after["slice"]["cores"]).isdisjoint(second["slice"]["cores"])
+    assert second["deaths"] == 0
+    assert (after["running_digest"], after["config_digest"]) == ("d" * 64, "d" * 64)
 
 
 def test_another_heads_revisions_are_taken_whatever_their_number(

@@ -95,7 +95,7 @@ def test_controller_and_router_are_told_the_machines_address(paths: Paths, mine:
     machine: Machine = ready.machine
     write_revision(paths, ready.config, machine, (8100, 8199))
     revision = read_json(paths.revision)
-    assert revision["control"] == {"host": mine, "port": 8090}
+    assert revision["control"] == {"host": mine, "port": 8090, "lost_after_s": 30.0}
     assert [entry["name"] for entry in revision["machines"]] == ["attic"]
     assert read_json(paths.router_settings)["control_url"] == f"http://{mine}:8090"
     write_revision(paths, ready.config, machine, (8100, 8199))

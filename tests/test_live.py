@@ -52,7 +52,7 @@ def test_the_line_to_try_asks_for_a_key_only_where_one_is_needed() -> None:
 def test_a_loading_replica_shows_how_far_it_is() -> None:
     def bar(state: str, progress: float) -> int:
         """How much of the screen is filled by the bar."""
-        machine = {"name": "den", "hardware": {"cores": [0, 1], "memory_bytes": 2**30}}
+        machine = {"name": "den", "state": "ready", "hardware": {"cores": [0, 1], "memory_bytes": 2**30}}
         fleet = {"machines": [{**machine, "replicas": [replica(state, progress)]}]}
         screen = io.StringIO()
         console = Console(file=screen, width=120, force_terminal=True, color_system="truecolor")
@@ -76,3 +76,32 @@ def test_a_program_that_reads_it_gets_whole_lines(monkeypatch: pytest.MonkeyPatc
     assert live.console().width == live.PIPE_WIDTH
     monkeypatch.setenv("COLUMNS", "60")
     assert live.console().width == 60
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        ({"state": "ready"}, "ready"),
+        ({"state": "cordoned", "cordoned": True}, "cordoned"),
+        ({"state": "unknown"}, "not heard yet since the controller began"),
+        ({"state": "lost", "away_s": 125.0}, "lost, last heard 2 min ago"),
+        ({"state": "lost", "away_s": 40.0, "cordoned": True}, "lost, last heard 40 s ago, cordoned"),
+        ({"state": "lost", "away_s": None}, "lost, not heard since the controller began"),
+    ],
+)
+def test_how_a_machine_stands_is_told_in_words(machine: dict[str, object], said: str) -> None:
+    assert live.standing_text(machine) == said
+
+
+def test_status_shows_a_machine_that_is_away_whatever_is_known_of_it() -> None:
+    dead = {**replica("ready", 1.0), "reach": "out"}
+    gone = {"name": "attic", "zone": "home", "state": "lost", "away_s": 125.0, "replicas": [dead]}
+    sliceless = {**replica("unknown", 0.0), "slice": None}
+    fresh = {"name": "loft", "zone": "home", "state": "unknown", "hardware": None, "replicas": [sliceless]}
+    text = seen(live.status_view({"machines": [gone, fresh]}, {"url": "http://x"}), width=160)
+    assert "attic  lost, last heard 2 min ago  zone home" in text
+    assert "✗ no answer" in text
+    assert "loft  not heard yet" in text
+    assert "ready" not in text
+    up = seen(live.up_view({"steps": {}}, {"machines": [gone, fresh]}, []), width=160)
+    assert "lost, last heard 2 min ago" in up

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from serving.joining import Known
-from serving.machine_book import MachineBook, NotForgotten
+from serving.machine_book import MachineBook, NoMachine, NotForgotten
 
 
 def test_what_a_machine_was_is_remembered(tmp_path: Path) -> None:
@@ -35,3 +35,44 @@ def test_the_name_of_a_forgotten_machine_is_free(tmp_path: Path) -> None:
     assert book.list_forgotten() == [{"id": "id-1", "name": "attic", "zone": "home"}]
     book.here("id-2", "attic", "home", "10.0.0.7")
     assert list(book.remembered()) == ["id-2"]
+
+
+def test_a_cordon_is_kept_on_disk_until_it_is_taken_away(tmp_path: Path) -> None:
+    book = MachineBook(tmp_path / "machines.json")
+    book.here("id-1", "attic", "home")
+    book.here("id-2", "den", "home")
+    book.cordon("attic", True)
+    book.cordon("attic", True)
+    assert MachineBook(tmp_path / "machines.json").cordoned == {"id-1"}
+    book.here("id-1", "loft", "home")
+    assert book.cordoned == {"id-1"}, "it is the machine, whatever its name is"
+    book.cordon("loft", False)
+    assert MachineBook(tmp_path / "machines.json").cordoned == set()
+
+
+def test_only_a_machine_that_is_known_is_cordoned(tmp_path: Path) -> None:
+    book = MachineBook(tmp_path / "machines.json")
+    with pytest.raises(NoMachine, match=r"no machine shed; known: none\."):
+        book.cordon("shed", True)
+    book.here("id-1", "attic", "home")
+    book.here("id-2", "den", "home")
+    book.cordon("den", True)
+    book.forget("den", ())
+    assert book.cordoned == set()
+    with pytest.raises(NoMachine, match=r"no machine den; known: attic\."):
+        book.cordon("den", True)
+
+
+def test_a_cordon_that_cannot_be_written_down_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = MachineBook(tmp_path / "machines.json")
+    book.here("id-1", "attic", "home")
+
+    def full(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("serving.machine_book.write_private", full)
+    with pytest.raises(OSError, match="no space"):
+        book.cordon("attic", True)
+    assert book.cordoned == set()

@@ -235,7 +235,7 @@ def test_an_ended_session_is_gone_and_all_who_had_it_are_named() -> None:
     index.confirm([pin(1, "b/0", generation=2)], "b/0")
     assert sorted(index.remove(digest(1), "m")) == ["a/0", "b/0"]
     assert index.get(digest(1), "m") is None
-    assert index.remove(digest(1), "m") == ()
+    assert index.remove(digest(1), "m") == {}
 
 
 def test_what_was_claimed_or_heard_while_an_end_was_under_way_stays() -> None:
@@ -248,17 +248,17 @@ def test_what_was_claimed_or_heard_while_an_end_was_under_way_stays() -> None:
     assert index.get(digest(1), "m") is None
     index.confirm([pin(1, "a/0")], "a/0", now=5.0)
     index.confirm([pin(1, "a/0")], "a/0", whole=True, now=9.0)
-    assert index.remove(digest(1), "m", since=4.5) == ()
-    assert index.remove(digest(1), "m", since=6.0) == ("a/0",), "nothing new was heard of it since"
+    assert index.remove(digest(1), "m", since=4.5) == {}
+    assert list(index.remove(digest(1), "m", since=6.0)) == ["a/0"], "nothing new was heard of it since"
 
 
 def test_a_pin_that_its_host_does_not_have_is_forgotten_and_no_other() -> None:
     index = PinIndex()
     index.confirm([pin(1, "a/0", created_s=2.0)], "a/0")
-    assert index.disown(pin(1, "a/0", created_s=1.0)) == ()
-    assert index.disown(pin(1, "a/0", created_s=2.0)) == ("a/0",)
+    assert index.disown(pin(1, "a/0", created_s=1.0)) == {}
+    assert list(index.disown(pin(1, "a/0", created_s=2.0))) == ["a/0"]
     claimed, _ = index.claim(digest(1), "m", free("a/0"), NOBODY, now=3.0)
-    assert index.disown(claimed) == ()
+    assert index.disown(claimed) == {}
     assert index.get(digest(1), "m") == claimed
 
 
@@ -272,3 +272,52 @@ def test_public_ids_are_known_as_long_as_their_session_is() -> None:
     assert index.names[digest(1)] == ("hp_1", "scope")
     index.confirm([], "a/0", whole=True)
     assert (index.sessions, index.names) == ({}, {})
+
+
+# ends that a host has not heard of
+
+
+def test_a_session_that_was_moved_ended_and_begun_anew_is_not_beaten_by_its_older_pin() -> None:
+    index = PinIndex()
+    old, moved = pin(1, "den/0"), pin(1, "attic/0", generation=2)
+    index.confirm([old], "den/0")
+    index.confirm([moved], "attic/0")
+    said = index.remove(digest(1), "m")
+    assert said == {"den/0": old, "attic/0": moved}
+    index.is_to_hear("den/0", old)
+    anew = pin(1, "attic/0", created_s=50.0)
+    index.confirm([anew], "attic/0")
+    index.confirm([old], "den/0", whole=True)
+    assert index.get(digest(1), "m") == anew
+    assert index.is_ending(digest(1), "m", "den/0")
+    assert not index.is_ending(digest(1), "m", "attic/0")
+    index.has_heard("den/0", old)
+    index.confirm([], "den/0", whole=True)
+    assert index.get(digest(1), "m") == anew
+    assert not any(index.ends.values())
+
+
+def test_a_journal_that_has_it_no_longer_or_has_it_anew_need_not_hear_of_an_end() -> None:
+    for says in ([], [pin(1, "den/0", created_s=50.0)], [pin(1, "attic/0", generation=2)]):
+        index = PinIndex()
+        index.is_to_hear("den/0", pin(1, "den/0"))
+        index.confirm(says, "den/0", whole=True)
+        assert not index.is_ending(digest(1), "m", "den/0")
+        assert index.get(digest(1), "m") == (says[0] if says else None)
+
+
+def test_only_what_has_changed_is_to_be_saved() -> None:
+    index = PinIndex()
+    key = (digest(1), "m")
+    index.confirm([pin(1, "a/0")], "a/0")
+    index.describe(digest(1), "hp_1", None)
+    assert index.unsaved == {("a/0", key)}
+    index.unsaved.clear()
+    index.confirm([pin(1, "a/0")], "a/0", whole=True)
+    index.describe(digest(1), "hp_1", None)
+    assert index.unsaved == set()
+    index.describe(digest(1), "hp_1", "scope")
+    assert index.unsaved == {("a/0", key)}
+    index.unsaved.clear()
+    index.confirm([], "a/0", whole=True)
+    assert index.unsaved == {("a/0", key)}

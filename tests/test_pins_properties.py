@@ -70,6 +70,8 @@ class Pins(RuleBasedStateMachine):
         self.broken: set[tuple[object, object]] = set()
         self.acknowledged: dict[str, int] = {}
         """The highest generation that a client was told of."""
+        self.ended_at: dict[str, float] = {}
+        """When a session was ended of which every host that had it heard, or is to hear."""
         self.now = 0.0
 
     def linked(self, one: object, other: object) -> bool:
@@ -90,11 +92,25 @@ class Pins(RuleBasedStateMachine):
 
     @rule(host=st.sampled_from(HOSTS))
     def a_machine_drops_out(self, host: str) -> None:
-        self.broken |= {(who, host) for who in (*ROUTERS, INDEX)}
+        self.drop_out(host)
 
     @rule()
     def the_index_is_wiped(self) -> None:
         self.index = PinIndex()
+        self.read = {}
+        self.ended_at.clear()
+
+    @rule()
+    def the_index_begins_anew_from_what_was_kept(self) -> None:
+        self.index_begins_anew()
+
+    def index_begins_anew(self) -> None:
+        kept, self.index = self.index, PinIndex()
+        for journal, pins in kept.journals.items():
+            self.index.confirm(pins.values(), journal)
+        for journal, pins in kept.ends.items():
+            for pin in pins.values():
+                self.index.is_to_hear(journal, pin)
         self.read = {}
 
     @rule(router=st.sampled_from(ROUTERS))
@@ -105,6 +121,11 @@ class Pins(RuleBasedStateMachine):
     def the_index_reads_a_journal(self, host: str) -> None:
         if self.linked(INDEX, host):
             self.learn(host)
+
+    @rule(host=st.sampled_from(HOSTS))
+    def a_machine_is_back(self, host: str) -> None:
+        """Its journal is read; it is not told anything yet."""
+        self.come_back(host)
 
     @rule()
     def all_is_healed(self) -> None:
@@ -124,6 +145,30 @@ class Pins(RuleBasedStateMachine):
         chooses itself although a host is silent."""
         self.turn(router, session, moves, alone)
 
+    @rule(
+        router=st.sampled_from(ROUTERS),
+        session=st.sampled_from(SESSIONS),
+        index_dies=st.booleans(),
+        is_back=st.booleans(),
+    )
+    def it_moves_from_its_machine_is_ended_and_begins_anew(
+        self, router: int, session: str, index_dies: bool, is_back: bool
+    ) -> None:
+        self.turn(router, session, moves=False, alone=False)
+        self.read_all()
+        home = self.index.get(session, MODEL)
+        if home is not None:
+            self.drop_out(home.replica)
+            self.turn(router, session, moves=True, alone=False)
+            self.read_all()
+            self.end(session)
+            if index_dies:
+                self.index_begins_anew()
+                self.read_all()
+            if is_back:
+                self.come_back(home.replica)
+            self.turn(router, session, moves=True, alone=False)
+
     @precondition(lambda self: not self.broken)
     @rule(session=st.sampled_from(SESSIONS))
     def a_session_is_ended(self, session: str) -> None:
@@ -135,6 +180,29 @@ class Pins(RuleBasedStateMachine):
             homes.pop(session, None)
         self.acknowledged.pop(session, None)
         assert not any(session in host.pins for host in self.hosts.values())
+
+    @rule(session=st.sampled_from(SESSIONS))
+    def a_session_is_ended_while_former_homes_are_away(self, session: str) -> None:
+        self.end(session)
+
+    def end(self, session: str) -> None:
+        """Its home hears it, and the index knows of all others that have it."""
+        key, home = (session, MODEL), self.index.get(session, MODEL)
+        have = {name for name, host in self.hosts.items() if session in host.pins}
+        known = {name for name in have if key in self.index.journals.get(name, {})}
+        away = {name for name in have if not self.linked(INDEX, name)}
+        if home is None or key in self.index.claims or home.replica in away or have != known:
+            return
+        for name, pin in self.index.remove(session, MODEL).items():
+            if name != home.replica:
+                self.index.is_to_hear(name, pin)
+        for name in (have - away) | {home.replica}:
+            self.hosts[name].remove(session)
+            self.hear_ends(name)
+        for homes in self.homes.values():
+            homes.pop(session, None)
+        self.acknowledged.pop(session, None)
+        self.ended_at[session] = self.now
 
     # what must hold
 
@@ -158,6 +226,7 @@ class Pins(RuleBasedStateMachine):
             assert self.index.get(session, MODEL) == reduce(merge, kept)
             at_home = {host.name for host in self.hosts.values() if self.is_home(host, session)}
             assert at_home == served
+            assert min(pin.created_s for pin in kept) > self.ended_at.get(session, -1.0)
 
     # how it goes
 
@@ -186,6 +255,9 @@ class Pins(RuleBasedStateMachine):
                     return None
                 lost = Lost(home.replica, home.generation)
                 continue
+            if home.created_s <= self.ended_at.get(session, -1.0):
+                assert not self.linked(router, INDEX), "a pin from before its end"
+                del self.ended_at[session]  # Without a controller nobody knew of it.
             newer = self.hosts[home.replica].turn(session, home.generation, home.created_s)
             if newer is None:
                 self.acknowledged[session] = max(self.acknowledged.get(session, 0), home.generation)
@@ -199,6 +271,10 @@ class Pins(RuleBasedStateMachine):
             there = [name for name in HOSTS if self.linked(INDEX, name)]
             if not ranked or any(name not in self.read for name in there):
                 return None  # It has not read all journals yet, or there is nobody to go to.
+            ranked = [each for each in ranked if not self.index.is_ending(session, MODEL, each.replica)]
+            if not ranked:
+                held = self.index.get(session, MODEL)
+                return None if held is None or Lost(held.replica, held.generation) == lost else held
             return self.index.claim(session, MODEL, ranked, frozenset(), self.now, lost)[0]
         known = [p for name in self.reachable(router) if (p := self.hosts[name].pins.get(session))]
         if known:
@@ -219,11 +295,29 @@ class Pins(RuleBasedStateMachine):
         for _ in range(len(HOSTS)):
             for name in HOSTS:
                 self.learn(name)
+                self.hear_ends(name)
                 behind = list(self.index.behind.get(name, {}).values())
                 for pin in behind:
                     self.hosts[name].learn(pin)
                 self.index.told(name, behind)
                 self.learn(name)
+
+    def drop_out(self, host: str) -> None:
+        self.broken |= {(who, host) for who in (*ROUTERS, INDEX)}
+
+    def come_back(self, host: str) -> None:
+        self.broken -= {(who, host) for who in (*ROUTERS, INDEX)}
+        self.learn(host)
+
+    def read_all(self) -> None:
+        for name in HOSTS:
+            if self.linked(INDEX, name):
+                self.learn(name)
+
+    def hear_ends(self, name: str) -> None:
+        for pin in list(self.index.ends.get(name, {}).values()):
+            self.hosts[name].remove(pin.session)
+            self.index.has_heard(name, pin)
 
     def is_home(self, host: Host, session: str) -> bool:
         return session in host.pins and host.pins[session].replica == host.name

@@ -1,5 +1,6 @@
 """Which processes count as ours, and that they end."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cluster.paths import Paths, write_private
-from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder
+from cluster.processes import RAY_UP, clean_environment, end, end_all, mark, ours, port_holder
 from cluster.record import boot_id
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
@@ -117,6 +118,21 @@ def test_whoever_asks_is_never_among_those_that_end(
 def test_an_environment_is_cleaned_of_another_rays_settings() -> None:
     dirty = {"RAY_ADDRESS": "10.0.0.1:6379", "HOMEPORT_LOCK_FDS": "3", "PATH": "/bin", "HOMEPORT_HOME": "/h"}
     assert clean_environment(dirty) == {"PATH": "/bin", "HOMEPORT_HOME": "/h"}
+
+
+def test_what_ray_up_exports_for_its_own_sake_goes_no_further() -> None:
+    rays = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "RAY_HEAD_IP": "10.0.0.1"}
+    assert clean_environment({"PATH": "/bin", **rays}) == {"PATH": "/bin"}
+    for own in ({"OMP_NUM_THREADS": "1"}, {"PYTHONWARNINGS": "ignore"}, {**RAY_UP, "OMP_NUM_THREADS": "4"}):
+        assert clean_environment(own) == own, "who sets one alone, or otherwise, keeps it"
+
+
+def test_ray_up_still_exports_what_we_drop() -> None:
+    spec = importlib.util.find_spec("ray")
+    assert spec is not None
+    assert spec.origin is not None
+    runner = Path(spec.origin).parent / "autoscaler" / "_private" / "command_runner.py"
+    assert " ".join(f"{name}={value}" for name, value in RAY_UP.items()) in runner.read_text()
 
 
 def test_the_holder_of_a_port_is_named() -> None:

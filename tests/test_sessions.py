@@ -248,6 +248,26 @@ async def test_a_machine_that_is_there_is_not_forgotten(tmp_path: Path) -> None:
         assert [each["name"] for each in (await router.get("/api/fleet")).json()["forgotten"]] == ["den"]
 
 
+async def test_a_cordoned_machine_serves_its_own_and_takes_nobody_new(tmp_path: Path) -> None:
+    hosts = [AnswersHost("m0/0"), AnswersHost("m1/0")]
+    async with routed(tmp_path, *hosts) as router:
+        answer = await router.chat(session="tea")
+        home = answer.headers["x-homeport-machine"]
+        cordoned = await router.ask("POST", f"/api/machines/{home}/cordon")
+        assert (cordoned.status, cordoned.json()) == (200, {"machine": home, "cordoned": True})
+        machines = {m["name"]: m for m in (await router.get("/api/fleet")).json()["machines"]}
+        assert (machines[home]["state"], machines[home]["cordoned"]) == ("cordoned", True)
+        assert (await router.chat(session="tea")).headers["x-homeport-machine"] == home
+        for number in range(8):
+            assert (await router.chat(session=f"new-{number}")).headers["x-homeport-machine"] != home
+        assert (await router.ask("POST", f"/api/machines/{home}/uncordon")).status == 200
+        machines = {m["name"]: m for m in (await router.get("/api/fleet")).json()["machines"]}
+        assert machines[home]["state"] == "ready"
+        refused = await router.ask("POST", "/api/machines/shed/cordon")
+        assert (refused.status, refused.code) == (404, "machine_not_found")
+        assert "m0, m1" in refused.json()["error"]["message"]
+
+
 async def test_sessions_are_listed_with_parent_source_and_place_in_the_line(tmp_path: Path) -> None:
     host = AnswersHost("den/0")
     async with routed(tmp_path, host) as router:
@@ -311,6 +331,10 @@ async def test_roles_open_what_is_theirs(tmp_path: Path, keys_file: Path) -> Non
         forget = "/api/machines/m0/forget"
         assert (await router.ask("POST", forget, headers=bearer("bert"))).status == 403
         assert (await router.ask("POST", forget, headers=bearer("boss"))).status == 409
+        for act in ("cordon", "uncordon"):
+            path = f"/api/machines/m0/{act}"
+            assert (await router.ask("POST", path, headers=bearer("bert"))).code == "key_not_allowed"
+            assert (await router.ask("POST", path, headers=bearer("boss"))).status == 200
 
 
 async def test_a_keys_limits_reach_choice_and_host(tmp_path: Path, keys_file: Path) -> None:

@@ -17,7 +17,7 @@ from cluster import llama_wheel
 from cluster.commands import Progress
 from cluster.install import NODEPS_LOCK, Setup
 from cluster.llama_build import locked
-from tests.cluster.kernel import run
+from tests.cluster.kernel import command, run
 from tests.cluster.lab import HOME, PERSON, Lab, LabMachine, laboratory
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,11 +141,15 @@ class Several:
             return {}
 
     def ready(self) -> set[str]:
-        """The machines of which every replica is ready, as the head's router sees them."""
+        """The machines of which every replica serves, as the head's router sees them."""
+
+        def serves(replica: Mapping[str, Any]) -> bool:
+            return bool(replica["state"] == "ready" and replica["reach"] == "up")
+
         return {
             name
             for name, machine in self.fleet().items()
-            if machine["replicas"] and all(each["state"] == "ready" for each in machine["replicas"])
+            if machine["replicas"] and all(map(serves, machine["replicas"]))
         }
 
     def ask(self, *turns: tuple[str, str]) -> list[Answer]:
@@ -196,6 +200,12 @@ def wait_for(look: Callable[[], bool], what: str, seconds: float, told: Callable
             raise AssertionError(f"not within {seconds} s: {what}\n{told()}")
         time.sleep(1.0)
     return time.monotonic() - began
+
+
+def processes(machine: LabMachine, *words: str) -> list[int]:
+    """Its processes whose command line has one of these words; Ray's own agents name them too, but not first."""
+    found = {pid: command(pid).split(" --")[0] for pid in machine.pids()}
+    return sorted(pid for pid, line in found.items() if any(word in line for word in words))
 
 
 def _machine(lab: Lab, prepared: Path, name: str, zone: str) -> LabMachine:

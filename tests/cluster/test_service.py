@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.cluster.kernel import command, run
+from tests.cluster.kernel import run
 from tests.cluster.lab import LabMachine, until
-from tests.cluster.several import CLONE, HOMEPORT, Several, several, wait_for
+from tests.cluster.several import CLONE, HOMEPORT, Several, processes, several, wait_for
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 NAMES = {"den-pc": "home", "tower": "home"}
@@ -72,12 +72,6 @@ class Pair:
 
     def parts(self) -> dict[str, list[int]]:
         return {name: processes(self.worker, words) for name, words in PARTS.items()}
-
-
-def processes(machine: LabMachine, *words: str) -> list[int]:
-    """Its processes whose command line has one of these words; Ray's own agents name them too, but not first."""
-    found = {pid: command(pid).split(" --")[0] for pid in machine.pids()}
-    return sorted(pid for pid, line in found.items() if any(word in line for word in words))
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,6 @@ from starlette.routing import Match
 
 import router.app
 import router.fleet
-import router.snapshot
 import serving.ask_host
 import serving.controller
 import serving.engine_life
@@ -35,7 +34,7 @@ from tests.schedules.network import Message, Network, SimClient
 CONTROL = f"http://{HEAD}:8090"
 LOAD_S = 0.4
 LOST_S = 8.0
-"""The router's, which is 30 s, and 15 s until it gives up on open turns: schedules are short."""
+"""`lost_after`, which is 30 s, and 15 s until a router gives up on open turns: schedules are short."""
 POLL_S = 1.5
 """The router's, which is 1 s: what takes most of a schedule's time is polls that say nothing new."""
 MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
@@ -194,15 +193,16 @@ def without_threads(loop: SimLoop, net: Network, model: ModelSpec) -> Iterator[N
         (Path(folder) / "secrets").mkdir()
         (Path(folder) / "secrets" / "cluster_token").write_text(TOKEN)
         (Path(folder) / "head").mkdir()
-        revision = {"revision": 1, "models": [{"spec": model.to_json(), "digest": "d"}], "control": {}}
+        revision = {
+            "revision": 1,
+            "models": [{"spec": model.to_json(), "digest": "d"}],
+            "control": {"lost_after_s": LOST_S},
+        }
         (Path(folder) / "head" / "revision.json").write_text(json.dumps(revision))
         settings, use = settings_of(model).to_json(), {"weights": 3, "kv": 2, "compute": 1}
         stack.enter_context(patch(Settings, "to_json", lambda _settings: settings))
         stack.enter_context(patch(serving.host_app, "asdict", lambda _memory: use))
         stack.enter_context(patch(router.fleet, "POLL_S", POLL_S))
-        stack.enter_context(patch(router.snapshot, "LOST_S", LOST_S))
-        stack.enter_context(patch(serving.controller, "NEWS_S", LOST_S / 3))
-        stack.enter_context(patch(serving.controller, "HEARD_S", LOST_S / 2))
         stack.enter_context(patch(router.fleet, "SILENT_S", LOST_S * 0.75))
         stack.enter_context(patch(serving.engine_life, "threading", SimpleNamespace(Thread=_Thread)))
         stack.enter_context(patch(serving.controller, "threading", SimpleNamespace(Thread=_NoThread)))

@@ -1,0 +1,70 @@
+"""`homeport apply`. Exit codes as in `router.cli`; 130: it was left by Ctrl-C and goes on."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from cluster.paths import Paths
+from router import applying, live
+from router.lifecycle import UpRefused
+from serving.config import ConfigError
+
+out = live.console()
+err = live.console(stderr=True)
+
+FAILED, WRONG = 1, 2
+PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
+DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "homeport.yaml"
+
+
+def apply(
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", "-c", envvar="HOMEPORT_CONFIG", help="What to serve (homeport.yaml)."),
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do it without asking.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would happen, and do nothing.")
+    ] = False,
+) -> None:
+    """Serve what the config says now: show what starts, stops and changes, ask, and do it, one machine at a time."""
+    paths = Paths.from_env(os.environ)
+    try:
+        proposal = applying.propose(paths, config or DEFAULT_CONFIG, os.environ)
+        for line in applying.describe(proposal):
+            _say(line)
+        if proposal.is_empty or dry_run:
+            return
+        if proposal.renewal.is_new and not yes and not _agrees():
+            _say("Nothing was changed.")
+            return
+        code = applying.carry_out(paths, proposal, _say)
+    except (applying.NotApplied, UpRefused, ConfigError) as refused:
+        _refuse(str(refused), getattr(refused, "code", WRONG))
+    except OSError as error:
+        _refuse(f"{error.filename or paths.home}: {error.strerror}. Nothing was changed.", FAILED)
+    raise typer.Exit(code)
+
+
+def _agrees() -> bool:
+    if not _has_terminal():
+        _refuse(
+            "There is no terminal to ask on. Run it with --yes to do this, or with --dry-run to look.", WRONG
+        )
+    return typer.confirm("Do this?")
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _say(line: str) -> None:
+    out.print(line, **PLAIN)
+
+
+def _refuse(message: str, code: int) -> NoReturn:
+    err.print(message, style="red", **PLAIN)
+    raise typer.Exit(code)

@@ -1,0 +1,109 @@
+"""The roll of machines: what each reported last, when, and how it stands. What the fleet tells of machines.
+
+Asks nobody. Which machines there are says the book; what those that are away reported before this controller began
+says the file of what is known (serving/known_pins.py).
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from serving.machine_book import MachineBook
+from serving.standing import AWAY, LOST_AFTER_S, Standing, standing
+
+Report = dict[str, Any]
+
+OF_MACHINE = ("id", "name", "zone", "address", "hardware", "reserve")
+OF_REPLICA = ("name", "slot", "model", "address", "port", "slice", "config_digest", "limits")
+"""What is kept of a report: not what ages within seconds."""
+
+
+class MachineRoll:
+    """`clock` is monotonic, `wall` says when people think that it is."""
+
+    def __init__(
+        self,
+        book: MachineBook,
+        last: Mapping[str, Report],
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        """`last`: by machine, what was kept of its last report before."""
+        self.reports: dict[str, Report] = {}
+        """By machine, of those that have reported."""
+        self.kept = dict(last)
+        """By machine, what is to be kept of its last report."""
+        self.unsaved: set[str] = set()
+        """Machines of which something else is to be kept than before."""
+        self.lost_after_s = LOST_AFTER_S
+        self._book = book
+        self._clock = clock
+        self._wall = wall
+        self._began_at = clock()
+        self._heard: dict[str, tuple[float, float]] = {}
+        """By machine: when its keeper reported last, on both clocks."""
+
+    def heard(self, machine: str, report: Report) -> None:
+        self.reports[machine] = report
+        self._heard[machine] = (self._clock(), self._wall())
+        if (kept := _kept(report)) != self.kept.get(machine):
+            self.kept[machine] = kept
+            self.unsaved.add(machine)
+
+    def forget(self, machine: str) -> None:
+        self.reports.pop(machine, None)
+        self._heard.pop(machine, None)
+        if self.kept.pop(machine, None) is not None:
+            self.unsaved.add(machine)
+
+    def silent_s(self, machine: str) -> float:
+        """For how long its keeper has not reported; at most since this controller began."""
+        return self._clock() - self._heard.get(machine, (self._began_at, 0.0))[0]
+
+    def standings(self) -> dict[str, Standing]:
+        """By machine: of those that have reported, and of those that were here once and are not forgotten."""
+        taken = {report["name"] for report in self.reports.values()}
+        others = (
+            machine
+            for machine, known in self._book.remembered().items()
+            if machine not in self.reports and known.name not in taken
+        )
+        return {
+            machine: standing(
+                self.silent_s(machine),
+                machine in self.reports,
+                machine in self._book.cordoned,
+                self.lost_after_s,
+            )
+            for machine in (*self.reports, *others)
+        }
+
+    def list(self) -> list[dict[str, Any]]:
+        """As the fleet tells it. `state`: how it stands; `heard_s`: of one that is away, when it was heard last (since
+        the epoch; None: not since this controller began)."""
+        return [self._told(machine, state) for machine, state in self.standings().items()]
+
+    def _told(self, machine: str, state: Standing) -> dict[str, Any]:
+        told = self.reports.get(machine) or self._last(machine)
+        is_cordoned = machine in self._book.cordoned
+        told = {**told, "state": state, "cordoned": is_cordoned, "heard_s": None}
+        if state not in AWAY:
+            return told
+        heard = self._heard.get(machine)
+        replicas = [{**replica, "state": "unknown"} for replica in told["replicas"]]
+        return {**told, "replicas": replicas, "heard_s": None if heard is None else round(heard[1], 1)}
+
+    def _last(self, machine: str) -> Report:
+        """What it was when it was here last; its book knows where it is by now."""
+        known, kept = self._book.known[machine], self.kept.get(machine, {})
+        replicas = kept.get("replicas", ()) if kept.get("name") == known.name else ()
+        address = known.address or kept.get("address", "")
+        now = {"id": machine, "name": known.name, "zone": known.zone, "address": address, "revision": 0}
+        moved = {"address": address, "state": "unknown"}
+        return {**kept, **now, "replicas": [{**replica, **moved} for replica in replicas]}
+
+
+def _kept(report: Report) -> Report:
+    """What does not age within seconds."""
+    replicas = [{key: each[key] for key in OF_REPLICA if key in each} for each in report["replicas"]]
+    return {key: report[key] for key in OF_MACHINE if key in report} | {"replicas": replicas}
