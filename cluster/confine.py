@@ -43,14 +43,20 @@ __all__ = [
     "alive",
     "cap_file",
     "end_group",
+    "free",
     "holds_locks",
     "launch",
     "read_record",
+    "records",
     "slice_environment",
     "tail",
 ]
 
 INCARNATION = "HOMEPORT_INCARNATION"
+YIELD_SIGNAL = signal.SIGUSR1
+"""To a host: end, and take up to 4 s to save what only it has. SIGTERM leaves it half of that."""
+YIELD_GRACE_S = 4.6
+"""After that signal; then it is killed."""
 LAUNCH_TIMEOUT_S = 30.0
 
 THREAD_COUNTS = (
@@ -150,10 +156,21 @@ def alive(record: Record) -> bool:
     return group.runs(record.pid, record.start_time)
 
 
-def end_group(record: Record, grace_s: float) -> bool:
-    """End the host and all that it started: SIGTERM, `grace_s` seconds, SIGKILL. True when nothing is
+def end_group(record: Record, grace_s: float, first: signal.Signals = signal.SIGTERM) -> bool:
+    """End the host and all that it started: `first`, `grace_s` seconds, SIGKILL. True when nothing is
     left."""
-    return group.end(record.pid, record.start_time, grace_s)
+    return group.end(record.pid, record.start_time, grace_s, first)
+
+
+def free(record: Record) -> bool:
+    """The same within 5 s, for a person who wants the machine: its contexts are saved as far as that allows."""
+    return end_group(record, YIELD_GRACE_S, YIELD_SIGNAL)
+
+
+def records(locks: Path, run_id: str) -> list[Record]:
+    """Of the hosts of one installation that live."""
+    found = (read_record(path) for path in sorted(locks.glob(f"{run_id}-*.json")))
+    return [record for record in found if record is not None and alive(record)]
 
 
 def cap_file(path: Path, max_bytes: int) -> bool:

@@ -79,6 +79,8 @@ class Answer:
     """None: the default for the machine's hardware."""
     reserve_memory_bytes: int | None
     ports: tuple[int, int]
+    yield_to: tuple[str, ...] = ()
+    """Programs of its person's that it yields to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +150,7 @@ def enter(
     reserve: Reserve,
     ports: Sequence[int],
     address: str = LOOPBACK,
+    yield_to: Sequence[str] = (),
 ) -> Machine:
     """Write `machine.json` for this machine and return it. An id that is there already stays for ever."""
     machine = Machine(
@@ -159,11 +162,24 @@ def enter(
         reserve=reserve,
         state="ready",
     )
-    kept = {"id": machine.id, "name": name, "zone": zone, "address": machine.address}
-    write_private(
-        paths.machine, json.dumps({**kept, "reserve": reserve.to_json(), "ports": list(ports)}, indent=1)
-    )
+    kept = {
+        "id": machine.id,
+        "name": name,
+        "zone": zone,
+        "address": machine.address,
+        "reserve": reserve.to_json(),
+        "ports": list(ports),
+        "yield_to": list(yield_to),
+    }
+    write_private(paths.machine, json.dumps(kept, indent=1))
     return machine
+
+
+def note_programs(paths: Paths, programs: Sequence[str]) -> None:
+    """Have this machine yield to these programs from now on: its keeper sees it within a second. Raises OSError."""
+    known: dict[str, Any] | None = read_json(paths.machine)
+    if known is not None and tuple(known.get("yield_to", ())) != tuple(programs):
+        write_private(paths.machine, json.dumps({**known, "yield_to": list(programs)}, indent=1))
 
 
 def control_url(address: str) -> str:
@@ -239,6 +255,7 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
             reserve_cores=None if cores is None else int(cores),
             reserve_memory_bytes=None if memory is None else int(memory),
             ports=(int(first), int(last)),
+            yield_to=tuple(map(str, machine.get("yield_to", ()))),
         )
     except (KeyError, TypeError, ValueError):
         raise _no_homeport(head, "its answer is of another shape") from None
@@ -272,7 +289,16 @@ def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) ->
         usual.cores if answer.reserve_cores is None else answer.reserve_cores,
         usual.memory_bytes if answer.reserve_memory_bytes is None else answer.reserve_memory_bytes,
     )
-    machine = enter(paths, answer.name, answer.zone, hardware, reserve, answer.ports, answer.address)
+    machine = enter(
+        paths,
+        answer.name,
+        answer.zone,
+        hardware,
+        reserve,
+        answer.ports,
+        answer.address,
+        answer.yield_to,
+    )
     write_private(paths.joined, json.dumps({"head": answer.head, "name": answer.name}, indent=1))
     return machine
 

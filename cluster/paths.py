@@ -43,6 +43,11 @@ class Paths:
         return self.home / "joined.json"
 
     @property
+    def yielded(self) -> Path:
+        """For how long its person wants this machine for themselves."""
+        return self.home / "yielded.json"
+
+    @property
     def join_token(self) -> Path:
         """With this, machines of a list join, any number of times, for as long as it lies there."""
         return self.home / "join" / "token"

@@ -26,6 +26,7 @@ import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from router import admin
 from router.addressing import Addressing
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
 from router.finding import Finder
@@ -184,10 +185,10 @@ def build(
     """The router's parts, wired. `fleet.run()` must run beside the app."""
     peers = Peers(client, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
-    fleet = Fleet(peers, settings.fleet_file, models, clock)
+    fleet = Fleet(peers, settings.fleet_file, models, clock, wall=wall)
     homes = Homes(fleet, peers, clock, wall)
     finder = Finder(fleet, peers)
-    metrics = Metrics(registry, version(), lambda: _pins(fleet))
+    metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet))
     specs = {spec.name: spec for spec in settings.models}
     addressing = Addressing(fleet, homes, finder, specs, settings.digest_key, settings.identity)
     relay = Relay(fleet, homes, addressing, client, settings.token, specs, metrics, clock)

@@ -11,12 +11,15 @@ from router.decision import Ask, Decision, Home, Move, PinOutcome, Refuse, Route
 from router.errors import ApiError
 from router.keys import refuse_machine, refuse_zone
 from router.snapshot import Replica, Snapshot
+from router.yields import all_yielded, home_yielded
 from serving.pin_index import Candidate
 from serving.pins import Pin
 from serving.standing import AWAY
 
 COMING = ("starting", "loading", "draining", "stopping", "unknown")
 """States of a replica that end by themselves."""
+SERVING = ("ready", "cordoned", "draining", "yielded")
+"""States of a machine that is there: what it tells of its replicas holds."""
 ADMIN_SEES = "an admin sees why in `homeport status`"
 LOST_RETRY_S = 30.0
 """When to ask again for a session whose machine is lost."""
@@ -28,7 +31,8 @@ def choose(
     """The place of one turn.
 
     1. the model is not in the config, or the key not for it -> Refuse
-    2. the session has a home            -> Send it there if that serves, else Wait for it; a lost one: `when_lost`
+    2. the session has a home            -> Send it there if that serves, else Wait for it; a lost one: `when_lost`;
+                                            one whose machine is yielded: Refuse, whatever `when_lost` says
     3. it names a machine or a zone that is unknown or that its key may not use -> Refuse
     4. the session that began it has one -> the same as 2 with that one
     5. some replica serves the model     -> Send it to the best of `ranked`
@@ -193,6 +197,8 @@ def _home(ask: Ask, home: Home, fleet: Snapshot, now: float, refused: Set[str]) 
             "Put it back into the config, or begin anew under another session name."
         )
         return Refuse(410, "home_removed", message, replica=pin.replica)
+    if _state_of(machine, fleet) == "yielded":
+        return home_yielded(pin, fleet, now)
     if is_lost(pin, fleet, now):
         return _lost(ask, pin, fleet, now)
     if replica is None or replica.model != pin.model:
@@ -288,7 +294,7 @@ def _removed(pin: Pin, fleet: Snapshot) -> bool:
     state = fleet.machines.get(machine)
     told = [replica for replica in fleet.replicas.values() if replica.machine == machine]
     here = any(replica.name == pin.replica and replica.model == pin.model for replica in told)
-    return state is not None and state.state in ("ready", "cordoned", "draining") and bool(told) and not here
+    return state is not None and state.state in SERVING and bool(told) and not here
 
 
 def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
@@ -319,6 +325,8 @@ def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
     if not whys:
         message = f"No machine has reported a replica of {model} yet. Ask again soon; see `homeport status`."
         return Wait("machine_unavailable", message, now + 2.0)
+    if all(_machine_state(replica, fleet) == "yielded" for replica in replicas):
+        return all_yielded(model, {replica.machine for replica in replicas}, fleet, now)
     reasons = tuple(f"{replica.name} {_refusal(replica, says, fleet)}" for replica, says, _ in whys)
     message = (
         f"No replica of {model} can serve: {'; '.join(reasons)}. See `homeport status` for what to mend."

@@ -5,6 +5,7 @@ Decides no routes (see `choose`). A host that does not answer delays nobody: eac
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -80,6 +81,7 @@ class Fleet:
         models: Sequence[Model],
         clock: Callable[[], float],
         on_lost: Callable[[str], None] = lambda replica: None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """`models` hold until the controller tells others. `on_lost`: the turns of this replica are lost."""
         self.on_lost = on_lost
@@ -90,6 +92,7 @@ class Fleet:
         self._peers = peers
         self._saved = saved
         self._clock = clock
+        self._wall = wall
         self._models = {model.name: model for model in models}
         self._text = b""
         self._membership: object = None
@@ -116,7 +119,7 @@ class Fleet:
             self._snapshot = Snapshot(
                 models=dict(self._models),
                 machines={
-                    machine.name: Machine(machine.name, machine.state, machine.zone, machine.cordoned)
+                    machine.name: self._machine(machine)
                     for machine in (*(known.machine for known in self.known.values()), *self.listed.machines)
                 },
                 replicas={name: known.replica() for name, known in self.known.items()},
@@ -126,6 +129,11 @@ class Fleet:
                 lost_after_s=self.listed.lost_after_s,
             )
         return self._snapshot
+
+    def _machine(self, told: ListedMachine) -> Machine:
+        until = None if told.yielded is None else told.yielded.until
+        free_at = None if until is None else self._clock() + until - self._wall()
+        return Machine(told.name, told.state, told.zone, told.cordoned, free_at)
 
     @contextmanager
     def turn_at(self, replica: str) -> Iterator[None]:
@@ -326,8 +334,11 @@ class Fleet:
                     machine,
                     state="unknown",
                     heard_s=None,
+                    yielded=None,
                     replicas=tuple(
-                        msgspec.structs.replace(replica, stderr=(), state="unknown", progress=0.0, detail="")
+                        msgspec.structs.replace(
+                            replica, stderr=(), state="unknown", progress=0.0, detail="", foreign=()
+                        )
                         for replica in machine.replicas
                     ),
                 )

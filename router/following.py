@@ -127,7 +127,7 @@ def _watch(paths: Paths, parent: subprocess.Popen[bytes], show: Show, detach: bo
             shown = picture
         if ready and detach:
             mine = _own_replicas(run, fleet)
-            return 0 if not mine or any(r["state"] == "ready" for r in mine) else FAILED
+            return 0 if not mine or any(r["state"] in ("ready", "yielded") for r in mine) else FAILED
         if not ready and time.monotonic() > deadline:
             err.print(f"Not ready after {READY_S:.0f} s. Logs: {paths.logs}", style="red")
             return FAILED
@@ -147,7 +147,7 @@ def _is_settled(run: dict[str, Any], fleet: dict[str, Any], revision: int | None
         return False
     if not mine:  # what is wanted may run elsewhere
         return bool(run["machine"]["address"] != LOOPBACK)
-    return all(replica["state"] in ("ready", "failed") for replica in mine)
+    return all(replica["state"] in ("ready", "failed", "yielded") for replica in mine)
 
 
 def _own_replicas(run: dict[str, Any], fleet: dict[str, Any]) -> list[dict[str, Any]]:

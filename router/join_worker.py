@@ -63,13 +63,18 @@ def join_head(paths: Paths, address: str, given: Given, env: Mapping[str, str], 
     answer = _ask(paths, head, tokens, given.name, say)
     before = read_json(paths.machine)
     machine = join.settle(paths, answer, env)
-    has_changed = read_json(paths.machine) != before
+    has_changed = _for_ray(read_json(paths.machine)) != _for_ray(before)
     if _serve(paths, head, machine, has_changed, env):
         say(f"{machine.name}: the head lets it in; Ray is starting here")
     _wait(paths, head, machine, say)
     calls = given.name is not None and given.name != machine.name
     note = f" (its head calls it {machine.name})" if calls else ""
     return f"{machine.name} serves the head at {_text(head)}: zone {machine.zone}, address {machine.address}{note}."
+
+
+def _for_ray(kept: dict[str, Any] | None) -> dict[str, Any]:
+    """Of what is kept of a machine that with which Ray starts; the keeper sees the rest while it runs."""
+    return {key: value for key, value in (kept or {}).items() if key != "yield_to"}
 
 
 def _may_serve(paths: Paths, head: str) -> None:

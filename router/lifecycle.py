@@ -171,6 +171,7 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
         prepared.machine.reserve,
         (network.first, network.last),
         prepared.machine.address,
+        prepared.config.machine(prepared.machine.name).yield_to,
     )
     give_list(paths, machines)
     write_revision(paths, config, machine, (network.first, network.last))

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.slices import bytes_text
+from serving.yielding import PERSON
 
 SYSTEM = "You are a helpful AI assistant."
 """What a model is told first where the person does not say: small models need it."""
@@ -21,6 +23,7 @@ MARKS = {
     "loading": ("◌", "yellow"),
     "draining": ("◌", "yellow"),
     "stopping": ("◌", "yellow"),
+    "yielded": ("◌", "yellow"),
     "failed": ("✗", "red"),
     "lost": ("✗", "red"),
 }
@@ -119,6 +122,7 @@ def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableT
         parts.append(Text("The controller does not answer: this is what was known last.", style="yellow"))
     for machine in fleet.get("machines", ()):
         parts += [Text(), _machine_line(machine), _slices_table(machine)]
+        parts += [Text(f"  {line}", style=style) for line, style in _onlooker_lines(machine)]
         parts += [
             Text(f"  {r['name']}: {line}", style="red")
             for r in machine["replicas"]
@@ -175,16 +179,44 @@ def age_text(seconds: float) -> str:
 
 
 def standing_text(machine: Mapping[str, Any]) -> str:
-    """How a machine stands: `ready`, `cordoned`, `lost, last heard 2 min ago`."""
+    """How a machine stands: `ready`, `cordoned`, `yielded to steam`, `lost, last heard 2 min ago`."""
     state, away_s = str(machine["state"]), machine.get("away_s")
     cordoned = ", cordoned" if machine.get("cordoned") and state != "cordoned" else ""
     if state == "unknown":
         return f"not heard yet since the controller began{cordoned}"
+    if state == "yielded":
+        return f"{_yielded_text(machine.get('yielded') or {}, time.time())}{cordoned}"
     if state != "lost":
         return state
     if away_s is None:
         return f"lost, not heard since the controller began{cordoned}"
     return f"lost, last heard {age_text(away_s)} ago{cordoned}"
+
+
+def _yielded_text(yielded: Mapping[str, Any], now_s: float) -> str:
+    """`yielded to steam`, `yielded to its person until 14:05`."""
+    by, until_s = yielded.get("by"), yielded.get("until")
+    until = "" if until_s is None else f" until {until_text(until_s, now_s)}"
+    return f"yielded to {'its person' if by in (None, PERSON) else by}{until}"
+
+
+def until_text(until_s: float, now_s: float) -> str:
+    """`14:05`, on another day with its date; in this machine's time zone. Both in seconds since the epoch."""
+    until, now = time.localtime(until_s), time.localtime(now_s)
+    is_today = (until.tm_year, until.tm_yday) == (now.tm_year, now.tm_yday)
+    return time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", until)
+
+
+def _onlooker_lines(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is enforced on a machine and what is only watched; and who else runs on a replica's cores."""
+    limits = machine.get("limits") or {"enforced": (), "watched": ()}
+    enforced, watched = (", ".join(limits[kind]) or "nothing" for kind in ("enforced", "watched"))
+    lines = [(f"enforced: {enforced}; only watched: {watched}", "dim")] if any(limits.values()) else []
+    for replica in machine["replicas"]:
+        if foreign := replica.get("foreign"):
+            told = ", ".join(f"{each['program']} {each['share']:.0%} of a core" for each in foreign)
+            lines.append((f"on the cores of {replica['name']}: {told}", "yellow"))
+    return lines
 
 
 def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
@@ -200,7 +232,9 @@ def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
 
 
 def _machine_line(machine: Mapping[str, Any]) -> Text:
-    style = {"lost": "red", "unknown": "yellow", "cordoned": "yellow"}.get(machine["state"], "")
+    style = {"lost": "red", "unknown": "yellow", "cordoned": "yellow", "yielded": "yellow"}.get(
+        machine["state"], ""
+    )
     facts = ", ".join([f"zone {machine['zone']}", *_hardware_facts(machine)])
     return Text.assemble(
         (machine["name"], "bold"), "  ", (standing_text(machine), style), "  ", (facts, "dim")

@@ -104,6 +104,10 @@ def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
     async def uncordon(name: str) -> dict[str, Any]:
         return await sessions.cordon(name, False)
 
+    @pages.post("/api/machines/{name}/yield")
+    async def give_over(name: str, request: Request) -> dict[str, Any]:
+        return await sessions.give_over(name, await _json(request))
+
 
 async def _json(request: Request) -> Any:
     """The body. Raises Rejected."""

@@ -23,6 +23,10 @@ QUICK = aiohttp.ClientTimeout(total=0.5)
 """For questions that a turn waits for."""
 
 
+ORDER = aiohttp.ClientTimeout(total=8.0)
+"""For what the controller asks a machine in its turn."""
+
+
 class NotYet(Exception):
     """The controller is there, but has not read all journals yet: whether a session is new cannot be said."""
 
@@ -64,6 +68,13 @@ class HostState(msgspec.Struct, frozen=True):
     memory: Any = None
 
 
+class ListedForeign(msgspec.Struct, frozen=True):
+    """Programs that are not the replica's and run on its CPUs. `share`: of one CPU."""
+
+    program: str
+    share: float
+
+
 class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
     """A replica as the controller lists it: the keeper's account."""
 
@@ -81,16 +92,25 @@ class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
     config_digest: str | None = None
     slice: Any = None
     limits: Any = None
+    foreign: tuple[ListedForeign, ...] = ()
+
+
+class ListedYield(msgspec.Struct, frozen=True):
+    """For whom a machine is. `by`: person, or a program's name; `until`: since the epoch, where that is known."""
+
+    by: str
+    until: float | None = None
 
 
 class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     address: str
     state: str
-    """How it stands: unknown, ready, cordoned, lost."""
+    """How it stands: unknown, ready, cordoned, yielded, lost."""
     cordoned: bool = False
     heard_s: float | None = None
     """Of one that is away: when its keeper was heard last, since the epoch; None: not since the controller began."""
+    yielded: ListedYield | None = None
     id: str = ""
     zone: str = "default"
     revision: int = 0
@@ -267,11 +287,12 @@ class Peers:
         data, url = msgspec.json.encode({"only": pin.to_json()}), f"{self._control}/pins/{pin.session}"
         await self._ask("DELETE", url, QUICK, data, {"model": pin.model})
 
-    async def manage(self, machine: str, act: str) -> tuple[int, str]:
-        """Have the controller `forget`, `cordon` or `uncordon` a machine: its status, and what it says."""
+    async def manage(self, machine: str, act: str, told: Mapping[str, Any] | None = None) -> tuple[int, str]:
+        """Have the controller `forget`, `cordon`, `uncordon` or `yield` a machine: its status, and what it says."""
         url = f"{self._control}/machines/{quote(machine, safe='')}/{act}"
+        limits = POLL if told is None else ORDER
         try:
-            async with self._client.post(url, headers=self._headers, timeout=POLL) as answer:
+            async with self._client.post(url, json=told, headers=self._headers, timeout=limits) as answer:
                 return answer.status, _message(await answer.read())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(type(error).__name__, connection_refused(error)) from error

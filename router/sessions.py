@@ -28,6 +28,7 @@ from router.keys import Key, refuse_machine, refuse_model, refuse_zone
 from router.peers import KnownPin, NotYet, Peers, Unreachable
 from router.relay import Relay
 from serving.pins import Pin, is_public_id
+from serving.yielding import wanted_yield
 
 FACTS = ("public", "scope", "family", "guessed", "history")
 """What goes along with a pin to its new home."""
@@ -100,16 +101,30 @@ class Sessions:
         await self._manage(machine, "cordon" if is_cordoned else "uncordon")
         return {"machine": machine, "cordoned": is_cordoned}
 
-    async def _manage(self, machine: str, act: str) -> None:
+    async def give_over(self, machine: str, body: Any) -> dict[str, Any]:
+        """The machine's person wants it for themselves, or no longer does. On return its hosts are being ended, or
+        started; `yielded` says how it stands."""
+        try:
+            wanted_yield(body)
+        except ValueError as error:
+            raise Rejected(bad_request(str(error), "invalid_body")) from None
+        await self._manage(machine, "yield", body)
+        told = next((each.yielded for each in self._fleet.listed.machines if each.name == machine), None)
+        yielded = None if told is None else {"by": told.by, "until": told.until}
+        return {"machine": machine, "yielded": yielded}
+
+    async def _manage(self, machine: str, act: str, told: Any = None) -> None:
         """Have the controller do this with a machine; on return the picture shows it."""
         try:
-            status, message = await self._peers.manage(machine, act)
+            status, message = await self._peers.manage(machine, act, told)
         except Unreachable as error:
             raise Rejected(no_controller()) from error
         if status == 404:
             raise Rejected(self._no_machine(machine))
         if status == 409:
             raise Rejected(ApiError(409, "machine_is_there", message or "That machine is there.", final=True))
+        if status == 503 and message:
+            raise Rejected(ApiError(503, "machine_unavailable", message, retry_after_s=5))
         if status != 200:
             raise Rejected(ApiError(502, "controller_error", message or f"The controller answered {status}."))
         await self._fleet.refresh_controller()

@@ -92,6 +92,8 @@ class Machine:
     zone: str = "default"
     cordoned: bool = False
     """By a person, whether it is there or not."""
+    free_at: float | None = None
+    """Of one that is yielded: when it is to be back, on the router's clock; None: nobody knows."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,8 @@ class MachineConfig:
     zone: str = "default"
     reserve_cores: int | None = None
     reserve_memory_bytes: int | None = None
+    yield_to: tuple[str, ...] = ()
+    """Programs of its person's, by the names of their processes: while one runs, the machine is theirs."""
 
     def reserve(self, hardware: Hardware) -> Reserve:
         """What is left to the machine's person: the file's word, else the default for this hardware."""
@@ -139,7 +141,12 @@ class MachineConfig:
             "zone": self.zone,
             "reserve_cores": self.reserve_cores,
             "reserve_memory_bytes": self.reserve_memory_bytes,
+            "yield_to": list(self.yield_to),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**{**data, "yield_to": tuple(data.get("yield_to", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +182,7 @@ class Config:
         return cls(
             RouterConfig.from_json(data["router"]),
             NetworkConfig(**data["network"]),
-            tuple(MachineConfig(**machine) for machine in data["machines"]),
+            tuple(MachineConfig.from_json(machine) for machine in data["machines"]),
             tuple(ModelSpec.from_json(model) for model in data["models"]),
         )
 
@@ -253,7 +260,12 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
         ),
         tuple(
             MachineConfig(
-                machine.name, machine.address, machine.zone, machine.reserve.cores, machine.reserve.memory
+                machine.name,
+                machine.address,
+                machine.zone,
+                machine.reserve.cores,
+                machine.reserve.memory,
+                machine.yield_to,
             )
             for machine in file.machines
         ),

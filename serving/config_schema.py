@@ -156,6 +156,17 @@ def _session_fields(value: object) -> tuple[str, ...]:
     return distinct(tuple(names), "a field is there twice")
 
 
+def _programs(value: object) -> tuple[str, ...]:
+    names: list[Any] = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\x00-\x1f]{1,100}", name):
+            raise fault(
+                f"{shown(name)} is not the name of a program",
+                "Write it as `ps -e` shows it, for example steam",
+            )
+    return distinct(tuple(names), "a program is there twice")
+
+
 def _ports(value: object) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,5}) ?- ?(\d{1,5})", value) if isinstance(value, str) else None
     if not match or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
@@ -309,6 +320,7 @@ class MachineSection(Section):
     zone: MachineName = "default"
     reserve: ReserveSection = ReserveSection()
     wake: NotYet = None
+    yield_to: Annotated[tuple[str, ...], BeforeValidator(_programs)] = ()
 
 
 class NeedsSection(Section):

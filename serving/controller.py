@@ -19,7 +19,7 @@ import uvicorn
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.ray_cluster import RayFailed
-from serving.controller_app import Acts, ControllerApp
+from serving.controller_app import Acts, ControllerApp, MachineAway
 from serving.giving import Giving
 from serving.join_routes import JoinRoutes
 from serving.journal_file import JournalNews, Mark
@@ -69,6 +69,10 @@ class Members(Protocol):
         self, machine: str, revision: int, wishes: list[dict[str, Any]], head: str
     ) -> dict[str, Any]:
         """Give a keeper its share of a revision of `head`, a machine's id. Raises as `report`."""
+        ...
+
+    async def give_over(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        """Let a machine be its person's for so long, or until it `ends`: its report. Raises as `report`."""
         ...
 
     async def leave(self, machine: str) -> None:
@@ -232,8 +236,10 @@ class Controller:
         self._fleet_text = None
 
     def _takes_new(self, replica: str) -> bool:
-        """Whether sessions may get a home there: not on a machine that is cordoned."""
+        """Whether sessions may get a home there: not on a machine that is cordoned, or its person's at present."""
         name = replica.rpartition("/")[0]
+        if self.roll.is_yielded(replica):
+            return False
         return all(known.name != name for id_, known in self.book.known.items() if id_ in self.book.cordoned)
 
     async def _leave(self) -> dict[str, Any]:
@@ -267,10 +273,30 @@ class Controller:
         now = time.monotonic()
         return bool(self._unread) and all(until < now for until in self._unread.values())
 
+    async def _yield(self, name: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        """Let a machine be its person's, or end that. Returns how it stands then, as its keeper says."""
+        here = self._heard_of()
+        machine = next((id_ for id_ in here if self.roll.reports[id_]["name"] == name), None)
+        if machine is None or self._members is None:
+            raise self.book.not_known(name) or MachineAway(
+                f"{name} is away and cannot be asked. Its person says it there: `homeport yield`."
+            )
+        try:
+            self._heard(machine, await self._members.give_over(machine, for_s, ends))
+        except AWAY as error:
+            log.warning("machine %s cannot be yielded: %s", machine, error)
+            raise MachineAway(
+                f"The keeper of {name} did not take it ({error}). Ask again in a moment, or say it there: "
+                "`homeport yield`."
+            ) from None
+        told: dict[str, Any] = self.roll.reports[machine]
+        return {"machine": name, "yielded": told.get("yielded")}
+
     def _is_there(self, replica: str) -> bool:
-        """Whether its machine is there, and the keeper said of late that it is ready."""
+        """Whether its machine is there, and the keeper said of late that it is ready, or will be when the machine's
+        person no longer wants that: it is no lost home."""
         return any(
-            each["name"] == replica and each["state"] == "ready"
+            each["name"] == replica and each["state"] in ("ready", "yielded")
             for machine in self._heard_of()
             for each in self.roll.reports[machine]["replicas"]
         )
@@ -325,6 +351,7 @@ class Controller:
             self._has_learned,
             self._forget,
             self._cordon,
+            self._yield,
             self._ended,
             self._is_there,
             self._takes_new,

@@ -18,6 +18,7 @@ from serving.machine_book import NoMachine, NotForgotten
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, is_session, pin_from_json
 from serving.standing import AWAY
+from serving.yielding import wanted_yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +33,19 @@ class Acts:
     """A machine, by its name. Raises NotForgotten and OSError."""
     cordon: Callable[[str, bool], None]
     """Let a machine take no new pins, or take them again. Raises NoMachine and OSError."""
+    give_over: Callable[[str, float | None, bool], Awaitable[dict[str, Any]]]
+    """Let a machine be its person's for so many seconds (None: until told otherwise), or, where True, end that. How it
+    stands then. Raises NoMachine and MachineAway."""
     ended: Callable[[Mapping[str, Pin]], Awaitable[None]]
     """A session was ended: what the journals say that are still to hear of it."""
     is_there: Callable[[str], bool]
     """Whether a replica serves."""
     takes_new: Callable[[str], bool]
     """Whether sessions may get a home at a replica."""
+
+
+class MachineAway(Exception):
+    """The machine is known and cannot be asked. The message says what to do."""
 
 
 class ControllerApp:
@@ -51,7 +59,7 @@ class ControllerApp:
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
-        /machines/{name}/forget, cordon and uncordon; and what serving/join_routes.py answers."""
+        /machines/{name}/forget, cordon, uncordon and yield; and what serving/join_routes.py answers."""
         return Starlette(
             routes=[
                 Route("/fleet", self._guard(self._get_fleet)),
@@ -62,6 +70,7 @@ class ControllerApp:
                 Route("/machines/{name}/forget", self._guard(self._forget_machine), methods=["POST"]),
                 Route("/machines/{name}/cordon", self._guard(self._cordon_machine), methods=["POST"]),
                 Route("/machines/{name}/uncordon", self._guard(self._uncordon_machine), methods=["POST"]),
+                Route("/machines/{name}/yield", self._guard(self._yield_machine), methods=["POST"]),
                 *self._joining.routes(self._guard, self._is_heard),
             ]
         )
@@ -164,6 +173,19 @@ class ControllerApp:
 
     async def _uncordon_machine(self, request: Request) -> Response:
         return self._be_cordoned(request.path_params["name"], False)
+
+    async def _yield_machine(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        try:
+            for_s, ends = wanted_yield(json.loads(await request.body() or b"{}"))
+        except (ValueError, RecursionError) as error:
+            return _error(400, str(error))
+        try:
+            return JSONResponse(await self._acts.give_over(name, for_s, ends))
+        except NoMachine as error:
+            return _error(404, str(error))
+        except MachineAway as error:
+            return _error(503, str(error))
 
     def _be_cordoned(self, name: str, is_cordoned: bool) -> Response:
         try:

@@ -24,7 +24,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from cluster.confine import adopt_locks, cap_file
+from cluster.confine import YIELD_SIGNAL, adopt_locks, cap_file
 from cluster.slices import Slice
 from serving.engine import Engine
 from serving.gguf import GgufError, read_head
@@ -35,10 +35,19 @@ from serving.llama_options import EngineOptions
 from serving.model import ModelSpec
 from serving.trouble import report_callback
 
-HARD_EXIT_S = 2.7
-"""After SIGTERM the process ends by then, whatever the engine does."""
-PARK_S = 2.2
-"""Contexts are written for so long of it; the rest is for freeing the engine."""
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long an end may take. `park_s`: contexts are written for so long; the rest is for freeing the engine.
+    `exit_s`: by then the process ends, whatever the engine does."""
+
+    park_s: float
+    exit_s: float
+
+
+STOP = Patience(2.2, 2.7)
+YIELD = Patience(3.8, 4.4)
+"""The machine's person wants it back within 5 s."""
 CLOSE_STREAMS_S = 1
 HOUSEKEEPING_S = 30.0
 STDERR_BYTES = 1 * 2**20
@@ -165,6 +174,7 @@ class _Host:
         self._errors = errors
         self._watch = watch
         self._code = 0
+        self._patience = STOP
 
     async def serve(self, app: HostApp, engine: Engine) -> int:
         self._app = app
@@ -173,6 +183,7 @@ class _Host:
         self._stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, 0)
+        loop.add_signal_handler(YIELD_SIGNAL, self._stop, 0, YIELD)
         server = _Server(app, self._stopping)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         housekeeping = asyncio.create_task(self._keep_house())
@@ -181,7 +192,7 @@ class _Host:
             {serving, asyncio.create_task(self._stopping.wait())}, return_when="FIRST_COMPLETED"
         )
         housekeeping.cancel()
-        parking = asyncio.create_task(app.park(loop.time() + PARK_S))
+        parking = asyncio.create_task(app.park(loop.time() + self._patience.park_s))
         await serving
         if lost := await parking:
             _say(0, f"stopped with the newest contexts of {lost} sessions not on disk: there was no time")
@@ -197,12 +208,12 @@ class _Host:
         _say(code, f"load failed: {reason}" if permanent else f"the engine broke while loading: {reason}")
         self._stop(code)
 
-    def _stop(self, code: int) -> None:
+    def _stop(self, code: int, patience: Patience = STOP) -> None:
         """Begin to end. Called on the loop; again is nothing."""
         if self._stopping.is_set():
             return
-        self._code = code
-        hard_exit = threading.Timer(HARD_EXIT_S, os._exit, (code or 1,))
+        self._code, self._patience = code, patience
+        hard_exit = threading.Timer(patience.exit_s, os._exit, (code or 1,))
         hard_exit.daemon = True
         hard_exit.start()
         self._app.stop()

@@ -124,11 +124,23 @@ class HostWatch:
 
     async def stop(self, grace_s: float) -> None:
         """End the host's group; its journal stays."""
+        await self._end(lambda record: confine.end_group(record, grace_s))
+
+    async def free(self) -> None:
+        """The same for the machine's person: within 5 s, its contexts saved as far as that allows."""
+        await self._end(confine.free)
+
+    async def _end(self, end: Callable[[Record], bool]) -> None:
         record, self.life = self.record, "stopping"
         if record is not None:
             self._unwatch()
-            await asyncio.to_thread(confine.end_group, record, grace_s)
+            await asyncio.to_thread(end, record)
         self.life, self.state = "absent", {}
+
+    def excuse(self, since_s: float) -> None:
+        """Whatever died from then on (seconds since the epoch) was ended for the machine's person."""
+        if (left := tuple(death for death in self.deaths if death < since_s)) != self.deaths:
+            self.deaths, self.permanent, self.detail = left, None, ""
 
     def seen(self) -> Seen:
         return Seen(

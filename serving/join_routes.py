@@ -169,6 +169,7 @@ class JoinRoutes:
                 "address": join.address,
                 "reserve_cores": join.reserve_cores,
                 "reserve_memory_bytes": join.reserve_memory_bytes,
+                "yield_to": list(join.yield_to),
                 "ports": list(self._revision().get("machine", {}).get("ports", ())),
             },
         }

@@ -33,10 +33,12 @@ class Entry:
     zone: str = DEFAULT_ZONE
     reserve_cores: int | None = None
     reserve_memory_bytes: int | None = None
+    yield_to: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Entry":
-        return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})
+        told = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        return cls(**{**told, "yield_to": tuple(data.get("yield_to", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Join:
     reserve_cores: int | None
     """None: the default for its hardware."""
     reserve_memory_bytes: int | None
+    yield_to: tuple[str, ...] = ()
+    """Programs that it yields to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +145,8 @@ def decide(ask: Ask, cluster: Cluster) -> Join | Refused:
             f"{ask.address}. Join with --name NAME, or correct the address in the config."
         )
         return Refused("name_taken", message)
-    return Join(name, entry.zone, ask.address, entry.reserve_cores, entry.reserve_memory_bytes)
+    reserve = entry.reserve_cores, entry.reserve_memory_bytes
+    return Join(name, entry.zone, ask.address, *reserve, entry.yield_to)
 
 
 def _name(ask: Ask, cluster: Cluster) -> str:

@@ -29,6 +29,7 @@ from cluster.slices import overlap
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
 from serving.model import ModelSpec
+from serving.owner_watch import ForeignLook, OwnerWatch
 from serving.reconcile import Drain, Seen, Start, Stop, plan
 from serving.settings import settings_of
 from serving.slots import Slot, Wish, assign, digest_here, in_range
@@ -38,6 +39,8 @@ TICK_S = 5.0
 BUSY_TICK_S = 0.5
 """While a host is on its way. The death of one is told by its pidfd, between ticks too."""
 STOP_GRACE_S = 5.0
+ORDER_S = 3.0
+"""By then the loop has taken an order."""
 ANSWERED_S = 0.5
 """By then a controller has the answer to its order to leave."""
 QUIET_DEATH = {"GGML_NO_BACKTRACE": "1"}
@@ -67,6 +70,8 @@ class Keeper:
         self.refused: dict[str, list[str]] = {}
         self.watches: dict[int, HostWatch] = {}
         self._read_slots()
+        self.owner = OwnerWatch(self.paths, self.watches, self._heard)
+        self._foreign = ForeignLook(self._served, self.watches, self._publish)
         self._news = threading.Condition()
         self._version = 0
         self._report: dict[str, Any] = {}
@@ -125,6 +130,12 @@ class Keeper:
             found[slot] = JournalNews([entry.to_json() for entry in entries], mark, whole)
         return found
 
+    def give_over(self, for_s: float | None, ends: bool) -> dict[str, Any]:
+        """The machine's person wants it for themselves, for so long or until it `ends`. Returns `report()` at once; the
+        hosts are gone within 5 s. Raises OSError where the end cannot be written down."""
+        asyncio.run_coroutine_threadsafe(self.owner.order(for_s, ends), self._loop).result(ORDER_S)
+        return self.report()
+
     def leave(self) -> None:
         """End this machine's part, this keeper too, as `homeport down` does: once this answer is out."""
         threading.Timer(ANSWERED_S, self._end_everything).start()
@@ -149,6 +160,8 @@ class Keeper:
         report = {
             **{key: self.machine[key] for key in ("id", "name", "zone", "address")},
             "state": "ready",
+            "yielded": self.owner.to_json(),
+            "yield_to": self.owner.programs,
             "revision": self.revision,
             "head": self.head,
             "hardware": self.hardware.to_json(),
@@ -169,7 +182,19 @@ class Keeper:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._keep())
+        self._loop.run_until_complete(self._live())
+
+    async def _live(self) -> None:
+        await asyncio.gather(self._keep(), self.owner.run(), self._foreign.run())
+
+    def _heard(self) -> None:
+        """Something of a host, or of this machine's person, is another than before."""
+        self._publish()
+        self._wake.set()
+
+    def _served(self) -> Mapping[int, Slot]:
+        """The slots, while this machine is not its person's: then nobody is foreign there."""
+        return {} if self.owner.yielded else self.slots
 
     async def _keep(self) -> None:
         while True:
@@ -182,6 +207,7 @@ class Keeper:
             self._wake.clear()
 
     async def _step(self) -> None:
+        self.owner.mind()
         for number in self._known_slots():
             if number not in self.watches:
                 self.watches[number] = self._adopt(number)
@@ -194,7 +220,8 @@ class Keeper:
                 if n in self.watches
             )
         )
-        wanted = {number: slot.digest for number, slot in slots.items()}
+        yielded = self.owner.yielded is not None
+        wanted = {} if yielded else {number: slot.digest for number, slot in slots.items()}
         for number, watch in self.watches.items():
             if number in wanted:
                 watch.wants(wanted[number])
@@ -215,6 +242,8 @@ class Keeper:
 
     def _settled(self) -> bool:
         """Whether every wanted host is ready, and nothing else runs."""
+        if self.owner.yielded:
+            return not any(watch.lives for watch in self.watches.values())
         return self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
 
     async def _carry_out(self, action: Start | Stop | Drain, slots: Mapping[int, Slot]) -> None:
@@ -223,7 +252,8 @@ class Keeper:
                 await self._start(slots[number])
             case Stop(number, reason):
                 log.info("slot %d: stopping, %s", number, reason)
-                await self.watches[number].stop(STOP_GRACE_S)
+                watch = self.watches[number]
+                await (watch.free() if self.owner.yielded else watch.stop(STOP_GRACE_S))
             case Drain(number):
                 self.watches[number].detail = DRAINS
             case _:
@@ -328,6 +358,9 @@ class Keeper:
 
     def _replica(self, slot: Slot) -> dict[str, Any]:
         watch = self.watches.get(slot.number)
+        told = watch.report(time.time()) if watch else {"state": "starting", "detail": "", "progress": 0.0}
+        if self.owner.yielded and not (watch and watch.lives):
+            told |= {"state": "yielded", "detail": "", "progress": 0.0, "stderr": []}
         return {
             "name": f"{self.machine['name']}/{slot.number}",
             "slot": slot.number,
@@ -339,5 +372,6 @@ class Keeper:
             "running_digest": self._seen(slot.number, slot).digest
             if watch and watch.life == "alive"
             else None,
-            **(watch.report(time.time()) if watch else {"state": "starting", "detail": "", "progress": 0.0}),
+            "foreign": self._foreign.of(slot.number),
+            **told,
         }

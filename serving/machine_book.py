@@ -75,9 +75,8 @@ class MachineBook:
         """
         known = self.remembered()
         ids = {machine for machine, each in known.items() if each.name == name}
-        if not ids:
-            names = ", ".join(sorted({each.name for each in known.values()})) or "none"
-            raise NoMachine(f"There is no machine {name}; known: {names}.")
+        if (unknown := self.not_known(name)) is not None:
+            raise unknown
         before = set(self.cordoned)
         self.cordoned = before | ids if is_cordoned else before - ids
         if self.cordoned == before:
@@ -87,6 +86,13 @@ class MachineBook:
         except OSError:
             self.cordoned = before
             raise
+
+    def not_known(self, name: str) -> NoMachine | None:
+        """What to raise where no machine of that name is remembered."""
+        names = sorted({each.name for each in self.remembered().values()})
+        if name in names:
+            return None
+        return NoMachine(f"There is no machine {name}; known: {', '.join(names) or 'none'}.")
 
     def remembered(self) -> dict[str, Known]:
         """Those that are not forgotten, by id."""

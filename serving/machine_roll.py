@@ -60,6 +60,11 @@ class MachineRoll:
         """For how long its keeper has not reported; at most since this controller began."""
         return self._clock() - self._heard.get(machine, (self._began_at, 0.0))[0]
 
+    def is_yielded(self, replica: str) -> bool:
+        """Whether the person of its machine has that, by its keeper's last word."""
+        name = replica.rpartition("/")[0]
+        return any(report["name"] == name and report.get("yielded") for report in self.reports.values())
+
     def standings(self) -> dict[str, Standing]:
         """By machine: of those that have reported, and of those that were here once and are not forgotten."""
         taken = {report["name"] for report in self.reports.values()}
@@ -74,6 +79,7 @@ class MachineRoll:
                 machine in self.reports,
                 machine in self._book.cordoned,
                 self.lost_after_s,
+                bool(self.reports.get(machine, {}).get("yielded")),
             )
             for machine in (*self.reports, *others)
         }

@@ -31,6 +31,9 @@ class KeeperActor:
     def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
         return self._keeper.pins(known)
 
+    def give_over(self, for_s: float | None, ends: bool) -> dict[str, Any]:
+        return self._keeper.give_over(for_s, ends)
+
     def leave(self) -> None:
         self._keeper.leave()
 
@@ -68,6 +71,10 @@ class RayMembers:
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
         found: dict[int, JournalNews] = await self._ask(machine, READ_S, "pins", known)
         return found
+
+    async def give_over(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        report: dict[str, Any] = await self._ask(machine, ANSWER_S, "give_over", for_s, ends)
+        return report
 
     async def leave(self, machine: str) -> None:
         await self._ask(machine, ANSWER_S, "leave")

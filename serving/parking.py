@@ -9,12 +9,13 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from serving import dropped
 from serving.engine import SavedState
 from serving.model import ParkingSpec
 from serving.parking_disk import ParkingDisk
@@ -42,6 +43,8 @@ class Parking:
     ) -> None:
         """`clock`: seconds since the epoch, as files have them."""
         self._warn = warn
+        self._dropped = folder.with_name("dropped.json")
+        """Where a host that ends says whom it had no time to save."""
         self._thread = ThreadPoolExecutor(1, "parking")
         self.memory_budget = 0
         self.saves = 0
@@ -59,10 +62,14 @@ class Parking:
     def open(self, fingerprint: str, memory_bytes: int) -> None:
         """Look at what lies on disk. May be called on another thread, before anything else.
 
+        A session that the host before had no time to save counts as evicted.
+
         `fingerprint`: 64 hex digits for all that a state is bound to. `memory_bytes`: the budget in memory.
         """
         self.memory_budget = memory_bytes
         self._disk.open(fingerprint)
+        for session in dropped.take(self._dropped):
+            self._evicted.add(session)
 
     def adjust(self, spec: ParkingSpec, memory_bytes: int) -> None:
         """The config has other budgets now. What is beyond them gives way at once."""
@@ -190,6 +197,13 @@ class Parking:
                 break
             await asyncio.wait(busy, timeout=left_s)
         return {*self._arriving, *self._disk.to_write()}
+
+    def drop(self, sessions: Collection[str]) -> None:
+        """There was no time to save these: the next host is to know."""
+        try:
+            dropped.leave(self._dropped, sessions)
+        except OSError as error:
+            self._warn(f"which contexts were dropped is not written down: {error.strerror}")
 
     def close(self) -> None:
         """Wait for nothing: what is not written yet will not be."""

@@ -19,6 +19,10 @@ RAY = "10.99.0.1:20123"
 HEAD_ID = "0" * 32
 
 
+async def _nobody_yields(*_: object) -> dict[str, Any]:
+    return {}
+
+
 async def _nothing(*_: object) -> None:
     pass
 
@@ -49,6 +53,7 @@ class Head:
             lambda: True,
             lambda _: None,
             lambda *_: None,
+            _nobody_yields,
             _nothing,
             lambda _: True,
             lambda _: True,

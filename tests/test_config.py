@@ -39,7 +39,7 @@ DESIGN_KEYS = {
     ("router",): "listen keys_file names identity",
     ("router", "identity"): "headers fields",
     ("network",): "control ports private lost_after",
-    ("machines",): "name address zone reserve wake",
+    ("machines",): "name address zone reserve wake yield_to",
     ("machines", "reserve"): "cores memory",
     ("models",): "name engine source machines replicas needs take context sessions hold queue unload parking "
     "when_lost options",

@@ -42,6 +42,8 @@ class OneMachine:
         self.readable = True
         """Whether its journal can be read."""
         self.hosts: list[dict[str, Any]] = []
+        self.yielded: dict[str, Any] | None = None
+        """For whom the machine is, as its keeper says."""
         self.changes = 0
         self.whole = 0
         """How often the journal was begun anew."""
@@ -68,7 +70,11 @@ class OneMachine:
             "head": self.kept[1],
             "hardware": hardware.to_json(),
             "reserve": {"cores": 0, "memory_bytes": 0},
-            "replicas": [{**host, "journal": str(self.changes)} for host in self.hosts],
+            "yielded": self.yielded,
+            "replicas": [
+                {**host, "state": "yielded" if self.yielded else host["state"], "journal": str(self.changes)}
+                for host in self.hosts
+            ],
         }
 
     async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
@@ -88,6 +94,13 @@ class OneMachine:
     ) -> dict[str, Any]:
         self.applied.append((revision, wishes))
         self.kept = (revision, head)
+        return self._report()
+
+    async def give_over(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        if not self.answers.is_set():
+            raise TimeoutError
+        self.yielded = None if ends else {"by": "person", "until": for_s}
+        self.changes += 1
         return self._report()
 
     async def leave(self, machine: str) -> None:
@@ -126,6 +139,9 @@ class Several:
         self, machine: str, revision: int, wishes: list[dict[str, Any]], head: str
     ) -> dict[str, Any]:
         return await self._each[machine].apply(machine, revision, wishes, head)
+
+    async def give_over(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        return await self._each[machine].give_over(machine, for_s, ends)
 
     async def leave(self, machine: str) -> None:
         await self._each[machine].leave(machine)
