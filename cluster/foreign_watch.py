@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.foreign import LEAST, Foreign, Place, Threads, Use, news, on_places, spread
+from cluster.group import look
 
 NAME_MAX = 15
 """The kernel keeps so many characters of a program's name."""
@@ -103,7 +104,10 @@ def running(
     found = set()
     for pid in pids(proc):
         name = short.get(_read(f"{proc}/{pid}/comm").rstrip(b"\n"))
-        if name is not None and name not in found and not is_ours(pid):
+        if name is None or name in found:
+            continue
+        seen = look(pid)
+        if seen is not None and not seen.zombie and not is_ours(pid):
             found.add(name)
     return [name for name in names if name in found]
 

@@ -11,6 +11,7 @@ import pytest
 
 from cluster.foreign import MOVED, TOLD_MAX, Foreign, Place, Use, news, on_places, spread
 from cluster.foreign_watch import ForeignWatch, is_marked, running
+from cluster.group import look
 
 HOST = 4711
 PERIOD = 500.0
@@ -142,7 +143,16 @@ def test_programs_are_found_by_the_name_that_the_kernel_keeps(tmp_path: Path) ->
             time.sleep(0.01)
         assert running(names, is_ours=lambda pid: pid == process.pid) == []
         process.kill()
+        until_zombie(process.pid)
+        assert running(names) == [], "what is dead and not waited for runs no more"
     assert running(names) == []
+
+
+def until_zombie(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while (seen := look(pid)) is None or not seen.zombie:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 @LINUX
