@@ -142,7 +142,7 @@ router: {listen: "localhost:9000"}
 network: {control: 9001, ports: 9100-9109, private: false, lost_after: 1m}
 machines:
   - {name: den-pc, address: 192.168.1.10, zone: home, reserve: {cores: 2, memory: 1.5GiB}}
-  - name: attic
+  - {name: attic, yield_to: [steam, Blender]}
 models:
   - name: org/assistant:q8
     engine: llama.cpp
@@ -164,7 +164,7 @@ models:
     assert config.router == RouterConfig("127.0.0.1", 9000)
     assert config.network == NetworkConfig(9001, 9100, 9109, lost_after_s=60.0)
     den = MachineConfig("den-pc", "192.168.1.10", "home", 2, 3 * GIB // 2)
-    assert config.machines == (den, MachineConfig("attic"))
+    assert config.machines == (den, MachineConfig("attic", yield_to=("steam", "Blender")))
     (spec,) = config.models
     assert (spec.machines, spec.replicas, spec.need) == (ZoneOf("home"), 3, Need(2, GIB // 2, 1))
     assert (spec.hold_s, spec.queue_s) == (0.5, 120.0)
@@ -381,6 +381,18 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
             "1: machines[0].name: false is not a name. A name is text. Put it in quotes.",
         ),
         ("machines: [{zone: home}]", "1: machines[0].name: is missing. Add it"),
+        (
+            "machines: [{name: den, yield_to: [/usr/bin/steam]}]",
+            "1: machines[0].yield_to: /usr/bin/steam is not the name of a program. Write it as `ps -e` shows it",
+        ),
+        (
+            "machines: [{name: den, yield_to: [7]}]",
+            "1: machines[0].yield_to: 7 is not the name of a program.",
+        ),
+        (
+            "machines: [{name: den, yield_to: [steam, steam]}]",
+            "1: machines[0].yield_to: a program is there twice. Name each once.",
+        ),
         (
             "machines: [{name: den, address: 5}]",
             "1: machines[0].address: 5 is not a machine's IP address. Write the one under which the others reach it",

@@ -737,6 +737,77 @@ def test_a_machine_that_nobody_knows_is_not_cordoned(folder: Path) -> None:
         assert running.ask(f"/machines/den/{act}", {}, token="wrong")[0] == 401
 
 
+# machines that their persons want
+
+
+def test_a_machine_that_its_person_wants_takes_no_new_sessions_and_loses_none(folder: Path) -> None:
+    den, attic = OneMachine([kept("den/7")]), OneMachine(id_="id-2", name="attic")
+    den.hosts = [host_of(den, "d")]
+    running = Running(folder, Several(den, attic))
+    running.until("/claim", CLAIM, 200)
+    asked = running.ask("/machines/den/yield", {"for_s": 60})
+    assert asked == (200, {"machine": "den", "yielded": {"by": "person", "until": 60.0}})
+    assert running.until_stands("den", "yielded")["replicas"][0]["state"] == "yielded"
+    both = [{"replica": "den/0", "free": 1}, {"replica": "attic/0", "free": 0}]
+    other = {**CLAIM, "session": "cd" * 32, "ranked": both}
+    assert running.ask("/claim", other)[1]["pin"]["replica"] == "attic/0"
+    assert running.ask("/claim", CLAIM)[1]["pin"]["replica"] == "den/7"
+    assert running.ask("/machines/den/yield", {"end": True}) == (200, {"machine": "den", "yielded": None})
+    running.until_stands("den", "ready")
+    assert running.ask("/claim", {**other, "session": "ef" * 32})[1]["pin"]["replica"] == "den/0"
+
+
+def test_no_home_is_lost_that_only_its_person_keeps(folder: Path) -> None:
+    den, attic = OneMachine([kept("den/0")]), OneMachine(id_="id-2", name="attic")
+    den.hosts = [host_of(den, "d")]
+    running = Running(folder, Several(den, attic))
+    running.until("/claim", CLAIM, 200)
+    running.ask("/machines/den/yield", {})
+    lost = {"replica": "den/0", "generation": 1}
+    moves = {**CLAIM, "ranked": [{"replica": "attic/0", "free": 1}], "instead_of": lost}
+    assert running.ask("/claim", moves)[1]["pin"]["replica"] == "den/0"
+    den.hosts = [{**host_of(den, "d"), "state": "failed"}]
+    running.ask("/machines/den/yield", {"end": True})
+    assert running.until("/claim", moves, 200)["pin"]["replica"] == "attic/0", "then it is"
+
+
+@pytest.mark.parametrize("body", [{"for_s": "2h"}, {"end": 1}, []])
+def test_what_cannot_be_asked_of_a_machine_is_said(folder: Path, body: Any) -> None:
+    running = Running(folder, OneMachine())
+    running.until_stands("den", "ready")
+    status, answer = running.ask("/machines/den/yield", body)
+    assert status == 400
+    assert "for_s" in answer["error"]["message"]
+    assert running.ask("/machines/den/yield", {}, token="wrong")[0] == 401
+    status, answer = running.ask("/machines/shed/yield", {})
+    assert (status, answer["error"]["message"]) == (404, "There is no machine shed; known: den.")
+
+
+def test_a_keeper_that_does_not_take_it_is_said(folder: Path) -> None:
+    members = OneMachine()
+    running = Running(folder, members)
+    running.until_stands("den", "ready")
+    members.answers.clear()
+    status, answer = running.ask("/machines/den/yield", {})
+    assert status == 503
+    assert "`homeport yield`" in answer["error"]["message"]
+
+
+def test_nobody_waits_with_a_revision_for_a_machine_that_its_person_has(folder: Path) -> None:
+    den, attic = OneMachine(), OneMachine(id_="id-2", name="attic")
+    for machine in (den, attic):
+        machine.hosts = [host_of(machine, "old")]
+    attic.yielded = {"by": "steam", "until": None}
+    attic.hosts[0]["pid"] = None
+    running = Running(folder, Several(den, attic))
+    running.until_stands("attic", "yielded")
+    deadline = time.monotonic() + 20
+    while not (den.applied and attic.applied):
+        assert time.monotonic() < deadline, running.ask("/fleet")
+        time.sleep(0.05)
+    assert running.ask("/fleet")[1]["giving"]["passed"] == {}
+
+
 # a revision, one machine at a time
 
 

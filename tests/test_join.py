@@ -63,7 +63,13 @@ def refusal(head: Head, token: str, paths: Paths, name: str | None = None) -> Jo
 
 def test_a_machine_learns_who_it_is_and_what_it_needs(head: Head, paths: Paths) -> None:
     head.revision["machines"] = [
-        {"name": "attic", "address": "127.0.0.1", "zone": "home", "reserve_cores": 0}
+        {
+            "name": "attic",
+            "address": "127.0.0.1",
+            "zone": "home",
+            "reserve_cores": 0,
+            "yield_to": ["steam"],
+        }
     ]
     answer = ask(head.url, head.list_token, paths, None, 5.0)
     assert (answer.name, answer.zone, answer.address, answer.ray) == ("attic", "home", "127.0.0.1", RAY)
@@ -80,6 +86,7 @@ def test_a_machine_learns_who_it_is_and_what_it_needs(head: Head, paths: Paths) 
         "home",
         [8100, 8199],
     )
+    assert kept["yield_to"] == ["steam"]
     for file in (paths.cluster_token, paths.ray_token, paths.machine, paths.joined):
         assert file.stat().st_mode & 0o777 == 0o600
     assert head.book.remembered()[machine.id].address == "127.0.0.1"

@@ -172,3 +172,10 @@ def test_an_entry_is_read_as_the_config_writes_it() -> None:
         "reserve_memory_bytes": 5,
     }
     assert Entry.from_json(told) == Entry("attic", None, "home", None, 5)
+    assert Entry.from_json({**told, "yield_to": ["steam"]}).yield_to == ("steam",)
+
+
+def test_to_which_programs_it_yields_the_config_says_of_that_name() -> None:
+    entry = replace(ATTIC, yield_to=("steam", "blender"))
+    assert joined(ASK, cluster(entry)).yield_to == ("steam", "blender")
+    assert joined(ASK, cluster()).yield_to == ()

@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console, RenderableType
@@ -86,6 +87,9 @@ def test_a_program_that_reads_it_gets_whole_lines(monkeypatch: pytest.MonkeyPatc
         ({"state": "unknown"}, "not heard yet since the controller began"),
         ({"state": "lost", "away_s": 125.0}, "lost, last heard 2 min ago"),
         ({"state": "lost", "away_s": 40.0, "cordoned": True}, "lost, last heard 40 s ago, cordoned"),
+        ({"state": "yielded", "yielded": {"by": "steam", "until": None}}, "yielded to steam"),
+        ({"state": "yielded", "yielded": {"by": "person", "until": None}}, "yielded to its person"),
+        ({"state": "yielded", "yielded": {"by": None}, "cordoned": True}, "yielded to its person, cordoned"),
         ({"state": "lost", "away_s": None}, "lost, not heard since the controller began"),
     ],
 )
@@ -105,3 +109,27 @@ def test_status_shows_a_machine_that_is_away_whatever_is_known_of_it() -> None:
     assert "ready" not in text
     up = seen(live.up_view({"steps": {}}, {"machines": [gone, fresh]}, []), width=160)
     assert "lost, last heard 2 min ago" in up
+
+
+def test_until_when_is_told_as_people_say_it() -> None:
+    noon = time.mktime((2026, 3, 4, 12, 0, 0, 0, 0, -1))
+    assert live.until_text(noon + 7500, noon) == "14:05"
+    assert live.until_text(noon + 86400, noon) == "2026-03-05 12:00"
+
+
+def test_status_shows_who_else_runs_there_and_what_is_only_watched() -> None:
+    there = {**replica("ready", 1.0), "foreign": [{"program": "steam", "share": 0.4}]}
+    machine = {
+        "name": "den",
+        "zone": "home",
+        "state": "ready",
+        "limits": {"enforced": ["cores", "threads"], "watched": ["memory"]},
+        "replicas": [there],
+    }
+    text = seen(live.status_view({"machines": [machine]}, {"url": "http://x"}), width=160)
+    assert "enforced: cores, threads; only watched: memory" in text
+    assert f"on the cores of {there['name']}: steam 40% of a core" in text
+    quiet = {**machine, "replicas": [{**there, "foreign": []}], "limits": {"enforced": [], "watched": []}}
+    text = seen(live.status_view({"machines": [quiet]}, {"url": "http://x"}), width=160)
+    assert "only watched" not in text
+    assert "on the cores of" not in text
