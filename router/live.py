@@ -81,7 +81,7 @@ def up_view(
     for machine in fleet.get("machines", ()):
         state = standing_text(machine)
         facts = ", ".join(_hardware_facts(machine)[:2])
-        mark = _mark("ready" if state == "cordoned" else state)
+        mark = _mark("ready" if machine["state"] == "cordoned" else machine["state"])
         grid.add_row(mark, f"keeper of {machine['name']}", state, Text(facts, style="dim"))
         for replica in machine["replicas"]:
             grid.add_row(*_host_row(replica))

@@ -105,8 +105,8 @@ def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
         return await sessions.cordon(name, False)
 
     @pages.post("/api/machines/{name}/yield")
-    async def give_over(name: str, request: Request) -> dict[str, Any]:
-        return await sessions.give_over(name, await _json(request))
+    async def yield_machine(name: str, request: Request) -> dict[str, Any]:
+        return await sessions.yield_machine(name, await _json(request))
 
 
 async def _json(request: Request) -> Any:

@@ -101,7 +101,7 @@ class Sessions:
         await self._manage(machine, "cordon" if is_cordoned else "uncordon")
         return {"machine": machine, "cordoned": is_cordoned}
 
-    async def give_over(self, machine: str, body: Any) -> dict[str, Any]:
+    async def yield_machine(self, machine: str, body: Any) -> dict[str, Any]:
         """The machine's person wants it for themselves, or no longer does. On return its hosts are being ended, or
         started; `yielded` says how it stands."""
         try:

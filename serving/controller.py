@@ -71,7 +71,7 @@ class Members(Protocol):
         """Give a keeper its share of a revision of `head`, a machine's id. Raises as `report`."""
         ...
 
-    async def give_over(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
         """Let a machine be its person's for so long, or until it `ends`: its report. Raises as `report`."""
         ...
 
@@ -282,7 +282,7 @@ class Controller:
                 f"{name} is away and cannot be asked. Its person says it there: `homeport yield`."
             )
         try:
-            self._heard(machine, await self._members.give_over(machine, for_s, ends))
+            self._heard(machine, await self._members.yield_machine(machine, for_s, ends))
         except AWAY as error:
             log.warning("machine %s cannot be yielded: %s", machine, error)
             raise MachineAway(

@@ -33,7 +33,7 @@ class Acts:
     """A machine, by its name. Raises NotForgotten and OSError."""
     cordon: Callable[[str, bool], None]
     """Let a machine take no new pins, or take them again. Raises NoMachine and OSError."""
-    give_over: Callable[[str, float | None, bool], Awaitable[dict[str, Any]]]
+    yield_machine: Callable[[str, float | None, bool], Awaitable[dict[str, Any]]]
     """Let a machine be its person's for so many seconds (None: until told otherwise), or, where True, end that. How it
     stands then. Raises NoMachine and MachineAway."""
     ended: Callable[[Mapping[str, Pin]], Awaitable[None]]
@@ -181,7 +181,7 @@ class ControllerApp:
         except (ValueError, RecursionError) as error:
             return _error(400, str(error))
         try:
-            return JSONResponse(await self._acts.give_over(name, for_s, ends))
+            return JSONResponse(await self._acts.yield_machine(name, for_s, ends))
         except NoMachine as error:
             return _error(404, str(error))
         except MachineAway as error:

@@ -130,7 +130,7 @@ class Keeper:
             found[slot] = JournalNews([entry.to_json() for entry in entries], mark, whole)
         return found
 
-    def give_over(self, for_s: float | None, ends: bool) -> dict[str, Any]:
+    def yield_machine(self, for_s: float | None, ends: bool) -> dict[str, Any]:
         """The machine's person wants it for themselves, for so long or until it `ends`. Returns `report()` at once; the
         hosts are gone within 5 s. Raises OSError where the end cannot be written down."""
         asyncio.run_coroutine_threadsafe(self.owner.order(for_s, ends), self._loop).result(ORDER_S)

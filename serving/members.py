@@ -31,8 +31,8 @@ class KeeperActor:
     def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
         return self._keeper.pins(known)
 
-    def give_over(self, for_s: float | None, ends: bool) -> dict[str, Any]:
-        return self._keeper.give_over(for_s, ends)
+    def yield_machine(self, for_s: float | None, ends: bool) -> dict[str, Any]:
+        return self._keeper.yield_machine(for_s, ends)
 
     def leave(self) -> None:
         self._keeper.leave()
@@ -72,8 +72,8 @@ class RayMembers:
         found: dict[int, JournalNews] = await self._ask(machine, READ_S, "pins", known)
         return found
 
-    async def give_over(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
-        report: dict[str, Any] = await self._ask(machine, ANSWER_S, "give_over", for_s, ends)
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        report: dict[str, Any] = await self._ask(machine, ANSWER_S, "yield_machine", for_s, ends)
         return report
 
     async def leave(self, machine: str) -> None:

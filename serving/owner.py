@@ -57,7 +57,7 @@ class Owner:
         self._read()
         return yielded(self.order, self._seen, self._wall())
 
-    def give_over(self, for_s: float | None) -> None:
+    def yield_machine(self, for_s: float | None) -> None:
         """The person wants the machine, for so long or until they take it back. On disk when it returns; where the disk
         cannot be written, it holds all the same until the keeper ends."""
         order = Order(self._wall(), None if for_s is None else self._wall() + for_s)
@@ -68,7 +68,7 @@ class Owner:
             log.warning("that this machine is yielded is not written down: %s", error)
         self.order = order
 
-    def take_back(self) -> None:
+    def end_yield(self) -> None:
         """The person's word no longer holds. Raises OSError."""
         write_order(self._paths, None)
         self.order = None

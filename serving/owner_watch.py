@@ -16,7 +16,7 @@ from cluster.paths import Paths
 from serving.host_watch import HostWatch
 from serving.owner import Owner
 from serving.slots import Slot
-from serving.yielding import Yielded
+from serving.yielding import PERSON, Yielded
 
 LOOK_S = 1.0
 """How often it is looked whether this machine's person wants it."""
@@ -60,9 +60,9 @@ class OwnerWatch:
     async def order(self, for_s: float | None, ends: bool) -> None:
         """The person's word: the machine is theirs for so long, or until it `ends`. Raises OSError."""
         if ends:
-            self._owner.take_back()
+            self._owner.end_yield()
         else:
-            self._owner.give_over(for_s)
+            self._owner.yield_machine(for_s)
         self.mind()
 
     def mind(self) -> None:
@@ -77,9 +77,9 @@ class OwnerWatch:
         self._changed()
 
     async def _free(self) -> None:
-        order = self._owner.order
-        for watch in self._watches.values():
-            if order is not None:
+        order, yielded = self._owner.order, self.yielded
+        if order is not None and yielded is not None and yielded.by == PERSON:
+            for watch in self._watches.values():
                 watch.excuse(order.given_s)
         await asyncio.gather(*(watch.free() for watch in self._watches.values() if watch.life == "alive"))
         self._changed()

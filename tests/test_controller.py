@@ -96,7 +96,7 @@ class OneMachine:
         self.kept = (revision, head)
         return self._report()
 
-    async def give_over(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
         if not self.answers.is_set():
             raise TimeoutError
         self.yielded = None if ends else {"by": "person", "until": for_s}
@@ -140,8 +140,8 @@ class Several:
     ) -> dict[str, Any]:
         return await self._each[machine].apply(machine, revision, wishes, head)
 
-    async def give_over(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
-        return await self._each[machine].give_over(machine, for_s, ends)
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        return await self._each[machine].yield_machine(machine, for_s, ends)
 
     async def leave(self, machine: str) -> None:
         await self._each[machine].leave(machine)

@@ -146,7 +146,7 @@ def test_a_turn_that_runs_ends_with_an_error_and_the_host_is_gone_in_time(den: D
     turn = den.stream("ann", "hello")
     turn.first_text()
     began = time.monotonic()
-    told = den.keeper.give_over(None, False)
+    told = den.keeper.yield_machine(None, False)
     assert told["yielded"] == {"by": "person", "until": None}
     took = den.free_after(began)
     assert took <= FREE_S
@@ -157,7 +157,7 @@ def test_a_turn_that_runs_ends_with_an_error_and_the_host_is_gone_in_time(den: D
     replica = den.replica(0)
     assert (replica["deaths"], replica["stderr"], replica["detail"]) == (0, [], "")
     den.stays_empty(1.5)
-    assert den.keeper.give_over(None, True)["yielded"] is None
+    assert den.keeper.yield_machine(None, True)["yielded"] is None
     after = den.lives(0, 2)
     assert (after["deaths"], after["pins"]) == (0, 1)
 
@@ -180,7 +180,7 @@ def test_the_bundled_models_memory_is_free_and_a_context_comes_back(
     held = rss_bytes(before["pid"])
     assert held > 200 * 2**20, "the model is there"
     began = time.monotonic()
-    den.keeper.give_over(3600.0, False)
+    den.keeper.yield_machine(3600.0, False)
     took = den.free_after(began)
     print(f"yield: {held / 2**20:.0f} MiB free after {took:.2f} s, one turn running, two contexts to park")
     assert took <= FREE_S
@@ -190,7 +190,7 @@ def test_the_bundled_models_memory_is_free_and_a_context_comes_back(
         session("ben"),
     }
     assert list(turn.events())[-1]["error"]["code"] == "host_stopping"
-    den.keeper.give_over(None, True)
+    den.keeper.yield_machine(None, True)
     den.lives(0, 2)
     talk.append({"role": "user", "content": "Which of them came first?"})
     about = den.say("ann", talk)
@@ -201,7 +201,7 @@ def test_the_bundled_models_memory_is_free_and_a_context_comes_back(
 def test_its_time_over_the_machine_serves_again_by_itself(den: Den) -> None:
     den.serve(1)
     den.lives(0, 1)
-    den.keeper.give_over(2.0, False)
+    den.keeper.yield_machine(2.0, False)
     until = den.keeper.report()["yielded"]["until"]
     den.lives(0, 2)
     assert time.time() >= until
@@ -214,7 +214,7 @@ def test_a_persons_word_outlives_the_keeper_and_one_that_is_over_does_not_hold(
     den.serve(1)
     den.lives(0, 1)
     began = time.monotonic()
-    den.keeper.give_over(3600.0, False)
+    den.keeper.yield_machine(3600.0, False)
     den.free_after(began)
     den.replace_keeper(monkeypatch)
     assert den.keeper.report()["yielded"]["by"] == "person"
@@ -257,7 +257,7 @@ def test_an_order_while_a_host_starts_leaves_none_behind(den: Den) -> None:
     den.serve(1)
     den.until(0, lambda replica: replica["pid"] is not None)
     began = time.monotonic()
-    den.keeper.give_over(None, False)
+    den.keeper.yield_machine(None, False)
     assert den.free_after(began) <= FREE_S
     den.stays_empty(2.0)
 
@@ -269,7 +269,7 @@ def test_a_silent_host_holds_nothing_up(den: Den) -> None:
     os.kill(pid, 19)  # SIGSTOP: neither an answer nor an end of its own
     time.sleep(0.6)  # so that a step may be waiting for its answer
     began = time.monotonic()
-    den.keeper.give_over(None, False)
+    den.keeper.yield_machine(None, False)
     assert den.free_after(began) <= FREE_S
 
 
@@ -289,7 +289,7 @@ def test_a_program_of_the_config_has_the_machine_for_as_long_as_it_runs(
     print(f"yield_to: seen after {seen:.1f} s, free after {freed:.1f} s")
     assert 0.5 < seen < 4.0, "two looks, a second apart"
     assert freed <= seen + FREE_S
-    den.keeper.give_over(None, True)
+    den.keeper.yield_machine(None, True)
     assert den.keeper.report()["yielded"]["by"] == "blender", "an end of the person's word ends no program's"
     # A keeper that starts while it runs starts no host.
     den.replace_keeper(monkeypatch)
@@ -328,10 +328,10 @@ def test_a_full_disk_does_not_keep_the_machine_from_its_person(
     with monkeypatch.context() as patch:
         patch.setattr("serving.owner.write_private", full)
         began = time.monotonic()
-        den.keeper.give_over(None, False)
+        den.keeper.yield_machine(None, False)
         assert den.free_after(began) <= FREE_S
     den.stays_empty(2.0)
-    den.keeper.give_over(None, True)
+    den.keeper.yield_machine(None, True)
     den.lives(0, 2)
 
 

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from cluster import confine
-from cluster.paths import read_json
 from cluster.processes import ours
 from tests.e2e.installation import Homeport, eventually
 from tests.e2e.talk import Answer, Conversation
@@ -46,7 +45,7 @@ def serves(homeport: Homeport) -> bool:
     return told["state"] == "ready" and set(replicas) == {("ready", "up")}
 
 
-def give_over(homeport: Homeport, body: dict[str, Any]) -> dict[str, Any]:
+def yield_machine(homeport: Homeport, body: dict[str, Any]) -> dict[str, Any]:
     url = f"{homeport.url}/api/machines/{machine(homeport)['name']}/yield"
     request = urllib.request.Request(  # noqa: S310 - our own http address
         url, json.dumps(body).encode(), {"content-type": "application/json"}
@@ -67,13 +66,13 @@ def test_the_person_of_a_machine_comes_first(fresh: Homeport, program: subproces
     home = tea.say(STORY).headers["x-homeport-replica"]
     by_command(fresh, tea, home)
     outlives_homeport(fresh)
-    assert give_over(fresh, {"end": True})["yielded"] is None
+    assert yield_machine(fresh, {"end": True})["yielded"] is None
     eventually(lambda: serves(fresh), 30)
     is_resumed(tea, "Which of them came first?", home)
     for_some_seconds(fresh)
     by_a_program(fresh, program)
     is_resumed(tea, "And what did it bring?", home)
-    assert read_json(fresh.paths.yielded) is None
+    assert machine(fresh)["yielded"] is None
 
 
 def by_command(fresh: Homeport, tea: Conversation, home: str) -> None:
@@ -112,7 +111,7 @@ def outlives_homeport(fresh: Homeport) -> None:
 def for_some_seconds(fresh: Homeport) -> None:
     """By the API; after that it serves by itself."""
     began = time.monotonic()
-    assert give_over(fresh, {"for_s": 4})["yielded"]["by"] == "person"
+    assert yield_machine(fresh, {"for_s": 4})["yielded"]["by"] == "person"
     eventually(lambda: not ours(fresh.paths, "host"), FREE_S)
     eventually(lambda: serves(fresh), 30)
     assert time.monotonic() - began >= 4.0

@@ -231,7 +231,7 @@ class SimMembers:
         host.revision = max(host.revision, revision)
         return host.report()
 
-    async def give_over(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
         raise RayFailed(f"{machine} serves: no person wants theirs in these schedules")
 
     async def leave(self, machine: str) -> None:
