@@ -255,7 +255,7 @@ def test_what_the_person_ends_without_the_keeper_is_no_death_of_a_host(den: Den)
 
 def test_an_order_while_a_host_starts_leaves_none_behind(den: Den) -> None:
     den.serve(1)
-    den.until(0, lambda replica: replica["pid"] is not None)
+    den.until(0, lambda replica: replica.get("pid") is not None)
     began = time.monotonic()
     den.keeper.yield_machine(None, False)
     assert den.free_after(began) <= FREE_S
