@@ -16,7 +16,7 @@ import pytest
 from cluster import confine
 from cluster.processes import ours
 from tests.e2e.installation import Homeport, eventually
-from tests.e2e.talk import Answer, Conversation
+from tests.e2e.talk import Conversation
 
 STORY = "Tell me of a harbour and the ships that come home to it. " * 10
 FREE_S = 5.0
@@ -56,7 +56,7 @@ def yield_machine(homeport: Homeport, body: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_the_person_of_a_machine_comes_first(fresh: Homeport, program: subprocess.Popen[bytes]) -> None:
-    fresh.count, fresh.hold = "1", "60s"
+    fresh.count, fresh.hold = "1", "15s"
     fresh.configure("sessions: 2")
     fresh.up()
     limits = machine(fresh)["limits"]
@@ -77,8 +77,8 @@ def test_the_person_of_a_machine_comes_first(fresh: Homeport, program: subproces
 
 def by_command(fresh: Homeport, tea: Conversation, home: str) -> None:
     """On the machine itself, with a turn running."""
-    long, broken = Conversation(fresh.url, "long"), list[Answer]()
-    turn = threading.Thread(target=lambda: broken.append(long.say(STORY, max_tokens=1500)))
+    events: list[str] = []
+    turn = threading.Thread(target=lambda: events.extend(endless(fresh)))
     turn.start()
     eventually(lambda: fresh.replicas()[0]["running"] == 1)
     done = fresh.run("yield", "--for", "10m")
@@ -90,14 +90,28 @@ def by_command(fresh: Homeport, tea: Conversation, home: str) -> None:
     assert not ours(fresh.paths, "host")
     assert not confine.records(fresh.paths.locks, fresh.paths.run_id)
     turn.join(20)
-    assert broken[0].error is not None
-    assert "stopping" in broken[0].error
+    assert "[DONE]" not in events
+    assert json.loads(events[-1])["error"]["code"] == "host_stopping"
+    assert len(events) > 5, "it had begun"
     eventually(lambda: machine(fresh)["state"] == "yielded")
     assert "yielded to its person until" in fresh.run("status").stdout
     status, headers, body = fresh.post_whole({"messages": tea.history}, {"x-session-id": "tea"})
     assert (status, body["error"]["code"]) == (503, "machine_yielded")
     assert 500 < int(headers["retry-after"]) <= 600
     assert headers["x-homeport-replica"] == home
+
+
+def endless(fresh: Homeport) -> list[str]:
+    """The events of a stream that has no way to end by itself: both of the model's last tokens are out."""
+    asked = [{"role": "user", "content": STORY}]
+    body = {"model": "smollm2", "stream": True, "max_tokens": 1700, "messages": asked}
+    request = urllib.request.Request(  # noqa: S310 - our own http address
+        f"{fresh.url}/v1/chat/completions",
+        json.dumps({**body, "logit_bias": {"0": -100, "2": -100}}).encode(),
+        {"content-type": "application/json", "x-session-id": "long"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
+        return [line[6:].decode().strip() for line in answer if line.startswith(b"data: ")]
 
 
 def outlives_homeport(fresh: Homeport) -> None:
