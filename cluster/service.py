@@ -13,6 +13,7 @@ import sys
 import time
 
 from cluster import join, ray_cluster
+from cluster.build import build_id
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.processes import end_all
@@ -44,7 +45,7 @@ class Service:
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
-        self.run = Run(paths, role="worker", owner=None)
+        self.run = Run(paths, role="worker", owner=None, build=build_id())
         self.run.data.setdefault("since", time.time())
 
     async def main(self) -> None:

@@ -14,10 +14,9 @@ from typing import Any
 import psutil
 import yaml
 
-from cluster.build import build_id
 from cluster.paths import Paths, secret
 from cluster.restarting import running
-from router import api_client, following, lifecycle, renewing
+from router import api_client, following, lifecycle, renewing, upgrading
 from router.lifecycle import Prepared, UpRefused
 from serving.standing import AWAY
 
@@ -70,7 +69,8 @@ def read_list(path: Path) -> MachineList:
 
 
 def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str, str], say: Say) -> int:
-    """Start a head here, or give a running one its list and its config. Returns the exit code.
+    """Start a head here, give a running one its list and its config, or take over from one of another version. Returns
+    the exit code.
 
     Raises UpRefused and ConfigError; following.Ended where a signal asked for the end: what was started here is ended
     then, and what ran before goes on.
@@ -84,8 +84,16 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
     prepared = lifecycle.prepare(paths, config, env, listed.head)
     lock = lifecycle.take_up_lock(paths)
     if lock is None:
-        _renew(paths, listed, prepared, say)
-        code = 0
+        run: dict[str, Any] = running(paths) or {}
+        renewal = _compare(paths, run, listed, prepared)
+        if upgrading.is_due(run):
+            say(upgrading.words(run))
+            _make_token(paths)
+            parent = lifecycle.start(paths, prepared, env, None, upgrading.take_over(paths), listed.path)
+            code = following.follow(paths, parent, detach=True, keeps=True)
+        else:
+            _renew(paths, run, renewal, listed, say)
+            code = 0
     else:
         try:
             lifecycle.leave_former_cluster(paths)
@@ -126,9 +134,8 @@ def own_addresses() -> list[str]:
     return sorted(filter(_is_address, found))
 
 
-def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> None:
-    """Give a running head its list, and a revision where the config has changed."""
-    run: dict[str, Any] = running(paths) or {}
+def _compare(paths: Paths, run: dict[str, Any], listed: MachineList, prepared: Prepared) -> renewing.Renewal:
+    """The config beside that of a head which runs. Raises UpRefused where it cannot have these."""
     if run.get("role") == "worker":
         raise UpRefused(
             "This machine serves a head elsewhere. End that with `homeport down`, then try again.", 1
@@ -140,12 +147,6 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
             "again.",
             1,
         )
-    if run.get("build") != (mine := build_id()):
-        raise UpRefused(
-            f"Another version of homeport runs here ({run.get('build', 'an older one')}; these files are {mine}). Run "
-            "`ray down`, then `ray up`.",
-            1,
-        )
     renewal = renewing.compare(paths, run, prepared)
     if "network.control" in renewal.later:
         raise UpRefused(
@@ -153,6 +154,13 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
             "again.",
             1,
         )
+    return renewal
+
+
+def _renew(
+    paths: Paths, run: dict[str, Any], renewal: renewing.Renewal, listed: MachineList, say: Say
+) -> None:
+    """Give a running head its list, and a revision where the config has changed."""
     _make_token(paths)
     lifecycle.give_list(paths, listed.path)
     renewing.renew(paths, renewal)
