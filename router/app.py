@@ -26,6 +26,7 @@ import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from cluster.clocks import AwakeClock, DayClock
 from router.addressing import Addressing
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
 from router.finding import Finder
@@ -178,14 +179,15 @@ def build(
     settings: Settings,
     client: aiohttp.ClientSession,
     registry: CollectorRegistry,
-    clock: Callable[[], float] = time.monotonic,
+    clock: Callable[[], float] | None = None,
     wall: Callable[[], float] = time.time,
 ) -> Parts:
-    """The router's parts, wired. `fleet.run()` must run beside the app."""
+    """The router's parts, wired. `fleet.run()` must run beside the app, and reads the clock once a second."""
+    clock = clock or AwakeClock()
     peers = Peers(client, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
     fleet = Fleet(peers, settings.fleet_file, models, clock)
-    homes = Homes(fleet, peers, clock, wall)
+    homes = Homes(fleet, peers, clock, DayClock(wall).latest)
     finder = Finder(fleet, peers)
     metrics = Metrics(registry, version(), lambda: _pins(fleet))
     specs = {spec.name: spec for spec in settings.models}

@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import uvicorn
 
+from cluster.clocks import AwakeClock, DayClock
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.ray_cluster import RayFailed
@@ -25,7 +25,7 @@ from serving.join_routes import JoinRoutes
 from serving.journal_file import JournalNews, Mark
 from serving.known_pins import KnownPins
 from serving.machine_book import MachineBook, NotForgotten
-from serving.machine_roll import MachineRoll
+from serving.machine_roll import STEP_S, MachineRoll
 from serving.pin_index import PinIndex
 from serving.pins import Pin, pin_from_json
 from serving.plan import shares
@@ -83,10 +83,12 @@ class Controller:
         self.paths = Paths.from_env(os.environ)
         self.token = secret(self.paths.cluster_token)
         self.index = PinIndex()
+        self.index_clock = DayClock()
         self.book = MachineBook(self.paths.revision.with_name("machines.json"))
         self.known = KnownPins(self.paths.known_pins)
         names = (each.name for each in self.book.remembered().values())
-        self.roll = MachineRoll(self.book, self.known.read(self.index, names))
+        self._awake = AwakeClock(STEP_S)
+        self.roll = MachineRoll(self.book, self.known.read(self.index, names), self._awake)
         self.problems: dict[str, dict[str, str]] = {}
         self.revision: dict[str, Any] = {"revision": 0, "models": [], "control": {}}
         self._fleet_text: bytes | None = None
@@ -146,7 +148,8 @@ class Controller:
             for machine in self._here:
                 if machine not in following or following[machine].done():
                     following[machine] = asyncio.create_task(self._follow(members, machine))
-                    self._unread.setdefault(machine, time.monotonic() + LEARN_S)
+                    self._unread.setdefault(machine, self._awake() + LEARN_S)
+            self._awake()  # it has to be read now and then
             self._read_revision()
             await self.known.save(self.index, self.roll)
             await asyncio.sleep(TICK_S)
@@ -196,7 +199,7 @@ class Controller:
         told = await members.pins(machine, marks)
         for slot, news in told.items():
             pins = map(pin_from_json, news.pins)
-            self.index.confirm(pins, f"{report['name']}/{slot}", news.whole, time.time())
+            self.index.confirm(pins, f"{report['name']}/{slot}", news.whole, self.index_clock.steady())
             for pin in news.pins:
                 self.index.describe(pin["session"], pin.get("public", ""), pin.get("scope"))
             marks[slot] = news.mark
@@ -264,7 +267,7 @@ class Controller:
 
     def _has_learned(self) -> bool:
         """Whether a session that the index does not know is new: every machine's journals were read, or given up."""
-        now = time.monotonic()
+        now = self._awake()
         return bool(self._unread) and all(until < now for until in self._unread.values())
 
     def _is_there(self, replica: str) -> bool:
@@ -330,7 +333,7 @@ class Controller:
             self._takes_new,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
-        return ControllerApp(self.token, self.index, acts, joining)
+        return ControllerApp(self.token, self.index, acts, joining, self.index_clock)
 
     def _fleet(self) -> bytes:
         passing = {"standings": self.roll.standings(), "giving": self._giving.told()}

@@ -23,7 +23,7 @@ from cluster.build import build_id
 from cluster.join import LOOPBACK, NOT_YET, machine_name
 from cluster.paths import Paths, read_json, secret
 from cluster.proof import is_proven, proven
-from serving.join_tokens import WORDS, JoinTokens
+from serving.join_tokens import WORDS, JoinTokens, Now
 from serving.joining import DEFAULT_ZONE, Ask, Cluster, Entry, Join, Known, Refused, decide
 from serving.machine_book import MachineBook
 
@@ -105,7 +105,7 @@ class JoinRoutes:
             asked = Asked.read(await _body(request))
         except ValueError as error:
             return _error(400, "malformed", f"This is no request to join: {error}.")
-        now = time.time()
+        now = Now.here()
         key = self._tokens.find(lambda key: is_proven(key, "join", asked.told, asked.nonce))
         verdict = self._tokens.check(key, asked.id, now)
         if verdict != "right":

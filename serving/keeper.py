@@ -199,7 +199,7 @@ class Keeper:
             if number in wanted:
                 watch.wants(wanted[number])
         seen = {number: self._seen(number, slots.get(number)) for number in self.watches}
-        actions = plan(wanted, seen, time.time())
+        actions = plan(wanted, seen, time.monotonic())
         await asyncio.gather(*(self._carry_out(action, slots) for action in actions))
         for number in [n for n, watch in self.watches.items() if n not in slots and watch.life == "absent"]:
             del self.watches[number]
@@ -256,7 +256,7 @@ class Keeper:
         except (confine.LockTaken, confine.LaunchFailed, SourceError, OSError) as error:
             watch.find()  # somebody may have started it meanwhile
             if watch.life != "alive":
-                watch.failed_to_start(str(error), time.time())
+                watch.failed_to_start(str(error), time.monotonic())
         else:
             watch.started(record)
 
@@ -339,5 +339,9 @@ class Keeper:
             "running_digest": self._seen(slot.number, slot).digest
             if watch and watch.life == "alive"
             else None,
-            **(watch.report(time.time()) if watch else {"state": "starting", "detail": "", "progress": 0.0}),
+            **(
+                watch.report(time.monotonic())
+                if watch
+                else {"state": "starting", "detail": "", "progress": 0.0}
+            ),
         }

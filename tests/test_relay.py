@@ -39,9 +39,7 @@ TEA = digest("local", "", "tea")
 COFFEE = digest("local", "", "coffee")
 
 
-def pin(
-    replica: str, generation: int = 1, created_s: float = 1.0, session: str = TEA
-) -> dict[str, Any]:
+def pin(replica: str, generation: int = 1, created_s: float = 1.0, session: str = TEA) -> dict[str, Any]:
     return {
         "session": session,
         "model": MODEL,
