@@ -131,8 +131,8 @@ def start(
     """Write the revision and start the parent. Hosts that still live are left for the next keeper to adopt.
 
     `owner`: the process whose end ends everything (a foreground `up`); None: there is none. `lock`: from
-    `take_up_lock`; it is the parent's from here on. `machines`: Ray's list of those that it is to set up. Raises UpRefused
-    for a taken port, a full or read-only state folder.
+    `take_up_lock`; it is the parent's from here on. `machines`: Ray's list of those that it is to set up. Raises
+    UpRefused for a taken port, a full or read-only state folder.
     """
     try:
         settle(paths, prepared, owner, machines)
