@@ -79,6 +79,8 @@ class Answer:
     """None: the default for the machine's hardware."""
     reserve_memory_bytes: int | None
     ports: tuple[int, int]
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """All that the head said of this machine, as it said it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,8 @@ class RayIs:
     """`IP:PORT`."""
     is_heard: bool
     """Whether the head hears that machine's keeper."""
+    machine: Mapping[str, Any] | None = None
+    """What it would say of that machine, if it joined now; None: no word about that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +101,8 @@ class Joined:
 
     head: str
     name: str
+    told: Mapping[str, Any] | None = None
+    """All that the head said of it; None where an earlier version did not keep that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,9 +205,17 @@ def joined(paths: Paths) -> Joined | None:
     """Which head this machine joined; None where it did not."""
     kept = read_json(paths.joined)
     try:
-        return Joined(str(kept["head"]), str(kept["name"]))
+        head, name, told = str(kept["head"]), str(kept["name"]), kept.get("told")
+        return Joined(head, name, told if isinstance(told, dict) else None)
     except (KeyError, TypeError):
         return None
+
+
+def lasting(paths: Paths) -> dict[str, Any]:
+    """What a keeper reads of `machine.json` when it begins, and what Ray's books say by it; other keys it looks at now
+    and then."""
+    kept: dict[str, Any] = read_json(paths.machine) or {}
+    return {key: kept.get(key) for key in ("name", "zone", "address", "reserve", "ports")}
 
 
 def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float) -> Answer:
@@ -239,6 +253,7 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
             reserve_cores=None if cores is None else int(cores),
             reserve_memory_bytes=None if memory is None else int(memory),
             ports=(int(first), int(last)),
+            told=dict(machine),
         )
     except (KeyError, TypeError, ValueError):
         raise _no_homeport(head, "its answer is of another shape") from None
@@ -257,7 +272,10 @@ def ray_of(head: str, token: str, machine: str, timeout_s: float) -> RayIs | Non
         return None
     if status != 200 or not is_proven(key, "ray_is", told, nonce):
         return None
-    return RayIs(str(told.get("ray")), told.get("is_heard") is True)
+    machine_ = told.get("machine")
+    return RayIs(
+        str(told.get("ray")), told.get("is_heard") is True, machine_ if isinstance(machine_, dict) else None
+    )
 
 
 def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) -> Machine:
@@ -273,7 +291,9 @@ def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) ->
         usual.memory_bytes if answer.reserve_memory_bytes is None else answer.reserve_memory_bytes,
     )
     machine = enter(paths, answer.name, answer.zone, hardware, reserve, answer.ports, answer.address)
-    write_private(paths.joined, json.dumps({"head": answer.head, "name": answer.name}, indent=1))
+    write_private(
+        paths.joined, json.dumps({"head": answer.head, "name": answer.name, "told": answer.told}, indent=1)
+    )
     return machine
 
 

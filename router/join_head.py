@@ -176,8 +176,8 @@ def _renew(
         )
     if renewal.wanted["machines"] != renewal.before.get("machines"):
         say(
-            "New names, zones and reserves of machines that are in already hold after `homeport join` there, with the "
-            "head's address."
+            "Machines that are in already take a new zone or reserve by themselves, within half a minute; a new name "
+            "after `homeport join` there, with the head's address."
         )
 
 

@@ -146,7 +146,20 @@ class JoinRoutes:
         if ray is None:
             return _not_yet(UP_SOON)
         answer = {"nonce": nonce, "ray": ray, "is_heard": self._is_heard(machine)}
+        if (is_to_be := self._is_to_be(machine, _peer(request))) is not None:
+            answer["machine"] = is_to_be
         return JSONResponse(proven(key, "ray_is", answer))
+
+    def _is_to_be(self, machine: str, peer: str) -> dict[str, Any] | None:
+        """What the config says by now of a machine that is in, as if it joined again; None where it could not, or would
+        have another name: its sessions' homes have the one that it has."""
+        known = self._book.remembered().get(machine)
+        if known is None:
+            return None
+        decision = decide(Ask(machine, peer, peer, self._build, known.name), self._cluster())
+        if isinstance(decision, Refused) or decision.name != known.name:
+            return None
+        return self._machine(decision)
 
     async def _leave(self, _request: Request) -> Response:
         self._leaving_since = time.monotonic()
@@ -161,16 +174,17 @@ class JoinRoutes:
         return {"cluster_token": self._token, "ray_token": secret(self._paths.ray_token)}
 
     def _answer(self, join: Join, ray: str) -> dict[str, Any]:
+        return {"ray": ray, "machine": self._machine(join)}
+
+    def _machine(self, join: Join) -> dict[str, Any]:
+        """What a machine is told of itself. It asks from time to time whether that is still so."""
         return {
-            "ray": ray,
-            "machine": {
-                "name": join.name,
-                "zone": join.zone,
-                "address": join.address,
-                "reserve_cores": join.reserve_cores,
-                "reserve_memory_bytes": join.reserve_memory_bytes,
-                "ports": list(self._revision().get("machine", {}).get("ports", ())),
-            },
+            "name": join.name,
+            "zone": join.zone,
+            "address": join.address,
+            "reserve_cores": join.reserve_cores,
+            "reserve_memory_bytes": join.reserve_memory_bytes,
+            "ports": list(self._revision().get("machine", {}).get("ports", ())),
         }
 
     def _cluster(self) -> Cluster:

@@ -308,13 +308,20 @@ class Keeper:
     def _read_slots(self) -> None:
         kept = read_json(self.paths.slots) or {"revision": 0, "slots": [], "numbers": {}}
         self.revision, self.head = kept["revision"], kept.get("head", "")
+        if kept.get("carved_for", self._carved_for()) != self._carved_for():
+            self.revision = 0  # its share is given again, to be carved from what there is now
         self.slots = {slot.number: slot for slot in map(Slot.from_json, kept["slots"])}
         self.numbers = {int(number): model for number, model in kept["numbers"].items()}
 
     def _write_slots(self) -> None:
         slots = [slot.to_json() for slot in self.slots.values()]
         kept = {"revision": self.revision, "head": self.head, "slots": slots, "numbers": self.numbers}
+        kept["carved_for"] = self._carved_for()
         write_private(self.paths.slots, json.dumps(kept, indent=1))
+
+    def _carved_for(self) -> dict[str, Any]:
+        """What of this machine its slots depend on, beside its hardware."""
+        return {"reserve": self.reserve.to_json(), "ports": list(self._ports())}
 
     def _ports(self) -> tuple[int, int]:
         first, last = self.machine["ports"]

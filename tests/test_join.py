@@ -72,7 +72,7 @@ def test_a_machine_learns_who_it_is_and_what_it_needs(head: Head, paths: Paths) 
     assert paths.cluster_token.read_text() == head.token
     assert paths.ray_token.read_text() == head.paths.ray_token.read_text()
     assert not paths.digest_key.exists()
-    assert joined(paths) == join.Joined(head.url, "attic")
+    assert joined(paths) == join.Joined(head.url, "attic", answer.told)
     kept = json.loads(paths.machine.read_text())
     assert (kept["id"], kept["name"], kept["zone"], kept["ports"]) == (
         machine.id,

@@ -206,7 +206,7 @@ def test_what_is_new_of_machines_that_are_in_is_said_to_wait(clone: Clone, start
     code, told = clone.run()
     os.close(lock)
     assert code == 0
-    assert "New names, zones and reserves of machines that are in already hold after `homeport join`" in told
+    assert "take a new zone or reserve by themselves, within half a minute; a new name after" in told
 
 
 RESTARTER = """

@@ -441,7 +441,7 @@ def test_the_heads_machine_is_dead_and_after_ray_up_everything_is_where_it_was(
 def test_another_version_takes_over_while_every_replica_goes_on(loss: Loss) -> None:
     """`ray up` with other files brings it to the head and to the machines of its list; one that joined by hand gets the
     files, and joins again."""
-    den, tower, rack = loss.several.members
+    den, _, rack = loss.several.members
     before, lives, builds, began = loss.hosts(), loss.incarnations(), loss.builds(), time.time()
     den.ssh(f"{HOMEPORT} cordon rack")
     clone = loss.several.laptop.home / "homeport"
