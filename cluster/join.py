@@ -21,6 +21,7 @@ from cluster.inventory import measure
 from cluster.machine import Hardware, Machine, Reserve, default_reserve
 from cluster.paths import Paths, read_json, write_private
 from cluster.proof import is_proven, key_of, proven
+from cluster.record import boot_id
 from cluster.slices import usable_cores
 
 LOOPBACK = "127.0.0.1"
@@ -35,6 +36,7 @@ REFUSALS = frozenset(
         "other_build",
         "name_taken",
         "name_wrong",
+        "id_taken",
         "is_head",
         "other_address",
         "alone",
@@ -230,6 +232,7 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
         "name": name,
         "build": build_id(),
         "host_name": socket.gethostname(),
+        "boot": boot_id(),
     }
     status, told = _post(
         head, "/join", lambda mine: proven(key, "join", {**asked, "address": mine}), timeout_s

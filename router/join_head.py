@@ -16,7 +16,7 @@ import yaml
 
 from cluster.paths import Paths, secret
 from cluster.restarting import running
-from router import api_client, following, lifecycle, renewing, upgrading
+from router import api_client, following, lifecycle, live, renewing, upgrading
 from router.lifecycle import Prepared, UpRefused
 from serving.standing import AWAY
 
@@ -124,8 +124,11 @@ def describe(listed: MachineList, machines: list[dict[str, Any]], rays_words: Ma
         for address in (listed.head, *listed.workers)
         if address not in here
     ]
+    notes = [live.unlisted_text(each["name"]) for each in machines if each.get("unlisted")]
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    return [f"  {name:<{widths[0]}}  {address:<{widths[1]}}  {words}" for name, address, words in rows]
+    return [
+        f"  {name:<{widths[0]}}  {address:<{widths[1]}}  {words}" for name, address, words in rows
+    ] + notes
 
 
 def own_addresses() -> list[str]:

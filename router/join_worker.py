@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster import join
-from cluster.build import build_id
+from cluster.build import ROOT, build_id
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours
@@ -177,6 +177,7 @@ def _serve(paths: Paths, head: str, machine: Machine, has_changed: bool, env: Ma
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=ROOT,  # the folder in which a person stands may be deleted
                 start_new_session=True,
             )
     finally:

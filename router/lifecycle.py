@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import restarting
-from cluster.build import build_id
+from cluster.build import ROOT, build_id
 from cluster.ending import HOST_GRACE_S, end_everything
 from cluster.fit import NoFit, fit
 from cluster.inventory import measure
@@ -144,6 +144,7 @@ def start(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=ROOT,  # the folder in which a person stands may be deleted
                 start_new_session=True,
             )
     except OSError as error:

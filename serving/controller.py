@@ -24,6 +24,7 @@ from serving.giving import Giving
 from serving.join_routes import JoinRoutes
 from serving.journal_file import JournalNews, Mark
 from serving.known_pins import KnownPins
+from serving.listing import Listing
 from serving.machine_book import MachineBook, NotForgotten
 from serving.machine_roll import STEP_S, MachineRoll
 from serving.pin_index import PinIndex
@@ -85,6 +86,7 @@ class Controller:
         self.index = PinIndex()
         self.index_clock = DayClock()
         self.book = MachineBook(self.paths.revision.with_name("machines.json"))
+        self.listing = Listing(self.paths)
         self.known = KnownPins(self.paths.known_pins)
         names = (each.name for each in self.book.remembered().values())
         self._awake = AwakeClock(STEP_S)
@@ -151,6 +153,8 @@ class Controller:
                     self._unread.setdefault(machine, self._awake() + LEARN_S)
             self._awake()  # it has to be read now and then
             self._read_revision()
+            if self.listing.look(self.book.remembered()):
+                self._fleet_text = None
             await self.known.save(self.index, self.roll)
             await asyncio.sleep(TICK_S)
 
@@ -232,11 +236,15 @@ class Controller:
 
     def _cordon(self, name: str, is_cordoned: bool) -> None:
         self.book.cordon(name, is_cordoned)
+        if not is_cordoned:
+            self.listing.keep(name, self.book.remembered())
         self._fleet_text = None
 
     def _takes_new(self, replica: str) -> bool:
-        """Whether sessions may get a home there: not on a machine that is cordoned."""
+        """Whether sessions may get a home there: not on a machine that is cordoned, or off the list."""
         name = replica.rpartition("/")[0]
+        if any(self.book.known[id_].name == name for id_ in self.listing.off if id_ in self.book.known):
+            return False
         return all(known.name != name for id_, known in self.book.known.items() if id_ in self.book.cordoned)
 
     async def _leave(self) -> dict[str, Any]:
@@ -344,12 +352,17 @@ class Controller:
                 "lost_after_s": self.roll.lost_after_s,
                 "models": [{key: m[key] for key in ("name", "context", "engine")} for m in models],
                 "problems": self._all_problems(),
-                "machines": self.roll.list(),
+                "machines": [self._told(machine) for machine in self.roll.list()],
                 "giving": passing["giving"],
                 "forgotten": self.book.list_forgotten(),
             }
             self._fleet_text, self._passing = json.dumps(fleet).encode(), passing
         return self._fleet_text
+
+    def _told(self, machine: dict[str, Any]) -> dict[str, Any]:
+        """With whether Ray's list has it no longer."""
+        is_off = machine["id"] in self.listing.off
+        return {**machine, "unlisted": is_off, "cordoned": machine["cordoned"] or is_off}
 
 
 class _QuietServer(uvicorn.Server):

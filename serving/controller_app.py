@@ -65,7 +65,7 @@ class ControllerApp:
                 Route("/machines/{name}/forget", self._guard(self._forget_machine), methods=["POST"]),
                 Route("/machines/{name}/cordon", self._guard(self._cordon_machine), methods=["POST"]),
                 Route("/machines/{name}/uncordon", self._guard(self._uncordon_machine), methods=["POST"]),
-                *self._joining.routes(self._guard, self._is_heard),
+                *self._joining.routes(self._guard, self._boots),
             ]
         )
 
@@ -79,9 +79,10 @@ class ControllerApp:
 
         return guarded
 
-    def _is_heard(self, machine: str) -> bool:
+    def _boots(self) -> dict[str, str]:
+        """Of the machines that are heard, by id: which boot of each its keeper runs in; empty where it did not say."""
         machines = json.loads(self._acts.fleet())["machines"]
-        return any(each["id"] == machine and each["state"] not in AWAY for each in machines)
+        return {each["id"]: each.get("boot", "") for each in machines if each["state"] not in AWAY}
 
     async def _get_fleet(self, _request: Request) -> Response:
         return Response(self._acts.fleet(), media_type="application/json")

@@ -25,6 +25,7 @@ from cluster.inventory import measure
 from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ROLE, RUN, clean_environment, mark, port_is_free
+from cluster.record import boot_id
 from cluster.slices import overlap
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
@@ -57,6 +58,7 @@ class Keeper:
         self.paths = Paths.from_env(os.environ)
         self.machine = json.loads(self.paths.machine.read_text())
         self.hardware: Hardware = measure(os.environ)
+        self._boot = boot_id()
         self.reserve = Reserve.from_json(self.machine["reserve"])
         self.revision = 0
         self.head = ""
@@ -149,6 +151,7 @@ class Keeper:
         report = {
             **{key: self.machine[key] for key in ("id", "name", "zone", "address")},
             "state": "ready",
+            "boot": self._boot,
             "revision": self.revision,
             "head": self.head,
             "hardware": self.hardware.to_json(),

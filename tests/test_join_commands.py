@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster import join
-from cluster.build import build_id
+from cluster.build import ROOT, build_id
 from cluster.ending import end_everything
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ours
@@ -103,6 +103,16 @@ def test_a_machine_joins_with_a_token_and_again_without(head: Head, worker: Work
     assert run("join", at(head)) == (0, line)
     assert worker.services() == [service]
     assert (read_json(worker.paths.run) or {})["role"] == "worker"
+
+
+def test_a_service_does_not_stay_in_the_folder_of_who_started_it(
+    head: Head, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be deleted, and then Ray would not start any more."""
+    monkeypatch.chdir(tmp_path)
+    assert run("join", at(head), "--token", head.list_token)[0] == 0
+    [service] = worker.services()
+    assert Path(f"/proc/{service}/cwd").readlink() == ROOT
 
 
 def test_a_token_may_come_from_a_file_or_from_stdin(head: Head, worker: Worker, tmp_path: Path) -> None:

@@ -344,6 +344,8 @@ def test_a_machine_that_is_away_has_one_line_with_what_ray_says_of_it() -> None:
     _, attic = describe(listed, known, {"10.0.0.2": "waiting-for-ssh"})
     assert "zone home, lost: does not answer over SSH" in attic
     assert describe(listed, known, {})[1].endswith("zone home, lost")
+    *_, note = describe(listed, [{**known[1], "unlisted": True}], {})
+    assert note.startswith("attic is not on the list any more: it serves its sessions and takes no new ones.")
 
 
 def test_what_ray_says_is_read_where_it_says_anything(tmp_path: Path) -> None:
