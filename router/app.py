@@ -27,6 +27,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from cluster.clocks import AwakeClock, DayClock
+from cluster.sockets import connecting
 from router.addressing import Addressing
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
 from router.finding import Finder
@@ -205,7 +206,7 @@ def build(
 def new_client() -> aiohttp.ClientSession:
     """The one pooled client of a router: no cookies, no proxies, no decoding. Needs a running loop."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0, socket_factory=connecting),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("accept", "accept-encoding", "user-agent", "content-type"),
