@@ -12,6 +12,14 @@ SHARED_S = 3.0
 Clock = Callable[[], float]
 
 
+def _now() -> float:
+    return time.time()
+
+
+def _monotonic() -> float:
+    return time.monotonic()
+
+
 def uptime() -> float:
     """Seconds that go on while the machine sleeps, and that nobody can set."""
     name = getattr(time, "CLOCK_BOOTTIME", None)
@@ -24,7 +32,7 @@ class AwakeClock:
     Has to be read at least every `step_s`: of a longer time between two reads, `step_s` counts.
     """
 
-    def __init__(self, step_s: float = SHARED_S, monotonic: Clock = time.monotonic) -> None:
+    def __init__(self, step_s: float = SHARED_S, monotonic: Clock = _monotonic) -> None:
         self._step_s = step_s
         self._monotonic = monotonic
         self._at = monotonic()
@@ -41,7 +49,7 @@ class DayClock:
     """Seconds since the epoch, by a clock that people and NTP may set, and as it would be, had nobody set it since this
     process began."""
 
-    def __init__(self, wall: Clock = time.time, steady: Clock = uptime) -> None:
+    def __init__(self, wall: Clock = _now, steady: Clock = uptime) -> None:
         self._wall = wall
         self._steady = steady
         self._began = wall() - steady()

@@ -181,14 +181,15 @@ def build(
     client: aiohttp.ClientSession,
     registry: CollectorRegistry,
     clock: Callable[[], float] | None = None,
-    wall: Callable[[], float] = time.time,
+    wall: Callable[[], float] | None = None,
 ) -> Parts:
     """The router's parts, wired. `fleet.run()` must run beside the app, and reads the clock once a second."""
-    clock = clock or AwakeClock()
+    clock, latest = clock or AwakeClock(), wall or DayClock().latest
+    wall = wall or time.time
     peers = Peers(client, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
     fleet = Fleet(peers, settings.fleet_file, models, clock)
-    homes = Homes(fleet, peers, clock, DayClock(wall).latest)
+    homes = Homes(fleet, peers, clock, latest)
     finder = Finder(fleet, peers)
     metrics = Metrics(registry, version(), lambda: _pins(fleet))
     specs = {spec.name: spec for spec in settings.models}
