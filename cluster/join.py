@@ -21,6 +21,7 @@ from cluster.inventory import measure
 from cluster.machine import Hardware, Machine, Reserve, default_reserve
 from cluster.paths import Paths, read_json, write_private
 from cluster.proof import is_proven, key_of, proven
+from cluster.record import boot_id
 from cluster.slices import usable_cores
 
 LOOPBACK = "127.0.0.1"
@@ -35,6 +36,7 @@ REFUSALS = frozenset(
         "other_build",
         "name_taken",
         "name_wrong",
+        "id_taken",
         "is_head",
         "other_address",
         "alone",
@@ -81,6 +83,8 @@ class Answer:
     ports: tuple[int, int]
     yield_to: tuple[str, ...] = ()
     """Programs of its person's that it yields to."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """All that the head said of this machine, as it said it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class RayIs:
     """`IP:PORT`."""
     is_heard: bool
     """Whether the head hears that machine's keeper."""
+    machine: Mapping[str, Any] | None = None
+    """What it would say of that machine, if it joined now; None: no word about that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,8 @@ class Joined:
 
     head: str
     name: str
+    told: Mapping[str, Any] | None = None
+    """All that the head said of it; None where an earlier version did not keep that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +223,17 @@ def joined(paths: Paths) -> Joined | None:
     """Which head this machine joined; None where it did not."""
     kept = read_json(paths.joined)
     try:
-        return Joined(str(kept["head"]), str(kept["name"]))
+        head, name, told = str(kept["head"]), str(kept["name"]), kept.get("told")
+        return Joined(head, name, told if isinstance(told, dict) else None)
     except (KeyError, TypeError):
         return None
+
+
+def lasting(paths: Paths) -> dict[str, Any]:
+    """What a keeper reads of `machine.json` when it begins, and what Ray's books say by it; other keys it looks at now
+    and then."""
+    kept: dict[str, Any] = read_json(paths.machine) or {}
+    return {key: kept.get(key) for key in ("name", "zone", "address", "reserve", "ports")}
 
 
 def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float) -> Answer:
@@ -232,6 +248,7 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
         "name": name,
         "build": build_id(),
         "host_name": socket.gethostname(),
+        "boot": boot_id(),
     }
     status, told = _post(
         head, "/join", lambda mine: proven(key, "join", {**asked, "address": mine}), timeout_s
@@ -256,6 +273,7 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
             reserve_memory_bytes=None if memory is None else int(memory),
             ports=(int(first), int(last)),
             yield_to=tuple(map(str, machine.get("yield_to", ()))),
+            told=dict(machine),
         )
     except (KeyError, TypeError, ValueError):
         raise _no_homeport(head, "its answer is of another shape") from None
@@ -274,7 +292,10 @@ def ray_of(head: str, token: str, machine: str, timeout_s: float) -> RayIs | Non
         return None
     if status != 200 or not is_proven(key, "ray_is", told, nonce):
         return None
-    return RayIs(str(told.get("ray")), told.get("is_heard") is True)
+    machine_ = told.get("machine")
+    return RayIs(
+        str(told.get("ray")), told.get("is_heard") is True, machine_ if isinstance(machine_, dict) else None
+    )
 
 
 def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) -> Machine:
@@ -299,7 +320,9 @@ def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) ->
         answer.address,
         answer.yield_to,
     )
-    write_private(paths.joined, json.dumps({"head": answer.head, "name": answer.name}, indent=1))
+    write_private(
+        paths.joined, json.dumps({"head": answer.head, "name": answer.name, "told": answer.told}, indent=1)
+    )
     return machine
 
 

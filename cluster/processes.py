@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from cluster.group import look, runs
 from cluster.paths import Paths, read_json
 from cluster.record import boot_id
 
@@ -31,7 +32,8 @@ class Ours:
     pid: int
     role: str
     name: str
-    created_s: float
+    started: int
+    """Clock ticks since boot: the time of day may be set meanwhile."""
 
 
 def mark(paths: Paths, role: str) -> dict[str, str]:
@@ -48,24 +50,26 @@ def ours(paths: Paths, *roles: str) -> list[Ours]:
     """Our living processes, of these roles or of all. Never this process or one that it descends from."""
     recorded = read_json(paths.ray_processes) or {}
     session = recorded.get("session") if recorded.get("boot") == boot_id() else None
-    since = recorded.get("since", 0.0)
+    since = recorded.get("started", 0)
     self_and_above = _self_and_above()
     found = []
-    for process in psutil.process_iter(["pid", "name", "create_time", "status"]):
+    for process in psutil.process_iter(["pid", "name", "status"]):
         info = process.info
         if info["pid"] in self_and_above or info["status"] == psutil.STATUS_ZOMBIE:
+            continue
+        if (seen := look(info["pid"])) is None:
             continue
         role = _role(process, paths.run_id)
         if (
             role is None
             and session
-            and info["create_time"] >= since - 1
-            and _session_of(info["pid"]) == session
+            and seen.start_time >= since
+            and seen.session == session
             and _is_rays(process, paths)
         ):
             role = "ray"
         if role and (not roles or role in roles):
-            found.append(Ours(info["pid"], role, info["name"] or "", info["create_time"]))
+            found.append(Ours(info["pid"], role, info["name"] or "", seen.start_time))
     return found
 
 
@@ -149,13 +153,6 @@ def _is_rays(process: psutil.Process, paths: Paths) -> bool:
     return command.startswith("ray::") or str(paths.ray_folder) in command
 
 
-def _session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return None
-
-
 def _signal(process: Ours, number: signal.Signals) -> bool:
     if not _alive(process):
         return False
@@ -167,11 +164,7 @@ def _signal(process: Ours, number: signal.Signals) -> bool:
 
 
 def _alive(process: Ours) -> bool:
-    try:
-        seen = psutil.Process(process.pid)
-        return seen.create_time() == process.created_s and seen.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    return runs(process.pid, process.started)
 
 
 def _wait(alive: dict[int, Ours], seconds: float) -> None:

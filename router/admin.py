@@ -196,6 +196,7 @@ def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[s
     plain |= {
         "state": replica.state,
         "reach": replica.reach(now),
+        "silent_s": None if replica.heard_at is None else round(max(0.0, now - replica.heard_at), 1),
         "progress": replica.progress,
         "detail": replica.detail,
         "incarnation": replica.incarnation,

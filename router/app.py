@@ -26,6 +26,8 @@ import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from cluster.clocks import AwakeClock, DayClock
+from cluster.sockets import connecting
 from router import admin
 from router.addressing import Addressing
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
@@ -179,14 +181,16 @@ def build(
     settings: Settings,
     client: aiohttp.ClientSession,
     registry: CollectorRegistry,
-    clock: Callable[[], float] = time.monotonic,
-    wall: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
+    wall: Callable[[], float] | None = None,
 ) -> Parts:
-    """The router's parts, wired. `fleet.run()` must run beside the app."""
+    """The router's parts, wired. `fleet.run()` must run beside the app, and reads the clock once a second."""
+    clock, latest = clock or AwakeClock(), wall or DayClock().latest
+    wall = wall or time.time
     peers = Peers(client, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
     fleet = Fleet(peers, settings.fleet_file, models, clock, wall=wall)
-    homes = Homes(fleet, peers, clock, wall)
+    homes = Homes(fleet, peers, clock, latest)
     finder = Finder(fleet, peers)
     metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet))
     specs = {spec.name: spec for spec in settings.models}
@@ -204,7 +208,7 @@ def build(
 def new_client() -> aiohttp.ClientSession:
     """The one pooled client of a router: no cookies, no proxies, no decoding. Needs a running loop."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0, socket_factory=connecting),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("accept", "accept-encoding", "user-agent", "content-type"),

@@ -38,8 +38,8 @@ class Proposal:
 
     renewal: Renewal
     plan: Plan
-    rejoin: tuple[str, ...]
-    """Machines of which the config says something that they take when they join anew."""
+    renewed: tuple[str, ...]
+    """Machines of whose zone or reserve the config says otherwise."""
 
     @property
     def is_empty(self) -> bool:
@@ -63,8 +63,8 @@ def propose(paths: Paths, config: Path, env: Mapping[str, str]) -> Proposal:
             f"The controller cannot be asked what runs: {error}. Nothing was changed; try again in a moment.",
             FAILED,
         ) from None
-    rejoin = renewing.machines_later(prepared.config.machines, fleet, renewal.machine.name)
-    return Proposal(renewal, plan(renewal.wanted, renewal.before, fleet), rejoin)
+    renewed = renewing.machines_renewed(prepared.config.machines, fleet, renewal.machine.name)
+    return Proposal(renewal, plan(renewal.wanted, renewal.before, fleet), renewed)
 
 
 def describe(proposal: Proposal) -> list[str]:
@@ -83,8 +83,8 @@ def describe(proposal: Proposal) -> list[str]:
             f"Not changed, holds after `homeport down` and `homeport up`: {', '.join(renewal.later)}."
         )
     lines += [
-        f"Not changed, holds after `homeport join` on {name}: its zone, reserve or yield_to."
-        for name in proposal.rejoin
+        f"{name} takes its new zone, reserve or yield_to by itself, within half a minute; its replicas go on."
+        for name in proposal.renewed
     ]
     return lines
 

@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import typer
 
+from cluster.join import LOOPBACK
 from cluster.paths import Paths, read_json
 from cluster.processes import ours
 from router import (
@@ -27,8 +28,10 @@ from router import (
     lifecycle,
     live,
     service_commands,
+    upgrading,
     yield_commands,
 )
+from router.head_service import list_of
 from serving.config import ConfigError
 
 app = typer.Typer(
@@ -76,11 +79,23 @@ def up(
     lock = None
     try:
         lock = lifecycle.take_up_lock(paths)
-        if lock is None:
-            following.say_running(read_json(paths.run) or {})
+        run = read_json(paths.run) or {}
+        takes_over = lock is None and not following.is_worker(run) and upgrading.is_due(run)
+        if lock is None and not takes_over:
+            following.say_running(run)
             return
-        prepared = lifecycle.prepare(paths, config or _default_config(), os.environ)
-        parent = lifecycle.start(paths, prepared, os.environ, os.getpid(), lock)
+        machines, address = None, None
+        if takes_over:
+            machines, address = list_of(paths), run.get("address")
+        prepared = lifecycle.prepare(
+            paths, config or _default_config(), os.environ, None if address == LOOPBACK else address
+        )
+        if lock is None:
+            out.print(upgrading.words(run), markup=False)
+            lock = upgrading.take_over(paths)
+        keeps = takes_over and detach
+        owner = None if keeps else os.getpid()
+        parent = lifecycle.start(paths, prepared, os.environ, owner, lock, machines)
     except (ConfigError, lifecycle.UpRefused) as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
         raise typer.Exit(getattr(refused, "code", WRONG)) from None
@@ -88,7 +103,7 @@ def up(
         if lock is not None:  # else it is somebody else's homeport that runs here
             following.end(paths)
         raise typer.Exit(130) from None
-    raise typer.Exit(following.follow(paths, parent, detach))
+    raise typer.Exit(following.follow(paths, parent, detach, keeps))
 
 
 @app.command()

@@ -87,6 +87,8 @@ class Fleet:
         self.on_lost = on_lost
         self.controller_reachable: bool | None = None
         """None until the first poll has ended."""
+        self.has_heard_controller = False
+        """Whether it has answered since this router began."""
         self.listed = ListedFleet()
         self.known: dict[str, Known] = {}
         self._peers = peers
@@ -207,7 +209,7 @@ class Fleet:
         if self.controller_reachable is False:
             log.info("controller reachable again")
         if not self.controller_reachable:
-            self.controller_reachable = True
+            self.controller_reachable = self.has_heard_controller = True
             self._changed()
         if text != self._text:
             self._text = text

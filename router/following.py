@@ -47,8 +47,11 @@ def start_signals() -> None:
             signal.signal(number, ended)
 
 
-def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
-    """Show the start, and in the foreground what comes after it. Returns the exit code."""
+def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool, keeps: bool = False) -> int:
+    """Show the start, and in the foreground what comes after it. Returns the exit code.
+
+    What did not become ready is ended; with `keeps`, for a parent without owner, it goes on trying.
+    """
     try:
         if out.is_terminal:
             with Live(console=out, auto_refresh=False, transient=detach) as view:
@@ -56,15 +59,21 @@ def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
         else:
             code = _watch(paths, parent, _plain(), detach)
         if code == 0 and detach:
-            lifecycle.release(paths, parent)
+            if not keeps:
+                lifecycle.release(paths, parent)
             say_running(read_json(paths.run) or {})
             return 0
     except Ended:
+        if keeps:
+            err.print("It goes on by itself. `homeport status` shows how far it is.")
+            return 130
         end(paths)
         return 130 if detach else 0
     except lifecycle.UpRefused as refused:
         err.print(str(refused), style="red", markup=False)
         code = refused.code
+    if keeps:
+        return code
     started = (read_json(paths.run) or {}).get("parent")
     if started in (None, parent.pid):  # else somebody started another one meanwhile
         end(paths)

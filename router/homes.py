@@ -22,8 +22,6 @@ REMEMBERED = 100_000
 """Homes kept in memory, the least recently used go first."""
 ASK_AGAIN_S = 2.0
 """How often the controller is asked whether the home of a waiting session has changed."""
-PATIENCE_S = 3.0
-"""How long a session that nobody knows waits for a host that cannot be asked, while there is no controller."""
 
 log = logging.getLogger("homeport.router")
 Key = tuple[str, str]

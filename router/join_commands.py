@@ -4,7 +4,6 @@ Exit codes as in `router.cli`: 0 done, 1 it failed, 2 the input is wrong (nothin
 """
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -86,7 +85,7 @@ def join_token() -> None:
             WRONG,
         )
     try:
-        token = join_tokens.make(paths, time.time())
+        token = join_tokens.make(paths, join_tokens.Now.here())
     except OSError as error:
         _refuse(f"{paths.join_tokens}: {error.strerror}. Run as its owner.", FAILED)
     port = (read_json(paths.revision) or {}).get("control", {}).get("port", JOIN_PORT)

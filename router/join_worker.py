@@ -15,10 +15,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster import join
+from cluster.build import ROOT, build_id
 from cluster.machine import Machine
-from cluster.paths import Paths, read_json, write_private
+from cluster.paths import Paths, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours
 from cluster.restarting import UP_LOCK_FD, running, take_up_lock
+from router import upgrading
 
 ANSWER_S = 10.0
 PATIENCE_S = 30.0
@@ -61,20 +63,16 @@ def join_head(paths: Paths, address: str, given: Given, env: Mapping[str, str], 
     _may_serve(paths, head)
     tokens = _tokens(paths, head, given)
     answer = _ask(paths, head, tokens, given.name, say)
-    before = read_json(paths.machine)
+    before = join.lasting(paths)
     machine = join.settle(paths, answer, env)
-    has_changed = _for_ray(read_json(paths.machine)) != _for_ray(before)
+    run = running(paths)
+    has_changed = join.lasting(paths) != before or (run is not None and upgrading.is_due(run))
     if _serve(paths, head, machine, has_changed, env):
         say(f"{machine.name}: the head lets it in; Ray is starting here")
     _wait(paths, head, machine, say)
     calls = given.name is not None and given.name != machine.name
     note = f" (its head calls it {machine.name})" if calls else ""
     return f"{machine.name} serves the head at {_text(head)}: zone {machine.zone}, address {machine.address}{note}."
-
-
-def _for_ray(kept: dict[str, Any] | None) -> dict[str, Any]:
-    """Of what is kept of a machine that with which Ray starts; the keeper sees the rest while it runs."""
-    return {key: value for key, value in (kept or {}).items() if key != "yield_to"}
 
 
 def _may_serve(paths: Paths, head: str) -> None:
@@ -143,7 +141,8 @@ def _ask(paths: Paths, head: str, tokens: list[str], name: str | None, say: Say)
 
 
 def _serve(paths: Paths, head: str, machine: Machine, has_changed: bool, env: Mapping[str, str]) -> bool:
-    """See that a service runs, with Ray as this machine is now. Hosts live on: the next keeper adopts them.
+    """See that a service of this version runs, with Ray as this machine is now. Hosts live on: the next keeper adopts
+    them.
 
     Whether it was started here.
     """
@@ -161,6 +160,7 @@ def _serve(paths: Paths, head: str, machine: Machine, has_changed: bool, env: Ma
             end_all(paths, "ray")
         run = {
             "role": "worker",
+            "build": build_id(),
             "head": head,
             "owner": None,
             "machine": machine.to_json(),
@@ -177,6 +177,7 @@ def _serve(paths: Paths, head: str, machine: Machine, has_changed: bool, env: Ma
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=ROOT,  # the folder in which a person stands may be deleted
                 start_new_session=True,
             )
     finally:

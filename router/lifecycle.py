@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import restarting
-from cluster.build import build_id
+from cluster.build import ROOT, build_id
 from cluster.ending import HOST_GRACE_S, end_everything
 from cluster.fit import NoFit, fit
 from cluster.inventory import measure
@@ -124,15 +124,15 @@ def start(
     paths: Paths,
     prepared: Prepared,
     env: Mapping[str, str],
-    owner: int,
+    owner: int | None,
     lock: int,
     machines: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Write the revision and start the parent. Hosts that still live are left for the next keeper to adopt.
 
-    `owner`: the process whose end ends everything (a foreground `up`). `lock`: from `take_up_lock`; it is the parent's
-    from here on. `machines`: Ray's list of those that it is to set up. Raises UpRefused for a taken port, a full or
-    read-only state folder.
+    `owner`: the process whose end ends everything (a foreground `up`); None: there is none. `lock`: from
+    `take_up_lock`; it is the parent's from here on. `machines`: Ray's list of those that it is to set up. Raises
+    UpRefused for a taken port, a full or read-only state folder.
     """
     try:
         settle(paths, prepared, owner, machines)
@@ -144,6 +144,7 @@ def start(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=ROOT,  # the folder in which a person stands may be deleted
                 start_new_session=True,
             )
     except OSError as error:

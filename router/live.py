@@ -123,6 +123,8 @@ def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableT
     for machine in fleet.get("machines", ()):
         parts += [Text(), _machine_line(machine), _slices_table(machine)]
         parts += [Text(f"  {line}", style=style) for line, style in _onlooker_lines(machine)]
+        if machine.get("unlisted"):
+            parts.append(Text(f"  {unlisted_text(machine['name'])}", style="yellow"))
         parts += [
             Text(f"  {r['name']}: {line}", style="red")
             for r in machine["replicas"]
@@ -219,6 +221,14 @@ def _onlooker_lines(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
     return lines
 
 
+def unlisted_text(name: str) -> str:
+    """What a person does with a machine that was taken off Ray's list."""
+    return (
+        f"{name} is not on the list any more: it serves its sessions and takes no new ones. `homeport drain {name}` "
+        f"empties it, `homeport down` on it ends its part; `homeport uncordon {name}` keeps it without the list."
+    )
+
+
 def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
     """Nothing of a machine that was never heard by this head."""
     hardware, reserve = machine.get("hardware"), machine.get("reserve")
@@ -263,8 +273,12 @@ def _slices_table(machine: Mapping[str, Any]) -> Table:
 
 def _state_seen(replica: Mapping[str, Any]) -> Text:
     """What its host said last is no news of one that does not answer."""
-    if replica.get("reach") == "out" and replica["state"] in ("ready", "unknown"):
-        return Text.assemble(_mark("failed"), " no answer")
+    silent_s = replica.get("silent_s")
+    if replica.get("reach") == "out" and replica["state"] not in ("starting", "loading", "failed"):
+        since = "" if silent_s is None else f" for {age_text(silent_s)}"
+        return Text.assemble(_mark("failed"), f" no answer{since}")
+    if replica.get("reach") == "suspect" and silent_s is not None:
+        return Text.assemble(_mark("starting"), f" {replica['state']}, no answer for {age_text(silent_s)}")
     return Text.assemble(_mark(replica["state"]), " ", replica["state"])
 
 

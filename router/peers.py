@@ -108,6 +108,8 @@ class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     """How it stands: unknown, ready, cordoned, yielded, lost."""
     cordoned: bool = False
+    unlisted: bool = False
+    """Whether it was on Ray's list and is no longer."""
     heard_s: float | None = None
     """Of one that is away: when its keeper was heard last, since the epoch; None: not since the controller began."""
     yielded: ListedYield | None = None

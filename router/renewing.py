@@ -61,10 +61,10 @@ def renew(paths: Paths, renewal: Renewal) -> None:
     lifecycle.write_revision(paths, renewal.config, renewal.machine, renewal.ports)
 
 
-def machines_later(
+def machines_renewed(
     machines: tuple[MachineConfig, ...], fleet: Mapping[str, Any], head: str
 ) -> tuple[str, ...]:
-    """What the config says otherwise of machines that joined, which they take when they join anew."""
+    """Machines that joined of whose zone or reserve the config says otherwise: they take it by themselves."""
     found = []
     for report in fleet.get("machines", ()):
         entry = next(

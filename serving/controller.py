@@ -10,12 +10,12 @@ import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
 import uvicorn
 
+from cluster.clocks import AwakeClock, DayClock
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.ray_cluster import RayFailed
@@ -24,8 +24,9 @@ from serving.giving import Giving
 from serving.join_routes import JoinRoutes
 from serving.journal_file import JournalNews, Mark
 from serving.known_pins import KnownPins
+from serving.listing import Listing
 from serving.machine_book import MachineBook, NotForgotten
-from serving.machine_roll import MachineRoll
+from serving.machine_roll import STEP_S, MachineRoll
 from serving.pin_index import PinIndex
 from serving.pins import Pin, pin_from_json
 from serving.plan import shares
@@ -87,10 +88,13 @@ class Controller:
         self.paths = Paths.from_env(os.environ)
         self.token = secret(self.paths.cluster_token)
         self.index = PinIndex()
+        self.index_clock = DayClock()
         self.book = MachineBook(self.paths.revision.with_name("machines.json"))
+        self.listing = Listing(self.paths)
         self.known = KnownPins(self.paths.known_pins)
         names = (each.name for each in self.book.remembered().values())
-        self.roll = MachineRoll(self.book, self.known.read(self.index, names))
+        self._awake = AwakeClock(STEP_S)
+        self.roll = MachineRoll(self.book, self.known.read(self.index, names), self._awake)
         self.problems: dict[str, dict[str, str]] = {}
         self.revision: dict[str, Any] = {"revision": 0, "models": [], "control": {}}
         self._fleet_text: bytes | None = None
@@ -150,8 +154,11 @@ class Controller:
             for machine in self._here:
                 if machine not in following or following[machine].done():
                     following[machine] = asyncio.create_task(self._follow(members, machine))
-                    self._unread.setdefault(machine, time.monotonic() + LEARN_S)
+                    self._unread.setdefault(machine, self._awake() + LEARN_S)
+            self._awake()  # it has to be read now and then
             self._read_revision()
+            if self.listing.look(self.book.remembered()):
+                self._fleet_text = None
             await self.known.save(self.index, self.roll)
             await asyncio.sleep(TICK_S)
 
@@ -200,7 +207,7 @@ class Controller:
         told = await members.pins(machine, marks)
         for slot, news in told.items():
             pins = map(pin_from_json, news.pins)
-            self.index.confirm(pins, f"{report['name']}/{slot}", news.whole, time.time())
+            self.index.confirm(pins, f"{report['name']}/{slot}", news.whole, self.index_clock.steady())
             for pin in news.pins:
                 self.index.describe(pin["session"], pin.get("public", ""), pin.get("scope"))
             marks[slot] = news.mark
@@ -233,12 +240,17 @@ class Controller:
 
     def _cordon(self, name: str, is_cordoned: bool) -> None:
         self.book.cordon(name, is_cordoned)
+        if not is_cordoned:
+            self.listing.keep(name, self.book.remembered())
         self._fleet_text = None
 
     def _takes_new(self, replica: str) -> bool:
-        """Whether sessions may get a home there: not on a machine that is cordoned, or its person's at present."""
+        """Whether sessions may get a home there: not on a machine that is cordoned, off the list, or its person's at
+        present."""
         name = replica.rpartition("/")[0]
         if self.roll.is_yielded(replica):
+            return False
+        if any(self.book.known[id_].name == name for id_ in self.listing.off if id_ in self.book.known):
             return False
         return all(known.name != name for id_, known in self.book.known.items() if id_ in self.book.cordoned)
 
@@ -270,7 +282,7 @@ class Controller:
 
     def _has_learned(self) -> bool:
         """Whether a session that the index does not know is new: every machine's journals were read, or given up."""
-        now = time.monotonic()
+        now = self._awake()
         return bool(self._unread) and all(until < now for until in self._unread.values())
 
     async def _yield(self, name: str, for_s: float | None, ends: bool) -> dict[str, Any]:
@@ -357,7 +369,7 @@ class Controller:
             self._takes_new,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
-        return ControllerApp(self.token, self.index, acts, joining)
+        return ControllerApp(self.token, self.index, acts, joining, self.index_clock)
 
     def _fleet(self) -> bytes:
         passing = {"standings": self.roll.standings(), "giving": self._giving.told()}
@@ -368,12 +380,17 @@ class Controller:
                 "lost_after_s": self.roll.lost_after_s,
                 "models": [{key: m[key] for key in ("name", "context", "engine")} for m in models],
                 "problems": self._all_problems(),
-                "machines": self.roll.list(),
+                "machines": [self._told(machine) for machine in self.roll.list()],
                 "giving": passing["giving"],
                 "forgotten": self.book.list_forgotten(),
             }
             self._fleet_text, self._passing = json.dumps(fleet).encode(), passing
         return self._fleet_text
+
+    def _told(self, machine: dict[str, Any]) -> dict[str, Any]:
+        """With whether Ray's list has it no longer."""
+        is_off = machine["id"] in self.listing.off
+        return {**machine, "unlisted": is_off, "cordoned": machine["cordoned"] or is_off}
 
 
 class _QuietServer(uvicorn.Server):

@@ -3,7 +3,6 @@
 import hmac
 import json
 import math
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from cluster.clocks import DayClock
 from serving.join_routes import JoinRoutes
 from serving.machine_book import NoMachine, NotForgotten
 from serving.pin_index import Candidate, Lost, PinIndex
@@ -49,13 +49,16 @@ class MachineAway(Exception):
 
 
 class ControllerApp:
-    """`joining` lets machines in."""
+    """`joining` lets machines in; `clock` tells when the index heard of something."""
 
-    def __init__(self, token: str, index: PinIndex, acts: Acts, joining: JoinRoutes) -> None:
+    def __init__(
+        self, token: str, index: PinIndex, acts: Acts, joining: JoinRoutes, clock: DayClock | None = None
+    ) -> None:
         self._expected = f"Bearer {token}".encode()
         self._index = index
         self._acts = acts
         self._joining = joining
+        self._clock = clock or DayClock()
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
@@ -71,7 +74,7 @@ class ControllerApp:
                 Route("/machines/{name}/cordon", self._guard(self._cordon_machine), methods=["POST"]),
                 Route("/machines/{name}/uncordon", self._guard(self._uncordon_machine), methods=["POST"]),
                 Route("/machines/{name}/yield", self._guard(self._yield_machine), methods=["POST"]),
-                *self._joining.routes(self._guard, self._is_heard),
+                *self._joining.routes(self._guard, self._boots),
             ]
         )
 
@@ -85,9 +88,10 @@ class ControllerApp:
 
         return guarded
 
-    def _is_heard(self, machine: str) -> bool:
+    def _boots(self) -> dict[str, str]:
+        """Of the machines that are heard, by id: which boot of each its keeper runs in; empty where it did not say."""
         machines = json.loads(self._acts.fleet())["machines"]
-        return any(each["id"] == machine and each["state"] not in AWAY for each in machines)
+        return {each["id"]: each.get("boot", "") for each in machines if each["state"] not in AWAY}
 
     async def _get_fleet(self, _request: Request) -> Response:
         return Response(self._acts.fleet(), media_type="application/json")
@@ -117,7 +121,10 @@ class ControllerApp:
             return JSONResponse({"pin": held.to_json(), "known": (session, model) not in self._index.claims})
         if instead_of is not None and self._acts.is_there(instead_of.replica):
             instead_of = None  # That one router cannot reach it is no loss.
-        pin, known = self._index.claim(session, model, ranked, refused, time.time(), instead_of, router)
+        now = self._clock.steady()
+        pin, known = self._index.claim(
+            session, model, ranked, refused, now, instead_of, router, self._clock.latest()
+        )
         return JSONResponse({"pin": pin.to_json(), "known": known})
 
     async def _take_in(self, request: Request) -> Response:
@@ -129,7 +136,7 @@ class ControllerApp:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             return _error(400, f"Not a list of pins: {error}")
         for pin, (public, scope) in zip(pins, names, strict=True):
-            self._index.confirm([pin], pin.replica, now=time.time())
+            self._index.confirm([pin], pin.replica, now=self._clock.steady())
             self._index.describe(pin.session, public, scope)
         winners = (self._index.get(pin.session, pin.model) or pin for pin in pins)
         return JSONResponse({"pins": [self._told(pin) for pin in winners]})
@@ -148,7 +155,7 @@ class ControllerApp:
         try:
             body = dict(json.loads(await request.body() or b"{}"))
             only = pin_from_json(body["only"]) if "only" in body else None
-            since = time.time() - float(body["took_s"]) if "took_s" in body else math.inf
+            since = self._clock.steady() - float(body["took_s"]) if "took_s" in body else math.inf
         except (ValueError, KeyError, TypeError) as error:
             return _error(400, f"Not an end: {error}")
         pin = only or self._find(request)

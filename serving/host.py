@@ -26,6 +26,7 @@ import uvloop
 
 from cluster.confine import YIELD_SIGNAL, adopt_locks, cap_file
 from cluster.slices import Slice
+from cluster.sockets import recover_soon
 from serving.engine import Engine
 from serving.gguf import GgufError, read_head
 from serving.host_app import About, HostApp, build_app
@@ -264,7 +265,7 @@ def _bind(address: str, port: int) -> socket.socket:
     try:
         listener.bind((address, port))
         # Listening at once makes a second host on this port fail here and not later.
-        listener.listen(2048)
+        recover_soon(listener).listen(2048)
     except OSError:
         listener.close()
         raise

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import confine
+from cluster.clocks import AwakeClock
 from cluster.confine import Record
 from cluster.paths import read_json
 from serving.ask_host import AWAY, ask_host
@@ -20,6 +21,8 @@ ANSWER_S = 3.0
 """A host answers its state within this, or is counted as silent for that look."""
 SILENT_S = 60.0
 """A host that has not answered for this long is ended and started anew."""
+LOOK_S = 10.0
+"""What at most counts of the time between two looks: a keeper that stood still itself has not waited for its host."""
 LOAD_FAILED = "homeport: load failed: "
 """How the last line of a host begins that cannot ever load its model."""
 STDERR_LINES = 12
@@ -31,7 +34,13 @@ class HostWatch:
     """The host in one slot. `life` is what reconcile.py calls it."""
 
     def __init__(
-        self, record_path: Path, folder: Path, address: str, token: str, on_death: Callable[[], None]
+        self,
+        record_path: Path,
+        folder: Path,
+        address: str,
+        token: str,
+        on_death: Callable[[], None],
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.record_path = record_path
         self.folder = folder
@@ -46,7 +55,8 @@ class HostWatch:
         """Why it could not be started when that was tried last."""
         self.state: dict[str, Any] = {}
         self.record: Record | None = None
-        self.since = time.monotonic()
+        self._clock = clock or AwakeClock(LOOK_S)
+        self._answered_at = self._clock()
         self._elsewhere: str | None = None
         """Another address than this machine's, where a host listens that was adopted."""
         self._pidfd: int | None = None
@@ -82,7 +92,7 @@ class HostWatch:
     def started(self, record: Record) -> None:
         """A host runs under this record."""
         self.record, self.life, self.state, self._elsewhere = record, "alive", {}, None
-        self.detail, self.permanent, self.refused, self.since = "", None, None, time.monotonic()
+        self.detail, self.permanent, self.refused, self._answered_at = "", None, None, self._clock()
         self._watch(record)
 
     def failed_to_start(self, reason: str, now: float) -> None:
@@ -95,7 +105,7 @@ class HostWatch:
         if self.life != "alive" or self.record is None:
             return
         if not confine.alive(self.record):
-            self._died(time.time())
+            self._died(time.monotonic())
             return
         if self._elsewhere is not None:
             log.info("ending the host of %s: it listens at %s", self.folder.name, self._elsewhere)
@@ -104,17 +114,22 @@ class HostWatch:
             return
         try:
             self.state = await asyncio.wait_for(self._ask(self.record.port, "GET", "/state"), ANSWER_S)
-            self.since = time.monotonic()
+            self._answered_at = self._clock()
         except AWAY:
-            if time.monotonic() - self.since > SILENT_S:
+            if self._clock() - self._answered_at > SILENT_S:
                 self.detail = f"it has not answered for {SILENT_S:.0f} s"
                 await self.stop(grace_s=1.0)
 
     async def adjust(self, settings: Settings) -> None:
         """Have a host that serves take these settings, where it said that it has others. It is tried again at the next
         look if it does not take them."""
-        wanted, has = settings.to_json(), self.state.get("settings")
-        if not self.ready or self.record is None or has is None or has == wanted:
+        has = self.state.get("settings")
+        if not self.ready or self.record is None or has is None:
+            return
+        wanted = {
+            key: value for key, value in settings.to_json().items() if key in has
+        }  # it may be an older one
+        if has == wanted:
             return
         try:
             ask = self._ask(self.record.port, "POST", "/settings", json.dumps(wanted).encode())
@@ -209,7 +224,7 @@ class HostWatch:
 
     def _gone(self) -> None:
         if self.life == "alive":
-            self._died(time.time())
+            self._died(time.monotonic())
         self.on_death()
 
     def _unwatch(self) -> None:

@@ -25,6 +25,7 @@ from cluster.inventory import measure
 from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ROLE, RUN, clean_environment, mark, port_is_free
+from cluster.record import boot_id
 from cluster.slices import overlap
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
@@ -60,6 +61,7 @@ class Keeper:
         self.paths = Paths.from_env(os.environ)
         self.machine = json.loads(self.paths.machine.read_text())
         self.hardware: Hardware = measure(os.environ)
+        self._boot = boot_id()
         self.reserve = Reserve.from_json(self.machine["reserve"])
         self.revision = 0
         self.head = ""
@@ -162,6 +164,7 @@ class Keeper:
             "state": "ready",
             "yielded": self.owner.to_json(),
             "yield_to": self.owner.programs,
+            "boot": self._boot,
             "revision": self.revision,
             "head": self.head,
             "hardware": self.hardware.to_json(),
@@ -226,7 +229,7 @@ class Keeper:
             if number in wanted:
                 watch.wants(wanted[number])
         seen = {number: self._seen(number, slots.get(number)) for number in self.watches}
-        actions = plan(wanted, seen, time.time())
+        actions = plan(wanted, seen, time.monotonic())
         await asyncio.gather(*(self._carry_out(action, slots) for action in actions))
         for number in [n for n, watch in self.watches.items() if n not in slots and watch.life == "absent"]:
             del self.watches[number]
@@ -286,7 +289,7 @@ class Keeper:
         except (confine.LockTaken, confine.LaunchFailed, SourceError, OSError) as error:
             watch.find()  # somebody may have started it meanwhile
             if watch.life != "alive":
-                watch.failed_to_start(str(error), time.time())
+                watch.failed_to_start(str(error), time.monotonic())
         else:
             watch.started(record)
 
@@ -338,13 +341,20 @@ class Keeper:
     def _read_slots(self) -> None:
         kept = read_json(self.paths.slots) or {"revision": 0, "slots": [], "numbers": {}}
         self.revision, self.head = kept["revision"], kept.get("head", "")
+        if kept.get("carved_for", self._carved_for()) != self._carved_for():
+            self.revision = 0  # its share is given again, to be carved from what there is now
         self.slots = {slot.number: slot for slot in map(Slot.from_json, kept["slots"])}
         self.numbers = {int(number): model for number, model in kept["numbers"].items()}
 
     def _write_slots(self) -> None:
         slots = [slot.to_json() for slot in self.slots.values()]
         kept = {"revision": self.revision, "head": self.head, "slots": slots, "numbers": self.numbers}
+        kept["carved_for"] = self._carved_for()
         write_private(self.paths.slots, json.dumps(kept, indent=1))
+
+    def _carved_for(self) -> dict[str, Any]:
+        """What of this machine its slots depend on, beside its hardware."""
+        return {"reserve": self.reserve.to_json(), "ports": list(self._ports())}
 
     def _ports(self) -> tuple[int, int]:
         first, last = self.machine["ports"]
@@ -358,7 +368,9 @@ class Keeper:
 
     def _replica(self, slot: Slot) -> dict[str, Any]:
         watch = self.watches.get(slot.number)
-        told = watch.report(time.time()) if watch else {"state": "starting", "detail": "", "progress": 0.0}
+        told = (
+            watch.report(time.monotonic()) if watch else {"state": "starting", "detail": "", "progress": 0.0}
+        )
         if self.owner.yielded and not (watch and watch.lives):
             told |= {"state": "yielded", "detail": "", "progress": 0.0, "stderr": []}
         return {

@@ -8,10 +8,14 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from cluster.clocks import AwakeClock
 from serving.machine_book import MachineBook
 from serving.standing import AWAY, LOST_AFTER_S, Standing, standing
 
 Report = dict[str, Any]
+
+STEP_S = 5.0
+"""What at most counts of the time between two looks: a controller that stood still itself has waited for nobody."""
 
 OF_MACHINE = ("id", "name", "zone", "address", "hardware", "reserve")
 OF_REPLICA = ("name", "slot", "model", "address", "port", "slice", "config_digest", "limits")
@@ -19,13 +23,14 @@ OF_REPLICA = ("name", "slot", "model", "address", "port", "slice", "config_diges
 
 
 class MachineRoll:
-    """`clock` is monotonic, `wall` says when people think that it is."""
+    """`clock` counts time in which this process ran and is to be read every STEP_S, `wall` says when people think that
+    it is."""
 
     def __init__(
         self,
         book: MachineBook,
         last: Mapping[str, Report],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`last`: by machine, what was kept of its last report before."""
@@ -37,9 +42,9 @@ class MachineRoll:
         """Machines of which something else is to be kept than before."""
         self.lost_after_s = LOST_AFTER_S
         self._book = book
-        self._clock = clock
+        self._clock = clock or AwakeClock(STEP_S)
         self._wall = wall
-        self._began_at = clock()
+        self._began_at = self._clock()
         self._heard: dict[str, tuple[float, float]] = {}
         """By machine: when its keeper reported last, on both clocks."""
 

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.clocks import DayClock
 from serving import dropped
 from serving.engine import SavedState
 from serving.model import ParkingSpec
@@ -40,8 +41,11 @@ class Parking:
         spec: ParkingSpec,
         warn: Callable[[str], None] = _say,
         clock: Callable[[], float] = time.time,
+        earliest: Callable[[], float] | None = None,
     ) -> None:
-        """`clock`: seconds since the epoch, as files have them."""
+        """`clock`: seconds since the epoch, as files have them; `earliest`: as it would be, had nobody set the clock
+        forward."""
+        earliest = earliest or DayClock(clock).earliest
         self._warn = warn
         self._dropped = folder.with_name("dropped.json")
         """Where a host that ends says whom it had no time to save."""
@@ -57,7 +61,9 @@ class Parking:
         self._memory: dict[str, SavedState] = {}
         """Longest unused first."""
         self._evicted = Remembered()
-        self._disk = ParkingDisk(folder, spec, self._thread, self._memory, self._evicted, warn, clock)
+        self._disk = ParkingDisk(
+            folder, spec, self._thread, self._memory, self._evicted, warn, clock, earliest
+        )
 
     def open(self, fingerprint: str, memory_bytes: int) -> None:
         """Look at what lies on disk. May be called on another thread, before anything else.

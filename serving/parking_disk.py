@@ -30,9 +30,11 @@ class ParkingDisk:
         evicted: Remembered,
         warn: Callable[[str], None],
         clock: Callable[[], float],
+        earliest: Callable[[], float],
     ) -> None:
         """`thread`: has one worker, so that files are written and removed in order. `memory`: whose states memory has
-        too. `evicted`: gets those of whom nothing is left because they made room. `clock`: seconds since the epoch."""
+        too. `evicted`: gets those of whom nothing is left because they made room. `clock`: seconds since the epoch.
+        `earliest`: as it would be, had nobody set the clock forward."""
         self._folder = folder
         self._spec = spec
         self._thread = thread
@@ -40,6 +42,7 @@ class ParkingDisk:
         self._evicted = evicted
         self._warn = warn
         self._clock = clock
+        self._earliest = earliest
         self._fingerprint = ""
         self.budget = 0
         self._opened = False
@@ -257,7 +260,7 @@ class ParkingDisk:
 
     def _make_room(self, coming: int, for_session: str = "") -> None:
         """Drop files that nobody used for too long, then the longest unused, until one of `coming` bytes fits."""
-        oldest_s = self._clock() - self._spec.keep_s
+        oldest_s = self._earliest() - self._spec.keep_s
         for session in [one.session for one in self._files.values() if one.used_s < oldest_s]:
             self._drop_file(session)
             self._evicted.add(session)

@@ -5,7 +5,6 @@ Whose turn runs is not its matter: it asks turns.py what a session does, and has
 
 import asyncio
 import sqlite3
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -13,6 +12,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from cluster.clocks import DayClock
 from serving.asgi import Problem, Receive, Send, read_body, send_whole
 from serving.desk import Desk, decode, journal_problems
 from serving.journal import Entry, Facts
@@ -39,11 +39,12 @@ class PinRoutes:
     """One replica's. `keep_s` says how long a pin is kept that nobody uses."""
 
     def __init__(
-        self, desk: Desk, keep_s: Callable[[], float], wall: Callable[[], float] = time.time
+        self, desk: Desk, keep_s: Callable[[], float], earliest: Callable[[], float] | None = None
     ) -> None:
+        """`earliest`: seconds since the epoch, by a clock that makes nothing old when it is set forward."""
         self._desk = desk
         self._keep_s = keep_s
-        self._wall = wall
+        self._earliest = earliest or DayClock().earliest
         self._leaving: set[str] = set()
         """Sessions that have no home here any more, and whose contexts are still here."""
         self._ready = False
@@ -89,7 +90,7 @@ class PinRoutes:
     async def expire(self) -> int:
         """Forget the pins that nobody used for too long, and their contexts, but for residents and who has a turn.
         How many they were."""
-        desk, now, keep_s = self._desk, self._wall(), self._keep_s()
+        desk, now, keep_s = self._desk, self._earliest(), self._keep_s()
         unused = await asyncio.to_thread(
             desk.journal.unused,
             now - keep_s,

@@ -36,7 +36,7 @@ class Desk:
         self, memory: int = MIB, disk: int = MIB, keep_s: float = 1e9, fingerprint: str = ENGINE
     ) -> Parking:
         spec = ParkingSpec(memory, disk, keep_s)
-        parking = Parking(self.folder, spec, self.warnings.append, lambda: self.now)
+        parking = Parking(self.folder, spec, self.warnings.append, lambda: self.now, lambda: self.now)
         parking.open(fingerprint, memory)
         self.made.append(parking)
         return parking

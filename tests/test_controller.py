@@ -728,6 +728,48 @@ def test_a_cordoned_machine_takes_no_new_sessions_and_stays_so(folder: Path) -> 
     assert again.until("/claim", other, 200)["pin"]["replica"] == "den/0"
 
 
+def test_a_machine_that_is_taken_off_the_list_takes_no_new_sessions_until_it_is_put_back_or_kept(
+    folder: Path,
+) -> None:
+    members = OneMachine([kept("den/7")])
+    running = Running(folder, members)
+    paths = running.controller.paths
+
+    def give_list(*workers: str) -> None:
+        told = {"provider": {"head_ip": "10.0.0.1", "worker_ips": list(workers)}}
+        (folder / "cluster.yaml").write_text(json.dumps(told))
+        paths.machine_list.write_text(str(folder / "cluster.yaml"))
+
+    def until_off(is_off: bool) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            (den,) = running.ask("/fleet")[1]["machines"]
+            if (den["unlisted"], den["cordoned"]) == (is_off, is_off) and den["state"] == "ready":
+                return
+            assert time.monotonic() < deadline, den
+            time.sleep(0.05)
+
+    give_list("127.0.0.1")
+    running.until("/claim", CLAIM, 200)
+    deadline = time.monotonic() + 10
+    while not paths.revision.with_name("listed.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    until_off(False)
+    other = {**CLAIM, "session": "cd" * 32}
+    give_list()
+    until_off(True)
+    assert running.ask("/claim", other)[0] == 503
+    assert running.ask("/claim", CLAIM)[1]["pin"]["replica"] == "den/7", "its own are served"
+    give_list("127.0.0.1")
+    until_off(False)
+    assert running.until("/claim", other, 200)["pin"]["replica"] == "den/0"
+    give_list()
+    until_off(True)
+    running.ask("/machines/den/uncordon", {})
+    until_off(False)
+
+
 def test_a_machine_that_nobody_knows_is_not_cordoned(folder: Path) -> None:
     running = Running(folder, OneMachine())
     running.until_stands("den", "ready")

@@ -141,6 +141,18 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
         end_everything(made.paths)
 
 
+def test_a_machine_with_another_reserve_carves_its_slots_anew(machine: Machine) -> None:
+    """Its share of the revision that it has is given to it again, and ignored where nothing is different."""
+    machine.keeper.apply(3, [], "den")
+    assert Keeper().report()["revision"] == 3
+    first, last = json.loads(machine.paths.machine.read_text())["ports"]
+    enter(machine.paths, "den", "default", measure({}), Reserve(0, 1 << 20), (first, last))
+    keeper = Keeper()
+    assert keeper.report()["revision"] == 0
+    assert keeper.apply(3, [], "den")["revision"] == 3
+    assert Keeper().report()["revision"] == 3
+
+
 def test_a_failed_assertion_of_llama_cpp_ends_one_host_only_and_is_told(machine: Machine) -> None:
     machine.serve(2)
     before = [machine.lives(slot, 1) for slot in (0, 1)]

@@ -97,6 +97,35 @@ def test_how_a_machine_stands_is_told_in_words(machine: dict[str, object], said:
     assert live.standing_text(machine) == said
 
 
+@pytest.mark.parametrize(
+    ("reach", "state", "silent_s", "said"),
+    [
+        ("up", "ready", 0.4, "● ready"),
+        ("suspect", "ready", 4.0, "◌ ready, no answer for 4 s"),
+        ("out", "ready", 125.0, "✗ no answer for 2 min"),
+        ("out", "draining", 9.0, "✗ no answer for 9 s"),
+        ("out", "unknown", None, "✗ no answer"),
+        ("out", "loading", 1.0, "◌ loading"),
+        ("unknown", "ready", None, "● ready"),
+    ],
+)
+def test_status_shows_how_the_router_reaches_a_host(
+    reach: str, state: str, silent_s: float | None, said: str
+) -> None:
+    host = {**replica(state, 0.5), "reach": reach, "silent_s": silent_s}
+    machine = {"name": "den", "zone": "home", "state": "ready", "hardware": None, "replicas": [host]}
+    text = seen(live.status_view({"machines": [machine]}, {"url": "http://x"}), width=200)
+    assert re.search(rf"{said}  ", text), text
+
+
+def test_a_machine_that_is_off_the_list_is_told_with_what_to_do() -> None:
+    machine: dict[str, object] = {"name": "den", "zone": "home", "state": "ready", "replicas": []}
+    told = live.status_view({"machines": [{**machine, "unlisted": True}]}, {"url": "http://x"})
+    assert "den is not on the list any more" in seen(told, width=300)
+    assert "`homeport down` on it ends its part" in seen(told, width=300)
+    assert "not on the list" not in seen(live.status_view({"machines": [machine]}, {}), width=300)
+
+
 def test_status_shows_a_machine_that_is_away_whatever_is_known_of_it() -> None:
     dead = {**replica("ready", 1.0), "reach": "out"}
     gone = {"name": "attic", "zone": "home", "state": "lost", "away_s": 125.0, "replicas": [dead]}

@@ -57,7 +57,7 @@ class Routes:
         engine: Any = None
         turns: Any = self.turns
         desk = Desk("den", "den/0", model_spec(), engine, turns, self.journal, self.writer, awake=self._awake)
-        self.pins = PinRoutes(desk, keep_s=lambda: 30 * DAY, wall=lambda: NOW)
+        self.pins = PinRoutes(desk, keep_s=lambda: 30 * DAY, earliest=lambda: NOW)
 
     async def _awake(self) -> None:
         pass
