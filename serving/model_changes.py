@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.slices import bytes_text
 
-RESTARTS = ("engine", "source", "needs", "context", "sessions", "options")
+RESTARTS = ("engine", "source", "needs", "context", "sessions", "options", "isolate")
 """What `model.digest` covers: a replica restarts for it."""
 LIVE = ("hold_s", "queue_s", "when_lost", "parking", "unload_s")
 """What a replica and the routers take while they run. What is in neither list says where replicas are."""
