@@ -33,6 +33,8 @@ def _plain(value: Any) -> Any:
 def _text(key: str, value: Any) -> str:
     if value is None:
         return "never" if key == "unload_s" else "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
     if key.endswith("_bytes"):
         return bytes_text(value)
     if key.endswith("_s"):
