@@ -120,8 +120,8 @@ class Launch:
             Path(data["locks"]),
             data["port"],
             data["config_digest"],
-            data["address"],
-            data["isolate"],
+            data.get("address"),
+            data.get("isolate", False),  # a keeper of an earlier version, below which the files were replaced
         )
 
 
