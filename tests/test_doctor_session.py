@@ -96,7 +96,7 @@ def test_a_clock_that_is_ahead_is_measured(tmp_path: Path) -> None:
 def test_a_machine_that_hangs_and_one_without_python_are_told_and_delay_nobody(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(doctor_session, "FACTS_S", 6.0)
+    monkeypatch.setattr(doctor_session, "FACTS_S", 12.0)
     bare = tmp_path / "bin"
     bare.mkdir()
     for name in ("sh", "uname", "tail"):
@@ -111,7 +111,7 @@ def test_a_machine_that_hangs_and_one_without_python_are_told_and_delay_nobody(
     missing = Target("127.0.0.6", ("/nowhere/ssh",))
     begun = time.monotonic()
     found = looked(hangs, broken, shell(HERE), without, missing)
-    assert time.monotonic() - begun < 15.0
+    assert time.monotonic() - begun < 30.0
     away = {seen.address: seen.away for seen in found.machines if seen.facts is None}
     assert away[AWAY].startswith("timed out")
     assert away["127.0.0.4"].endswith("No route to host")
