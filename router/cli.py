@@ -21,6 +21,7 @@ from cluster.processes import ours
 from router import (
     api_client,
     apply_commands,
+    doctor_commands,
     down_all,
     following,
     join_commands,
@@ -44,6 +45,7 @@ app.add_typer(key_commands.app, name="key")
 app.add_typer(service_commands.app, name="service")
 app.command(name="apply")(apply_commands.apply)
 app.command(name="yield")(yield_commands.yield_machine)
+app.command(name="doctor")(doctor_commands.doctor)
 app.command(name="join")(join_commands.join)
 app.command(name="join-token")(join_commands.join_token)
 out = live.console()

@@ -40,6 +40,9 @@ class MachineList:
     cluster: str
     head: str
     workers: tuple[str, ...]
+    user: str | None = None
+    """Who is let in over SSH; None: it is not said."""
+    key: str | None = None
 
 
 def read_list(path: Path) -> MachineList:
@@ -65,7 +68,20 @@ def read_list(path: Path) -> MachineList:
             raise refuse(
                 f"{address} is not an address that other machines reach", "Write each machine's IPv4 address"
             )
-    return MachineList(path, str(told.get("cluster_name", "default")), provider["head_ip"], tuple(workers))
+    auth = told.get("auth")
+    user, key = (
+        (auth.get(name) for name in ("ssh_user", "ssh_private_key"))
+        if isinstance(auth, dict)
+        else (None, None)
+    )
+    return MachineList(
+        path,
+        str(told.get("cluster_name", "default")),
+        provider["head_ip"],
+        tuple(workers),
+        user if isinstance(user, str) else None,
+        key if isinstance(key, str) else None,
+    )
 
 
 def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str, str], say: Say) -> int:

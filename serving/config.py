@@ -269,11 +269,11 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
             )
             for machine in file.machines
         ),
-        tuple(_spec(model, folder) for model in file.models),
+        tuple(_spec(model, folder, file.network.isolate) for model in file.models),
     )
 
 
-def _spec(model: schema.ModelSection, folder: Path) -> ModelSpec:
+def _spec(model: schema.ModelSection, folder: Path, isolate: bool) -> ModelSpec:
     source = model.source
     if source != BUNDLED:
         source = _absolute(source, folder)
@@ -300,6 +300,7 @@ def _spec(model: schema.ModelSection, folder: Path) -> ModelSpec:
         parking=ParkingSpec(model.parking.memory, model.parking.disk, model.parking.keep),
         unload_s=model.unload,
         options=tuple(sorted(_options(model.options, folder).items())),
+        isolate=isolate,
     )
 
 

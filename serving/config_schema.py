@@ -306,6 +306,7 @@ class NetworkSection(Section):
     control: Annotated[int, Field(ge=1, le=65535)] = 8090
     ports: Annotated[tuple[int, int], BeforeValidator(_ports)] = (8100, 8199)
     private: bool = False
+    isolate: bool = True
     lost_after: Annotated[float, BeforeValidator(_lost_after)] = LOST_AFTER_S
 
 

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +24,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from cluster import network
 from cluster.confine import YIELD_SIGNAL, adopt_locks, cap_file
 from cluster.slices import Slice
 from cluster.sockets import recover_soon
@@ -123,9 +124,12 @@ def _digest_of(path: Path) -> str:
 
 
 def run_host(
-    spec_path: Path, env: Mapping[str, str], make_engine: Callable[[HostSpec], Engine] = llama_engine
+    spec_path: Path, env: MutableMapping[str, str], make_engine: Callable[[HostSpec], Engine] = llama_engine
 ) -> int:
-    """Serve until a signal or a failed load; returns the exit code, having said on stderr why it is not 0."""
+    """Serve until a signal or a failed load; returns the exit code, having said on stderr why it is not 0.
+
+    On the socket that the launcher handed down, if it did; else on one of its own.
+    """
     try:
         spec = read_spec(spec_path)
         token = spec.token_file.read_text().strip()
@@ -140,7 +144,7 @@ def run_host(
     if journal.warning:
         _say(0, journal.warning)
     try:
-        listener = _bind(spec.address, spec.port)
+        listener = network.adopt_listener(env) or recover_soon(network.listen(spec.address, spec.port))
     except OSError as error:
         journal.close()
         reason = f"cannot listen on {spec.address}:{spec.port} ({error.strerror}); end what listens there"
@@ -257,19 +261,6 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         await self._stopping.wait()
-
-
-def _bind(address: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((address, port))
-        # Listening at once makes a second host on this port fail here and not later.
-        recover_soon(listener).listen(2048)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def _say(code: int, text: str) -> int:

@@ -29,6 +29,7 @@ from serving.asgi import (
     send_whole,
 )
 from serving.desk import Desk, decode
+from serving.egress import Egress
 from serving.endpoints import ENDPOINTS
 from serving.engine import Engine
 from serving.engine_life import EngineLife, NotLoaded
@@ -111,6 +112,7 @@ class HostApp:
         self._desk = Desk(
             about.machine, about.replica, model, engine, self._turns, journal, self._writer, awake=self.awake
         )
+        self._egress = Egress()
         self._pins = PinRoutes(self._desk, keep_s=lambda: self._settings.parking.keep_s)
 
     @property
@@ -259,15 +261,17 @@ class HostApp:
             case "POST", "/settings":
                 self.adjust(await _read_settings(receive))
                 await send_whole(send, 200, msgspec.json.encode(self._settings.to_json()))
+            case "POST", "/egress":
+                await self._egress.answer(receive, send)
             case "GET", "/state":
                 await send_whole(send, 200, msgspec.json.encode(self.report()))
             case _ if path == "/pins" or path.startswith("/pins/"):
                 await self._pins.answer(method, path, scope["query_string"], receive, send)
-            case _ if path in ("/state", "/settings", *ENDPOINTS):
+            case _ if path in ("/state", "/settings", "/egress", *ENDPOINTS):
                 raise Problem(405, f"{method} does not work on {path}", "method_not_allowed")
             case _:
                 paths = ", ".join(ENDPOINTS)
-                message = f"a host has {paths}, /state, /settings and /pins; everything else is at the router"
+                message = f"a host has {paths}, /state, /settings, /egress and /pins; everything else is at the router"
                 raise Problem(404, message, "not_found")
 
     def report(self) -> dict[str, Any]:

@@ -191,6 +191,7 @@ class HostWatch:
             "limits": {
                 "enforced": list(record.limits.enforced) if record else [],
                 "watched": list(record.limits.watched) if record else [],
+                "notes": list(record.limits.notes) if record else [],
             },
         }
 

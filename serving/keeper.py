@@ -23,6 +23,7 @@ from typing import Any, assert_never
 from cluster import confine
 from cluster.inventory import measure
 from cluster.machine import Hardware, Reserve
+from cluster.offline import offline
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ROLE, RUN, clean_environment, mark, port_is_free
 from cluster.record import boot_id
@@ -278,12 +279,18 @@ class Keeper:
                     replica=spec["replica"],
                     slice=slot.slice,
                     command=(sys.executable, "-m", "serving.host", str(folder / "spec.json")),
-                    env={**clean_environment(os.environ), **QUIET_DEATH, **mark(self.paths, "host")},
+                    env={
+                        **offline(clean_environment(os.environ)),
+                        **QUIET_DEATH,
+                        **mark(self.paths, "host"),
+                    },
                     folder=folder,
                     record=self.paths.record(slot.number),
                     locks=self.paths.locks,
                     port=slot.port,
                     config_digest=slot.digest,
+                    address=spec["address"],
+                    isolate=slot.model.isolate,
                 ),
             )
         except (confine.LockTaken, confine.LaunchFailed, SourceError, OSError) as error:

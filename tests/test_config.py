@@ -38,7 +38,7 @@ DESIGN_KEYS = {
     (): "router network machines models",
     ("router",): "listen keys_file names identity",
     ("router", "identity"): "headers fields",
-    ("network",): "control ports private lost_after",
+    ("network",): "control ports private isolate lost_after",
     ("machines",): "name address zone reserve wake yield_to",
     ("machines", "reserve"): "cores memory",
     ("models",): "name engine source machines replicas needs take context sessions hold queue unload parking "
@@ -139,7 +139,7 @@ def test_everything_that_works_can_be_said(folder: Path) -> None:
             folder,
             """
 router: {listen: "localhost:9000"}
-network: {control: 9001, ports: 9100-9109, private: false, lost_after: 1m}
+network: {control: 9001, ports: 9100-9109, private: false, isolate: false, lost_after: 1m}
 machines:
   - {name: den-pc, address: 192.168.1.10, zone: home, reserve: {cores: 2, memory: 1.5GiB}}
   - {name: attic, yield_to: [steam, Blender]}
