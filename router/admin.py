@@ -30,7 +30,7 @@ def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: 
         return all_of_it or key.allows_place(name, zone)
 
     machines: dict[str, dict[str, Any]] = {
-        machine.name: _machine(machine, wall_s)
+        machine.name: _machine(machine, wall_s, all_of_it)
         for machine in fleet.listed.machines
         if told(machine.name, machine.zone)
     }
@@ -38,7 +38,7 @@ def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: 
         known = fleet.known[name]
         if not told(known.machine.name, known.machine.zone):
             continue
-        machine = machines.setdefault(known.machine.name, _machine(known.machine, wall_s))
+        machine = machines.setdefault(known.machine.name, _machine(known.machine, wall_s, all_of_it))
         replica = _replica(known, digest_key, now, all_of_it)
         if all_of_it:
             machine["replicas"].append(replica)
@@ -164,9 +164,11 @@ def _session(model: str, replica: str, state: str) -> dict[str, Any]:
     }
 
 
-def _machine(machine: ListedMachine, wall_s: float) -> dict[str, Any]:
+def _machine(machine: ListedMachine, wall_s: float, all_of_it: bool) -> dict[str, Any]:
     """`away_s`: for how long one that is away has not been heard; None: since before the controller began."""
     plain: dict[str, Any] = msgspec.structs.asdict(machine)
+    if not all_of_it or not plain["models"]:
+        del plain["models"]
     heard_s = plain.pop("heard_s")
     away_s = None if heard_s is None else round(max(0.0, wall_s - heard_s), 1)
     return plain | {"away_s": away_s, "replicas": []}

@@ -26,6 +26,7 @@ from router import (
     key_commands,
     lifecycle,
     live,
+    pull_commands,
     service_commands,
 )
 from serving.config import ConfigError
@@ -41,6 +42,7 @@ app.add_typer(service_commands.app, name="service")
 app.command(name="apply")(apply_commands.apply)
 app.command(name="join")(join_commands.join)
 app.command(name="join-token")(join_commands.join_token)
+app.command(name="pull")(pull_commands.pull)
 out = live.console()
 err = live.console(stderr=True)
 

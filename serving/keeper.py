@@ -29,6 +29,7 @@ from cluster.slices import overlap
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
 from serving.model import ModelSpec
+from serving.model_store import ModelStore
 from serving.reconcile import Drain, Seen, Start, Stop, plan
 from serving.settings import settings_of
 from serving.slots import Slot, Wish, assign, digest_here, in_range
@@ -42,6 +43,7 @@ ANSWERED_S = 0.5
 """By then a controller has the answer to its order to leave."""
 QUIET_DEATH = {"GGML_NO_BACKTRACE": "1"}
 """llama.cpp would let a debugger write pages of frames behind the sentence that says which assertion failed."""
+OF_THE_HUB = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN")
 DRAINS = "finishing its turns before it restarts with the new configuration"
 
 log = logging.getLogger(__name__)
@@ -70,9 +72,10 @@ class Keeper:
         self._news = threading.Condition()
         self._version = 0
         self._report: dict[str, Any] = {}
-        self._publish()
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
+        self.models = ModelStore(self.paths, self.machine, secret(self.paths.cluster_token), self._wake_up)
+        self._publish()
         threading.Thread(target=self._run, name="keeper", daemon=True).start()
 
     def report(self, known: int = -1, wait_s: float = 0.0) -> dict[str, Any]:
@@ -106,7 +109,13 @@ class Keeper:
             self.numbers |= {slot.number: slot.model.name for slot in slots}
             self._write_slots()
             self._publish()
-            self._loop.call_soon_threadsafe(self._wake.set)
+            self._wake_up()
+        return self.report()
+
+    def bring(self, orders: dict[str, Any]) -> dict[str, Any]:
+        """Take from where this machine is to get which models (serving/model_store.py). Returns `report()`."""
+        self.models.give(orders)
+        self._publish()
         return self.report()
 
     def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
@@ -144,6 +153,9 @@ class Keeper:
                 check=True,
             )
 
+    def _wake_up(self) -> None:
+        self._loop.call_soon_threadsafe(self._wake.set)
+
     def _publish(self) -> None:
         """Make a new version of the report where it says something new."""
         report = {
@@ -157,6 +169,7 @@ class Keeper:
             "ports": list(self._ports()),
             "numbers": {str(number): model for number, model in self.numbers.items()},
             "ending": [n for n, watch in list(self.watches.items()) if n not in self.slots and watch.lives],
+            "models": self.models.report(),
             "replicas": [self._replica(slot) for slot in list(self.slots.values())],
         }
         with self._news:
@@ -187,6 +200,7 @@ class Keeper:
                 self.watches[number] = self._adopt(number)
         await asyncio.gather(*(watch.look() for watch in self.watches.values()))
         slots = self.slots  # replaced whole by `apply`, on another thread
+        await self.models.step({slot.model.source for slot in slots.values()})
         await asyncio.gather(
             *(
                 self.watches[n].adjust(settings_of(slot.model))
@@ -199,6 +213,9 @@ class Keeper:
             if number in wanted:
                 watch.wants(wanted[number])
         seen = {number: self._seen(number, slots.get(number)) for number in self.watches}
+        for number in [n for n, slot in slots.items() if not self.models.is_whole(slot.model.source)]:
+            wanted.pop(number)  # Nothing is started on it yet, and what runs there goes on until then.
+            seen.pop(number, None)
         actions = plan(wanted, seen, time.time())
         await asyncio.gather(*(self._carry_out(action, slots) for action in actions))
         for number in [n for n, watch in self.watches.items() if n not in slots and watch.life == "absent"]:
@@ -215,7 +232,8 @@ class Keeper:
 
     def _settled(self) -> bool:
         """Whether every wanted host is ready, and nothing else runs."""
-        return self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
+        is_done = self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
+        return is_done and not self.models.is_busy
 
     async def _carry_out(self, action: Start | Stop | Drain, slots: Mapping[int, Slot]) -> None:
         match action:
@@ -236,6 +254,7 @@ class Keeper:
             return
         folder = self.paths.replica(slot.number)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.models.used(slot.model.source)
         try:
             spec = self._spec(slot)
             write_private(folder / "spec.json", json.dumps(spec))
@@ -245,7 +264,7 @@ class Keeper:
                     replica=spec["replica"],
                     slice=slot.slice,
                     command=(sys.executable, "-m", "serving.host", str(folder / "spec.json")),
-                    env={**clean_environment(os.environ), **QUIET_DEATH, **mark(self.paths, "host")},
+                    env={**self._environment(), **QUIET_DEATH, **mark(self.paths, "host")},
                     folder=folder,
                     record=self.paths.record(slot.number),
                     locks=self.paths.locks,
@@ -259,6 +278,13 @@ class Keeper:
                 watch.failed_to_start(str(error), time.time())
         else:
             watch.started(record)
+
+    @staticmethod
+    def _environment() -> dict[str, str]:
+        """Of hosts: they fetch nothing, and need nobody's leave for it."""
+        return {
+            name: value for name, value in clean_environment(os.environ).items() if name not in OF_THE_HUB
+        }
 
     def _holder(self, slot: Slot) -> str | None:
         """Which other slot's host still holds some of this slice, as one that drains does: no death of this one."""
@@ -340,4 +366,5 @@ class Keeper:
             if watch and watch.life == "alive"
             else None,
             **(watch.report(time.time()) if watch else {"state": "starting", "detail": "", "progress": 0.0}),
+            **(self.models.stands(slot.model.source) if watch is None or not watch.lives else {}),
         }

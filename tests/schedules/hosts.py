@@ -231,6 +231,9 @@ class SimMembers:
         host.revision = max(host.revision, revision)
         return host.report()
 
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        raise RayFailed(f"{machine} has no models from elsewhere in these schedules: {orders}")
+
     async def leave(self, machine: str) -> None:
         raise RayFailed(f"{machine} stays: nobody leaves in these schedules")
 
