@@ -175,6 +175,8 @@ def _machine(machine: ListedMachine, wall_s: float, all_of_it: bool) -> dict[str
     if (yielded := machine.yielded) is not None:
         plain["yielded"] = {"by": yielded.by if all_of_it else None, "until": yielded.until}
     plain["limits"] = limits_of(machine.replicas)
+    if not all_of_it or not plain["models"]:
+        del plain["models"]
     heard_s = plain.pop("heard_s")
     away_s = None if heard_s is None else round(max(0.0, wall_s - heard_s), 1)
     return plain | {"away_s": away_s, "replicas": []}

@@ -28,6 +28,7 @@ from router import (
     key_commands,
     lifecycle,
     live,
+    pull_commands,
     service_commands,
     upgrading,
     yield_commands,
@@ -48,6 +49,7 @@ app.command(name="yield")(yield_commands.yield_machine)
 app.command(name="doctor")(doctor_commands.doctor)
 app.command(name="join")(join_commands.join)
 app.command(name="join-token")(join_commands.join_token)
+app.command(name="pull")(pull_commands.pull)
 out = live.console()
 err = live.console(stderr=True)
 

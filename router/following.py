@@ -114,6 +114,7 @@ def _plain() -> Show:
 
 def _watch(paths: Paths, parent: subprocess.Popen[bytes], show: Show, detach: bool) -> int:
     deadline, ready, shown = time.monotonic() + READY_S, False, None
+    progress: list[Any] = []
     fleet: dict[str, Any] = {}
     found: list[dict[str, Any]] = []
     use: list[Any] = []
@@ -130,7 +131,13 @@ def _watch(paths: Paths, parent: subprocess.Popen[bytes], show: Show, detach: bo
             pass
         replicas = live.replicas_of(fleet)
         ready = ready or _is_settled(run, fleet, revision)
-        picture = (run.get("steps"), [(r["name"], r["state"], r.get("progress")) for r in replicas], found)
+        looks = [(r["name"], r["state"], r.get("progress"), r.get("detail")) for r in replicas]
+        picture = (run.get("steps"), looks, found)
+        if (now := [look for look in looks if look[1] == "starting" and look[2]]) != progress:
+            progress, deadline = (
+                now,
+                time.monotonic() + READY_S,
+            )  # A model is on its way: that may take hours.
         if picture != shown:
             show(run, fleet, found, ready)
             shown = picture

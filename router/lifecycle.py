@@ -234,6 +234,11 @@ def wanted_revision(
             "port": config.network.control,
             "lost_after_s": config.network.lost_after_s,
         },
+        "files": {
+            "port": config.network.files,
+            "rate": config.network.copy_rate,
+            "budget": config.network.models_disk,
+        },
         "machines": [entry.to_json() for entry in config.machines],
         "machine": {
             "name": machine.name,

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.slices import bytes_text
+from serving.model_room import words
 from serving.yielding import PERSON
 
 SYSTEM = "You are a helpful AI assistant."
@@ -109,10 +111,17 @@ def plain_lines(run: Mapping[str, Any], fleet: Mapping[str, Any], ready: bool) -
                 f"host {replica['name']} on core {cores}: {replica['state']} {replica['model']}{why}"
             )
             lines += [f"  {line}" for line in replica.get("stderr") or ()]
+        elif replica["state"] == "starting" and "fetching" in (replica.get("detail") or ""):
+            lines.append(f"host {replica['name']}: {tenths(replica['detail'])}")
     if ready and fleet.get("models"):
         url = run.get("url", "")
         lines += [f"Listening on {url}/v1", curl_line(run, fleet["models"][0]["name"])]
     return lines
+
+
+def tenths(detail: str) -> str:
+    """`fetching 43 % of …` as `fetching 40 % of …`: a line in a log for every tenth is enough."""
+    return re.sub(r"(?<!\d)(\d?)\d %", lambda found: f"{found[1]}0 %" if found[1] else "0 %", detail)
 
 
 def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableType:
@@ -130,10 +139,32 @@ def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableT
             for r in machine["replicas"]
             for line in r.get("stderr") or ()
         ]
+        parts += [Text(f"  {line}", style=style) for line, style in model_lines(machine)]
     for model, reasons in (fleet.get("problems") or {}).items():
         for where, reason in reasons.items():
             parts.append(Text(f"model {model} does not run on {where}: {reason}", style="yellow"))
     return Group(*parts)
+
+
+def model_lines(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a machine gets from Hugging Face or another machine, what its replicas wait for, and what is wrong; each
+    with its style."""
+    lines = [
+        (f"{replica['name']}: {replica['detail']}", "red" if replica["state"] == "failed" else "dim")
+        for replica in machine["replicas"]
+        if replica["state"] in ("starting", "failed") and replica.get("detail") and not replica.get("stderr")
+    ]
+    models = machine.get("models") or {}
+    for source, told in (models.get("bringing") or {}).items():
+        if told.get("doing"):
+            lines.append(
+                (f"{source}: {words(told['doing'], told['got'], told['size'], told['from'])}", "dim")
+            )
+        elif trouble := told.get("trouble"):
+            lines.append((f"{source}: {trouble['message']}. {trouble['remedy']}", "yellow"))
+    if models.get("problem"):
+        lines.append((str(models["problem"]), "yellow"))
+    return lines
 
 
 LONGEST_ID = 27

@@ -119,6 +119,8 @@ class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     """What it serves is of this revision."""
     hardware: Any = None
     reserve: Any = None
+    models: Any = None
+    """What it has and gets from Hugging Face, as its keeper reports (serving/model_store.py)."""
     replicas: tuple[ListedReplica, ...] = ()
 
 

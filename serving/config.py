@@ -6,7 +6,7 @@ Says what is wished, not whether it fits a machine (see `cluster.fit`), and star
 
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,7 @@ from serving.config_keys import MAKE_ONE, lets_anybody_in, read_keys
 from serving.config_problems import ConfigError, Problem, key_text, translate
 from serving.model import ModelSpec, OptionValue, ParkingSpec
 from serving.model_checks import contradictions
+from serving.model_files import hub_source
 from serving.source import (
     BUNDLED,
     SourceError,
@@ -112,6 +113,15 @@ class NetworkConfig:
     """Whether the person says that nobody else listens on the network of the machines: it carries no TLS yet."""
     lost_after_s: float = LOST_AFTER_S
     """A machine that has not been heard from for so long is lost."""
+    files: int = 8091
+    """The port at which machines copy models from each other."""
+    copy_rate: int | None = None
+    """Bytes a second that a machine gives, and takes, at most in such copies; None: no limit."""
+    models_disk: int | None = None
+    """Bytes that models from Hugging Face may take on a machine's disk; None: no limit."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +175,7 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         return {
             "router": self.router.to_json(),
-            "network": {
-                "control": self.network.control,
-                "first": self.network.first,
-                "last": self.network.last,
-                "private": self.network.private,
-                "lost_after_s": self.network.lost_after_s,
-            },
+            "network": self.network.to_json(),
             "machines": [machine.to_json() for machine in self.machines],
             "models": [model.to_json() for model in self.models],
         }
@@ -202,6 +206,7 @@ def load(path: Path, cache: Path | None = None) -> Config:
     config = _records(file, path.absolute().parent)
     problems = [
         *_contradictions(config, document),
+        *_ports(config, document),
         *_addresses(config, document),
         *_keys(config.router, document),
         *_files(config, document, cache),
@@ -256,7 +261,13 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
             identity=IdentityConfig(router.identity.headers, router.identity.fields),
         ),
         NetworkConfig(
-            file.network.control, *file.network.ports, file.network.private, file.network.lost_after
+            file.network.control,
+            *file.network.ports,
+            file.network.private,
+            file.network.lost_after,
+            file.network.files,
+            file.network.copy_rate,
+            file.network.models_disk,
         ),
         tuple(
             MachineConfig(
@@ -275,7 +286,7 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
 
 def _spec(model: schema.ModelSection, folder: Path, isolate: bool) -> ModelSpec:
     source = model.source
-    if source != BUNDLED:
+    if source != BUNDLED and hub_source(source) is None:
         source = _absolute(source, folder)
     match model.machines:
         case {"zone": zone}:
@@ -345,11 +356,27 @@ def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
                 )
                 continue
             yield problem(loc, f"{held} is not less than queue ({queue})", "Make hold shorter than queue")
+
+
+def _ports(config: Config, document: Document) -> Iterator[Problem]:
+    """One port for two things."""
+
+    def problem(loc: Loc, message: str, remedy: str) -> Problem:
+        return Problem(document.line(loc), key_text(loc), message, remedy)
+
     ports = range(config.network.first, config.network.last + 1)
-    listen, control = config.router.port, config.network.control
+    listen, control, files = config.router.port, config.network.control, config.network.files
     if listen == control:
         yield problem(("network", "control"), f"{control} is the router's port too", "Choose another port")
-    for loc, port in ((("router", "listen"), listen), (("network", "control"), control)):
+    if files in (listen, control):
+        whose = "router" if files == listen else "controller"
+        yield problem(("network", "files"), f"{files} is the {whose}'s port too", "Choose another port")
+    single = (
+        (("router", "listen"), listen),
+        (("network", "control"), control),
+        (("network", "files"), files),
+    )
+    for loc, port in single:
         if port in ports:
             message = f"port {port} lies among the hosts' ports ({ports[0]}-{ports[-1]})"
             yield problem(loc, message, "Choose a port outside network.ports")

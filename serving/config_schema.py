@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from serving.model_files import FORM, NoSource, hub_source
 from serving.standing import LOST_AFTER_S
 
 BYTES = {
@@ -25,6 +26,7 @@ BYTES = {
     "MB": 10**6,
     "GB": 10**9,
 }
+RATE_MIN = 64 * 2**10
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 NO_SESSIONS = frozenset(
     {
@@ -72,6 +74,14 @@ def _bytes(value: object) -> int:
             f"{shown(value)} is not a size", "Write a number and a unit, for example 512MiB or 1.5GiB"
         )
     return int(float(match[1]) * BYTES[match[2]])
+
+
+def _rate(value: object) -> int:
+    """Bytes a second."""
+    rate = _bytes(value)
+    if rate < RATE_MIN:
+        raise fault(f"{shown(value)} a second is too slow", "Use 64KiB or more, or remove it")
+    return rate
 
 
 def _seconds(value: object) -> float:
@@ -237,9 +247,11 @@ def _share_prefix(value: object) -> str:
 
 def _source(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise fault(f"{shown(value)} is not a source", "Write bundled, or the path of a GGUF file")
-    if value.startswith("hf:"):
-        raise fault(f"a source on Hugging Face (hf:) {NOT_YET}", "Download the file and give its path")
+        raise fault(f"{shown(value)} is not a source", f"Write bundled, the path of a GGUF file, or {FORM}")
+    try:
+        hub_source(value)
+    except NoSource as error:
+        raise fault(error.message, error.remedy) from None
     return value
 
 
@@ -308,6 +320,9 @@ class NetworkSection(Section):
     private: bool = False
     isolate: bool = True
     lost_after: Annotated[float, BeforeValidator(_lost_after)] = LOST_AFTER_S
+    files: Annotated[int, Field(ge=1, le=65535)] = 8091
+    copy_rate: Annotated[int | None, BeforeValidator(_rate)] = None
+    models_disk: Bytes | None = None
 
 
 class ReserveSection(Section):

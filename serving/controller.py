@@ -27,6 +27,7 @@ from serving.known_pins import KnownPins
 from serving.listing import Listing
 from serving.machine_book import MachineBook, NotForgotten
 from serving.machine_roll import STEP_S, MachineRoll
+from serving.model_giving import ModelGiving
 from serving.pin_index import PinIndex
 from serving.pins import Pin, pin_from_json
 from serving.plan import shares
@@ -76,6 +77,10 @@ class Members(Protocol):
         """Let a machine be its person's for so long, or until it `ends`: its report. Raises as `report`."""
         ...
 
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        """Tell a keeper from where it gets which models. Returns its report; raises as `report`."""
+        ...
+
     async def leave(self, machine: str) -> None:
         """Let a machine end its part, as `homeport down` there would. Raises as `report`."""
         ...
@@ -114,6 +119,7 @@ class Controller:
         """Ids of machines whose keeper did not take its share, until it is heard of again."""
         self._telling = Telling(self.index, self.token)
         self._giving = Giving(lambda: self.roll.reports, self._heard_of, self.ping, self._give, self._head)
+        self._models = ModelGiving(self.paths.known_models, _ForModels(self))
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
     def ping(self) -> int:
@@ -149,7 +155,8 @@ class Controller:
         members = self._members = self._make_members()
         following: dict[str, asyncio.Task[None]] = {}
         giving = asyncio.create_task(self._giving.run())
-        while not giving.done():
+        models = asyncio.create_task(self._models.run())
+        while not giving.done() and not models.done():
             self._here = set(await asyncio.to_thread(members.machines))
             for machine in self._here:
                 if machine not in following or following[machine].done():
@@ -329,6 +336,7 @@ class Controller:
             log.warning("machine %s is not written down: %s", machine, error)
         self._assign()
         self._giving.heard()
+        self._models.heard()
 
     def _assign(self) -> dict[str, list[dict[str, Any]]]:
         """By machine id: what it is to serve, as far as it fits there."""
@@ -346,6 +354,7 @@ class Controller:
             self.roll.lost_after_s = float(revision["control"].get("lost_after_s", LOST_AFTER_S))
             self._assign()
             self._giving.heard()
+            self._models.heard()
 
     def _all_problems(self) -> dict[str, dict[str, str]]:
         """By model and machine: why it does not run there, as the fit said and as the keepers found."""
@@ -367,6 +376,7 @@ class Controller:
             self._ended,
             self._is_there,
             self._takes_new,
+            self._models.pull,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
         return ControllerApp(self.token, self.index, acts, joining, self.index_clock)
@@ -391,6 +401,34 @@ class Controller:
         """With whether Ray's list has it no longer."""
         is_off = machine["id"] in self.listing.off
         return {**machine, "unlisted": is_off, "cordoned": machine["cordoned"] or is_off}
+
+
+class _ForModels:
+    """What serving/model_giving.py asks of it."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._of = controller
+
+    def reports(self) -> Mapping[str, Any]:
+        return self._of.roll.reports
+
+    def here(self) -> set[str]:
+        return self._of._heard_of()
+
+    def shares(self) -> Mapping[str, list[dict[str, Any]]]:
+        return self._of._assign()
+
+    def revision(self) -> Mapping[str, Any]:
+        return self._of.revision
+
+    async def give(self, machine: str, message: dict[str, Any]) -> None:
+        members = self._of._members
+        if members is None:
+            return
+        try:
+            self._of._heard(machine, await members.bring(machine, message))
+        except AWAY as error:
+            log.warning("machine %s cannot be told of models: %s", machine, error)
 
 
 class _QuietServer(uvicorn.Server):

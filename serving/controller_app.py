@@ -15,6 +15,8 @@ from starlette.routing import Route
 from cluster.clocks import DayClock
 from serving.join_routes import JoinRoutes
 from serving.machine_book import NoMachine, NotForgotten
+from serving.model_files import hub_source
+from serving.model_giving import is_place
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, is_session, pin_from_json
 from serving.standing import AWAY
@@ -42,6 +44,9 @@ class Acts:
     """Whether a replica serves."""
     takes_new: Callable[[str], bool]
     """Whether sessions may get a home at a replica."""
+    pull: Callable[[str, Any], list[str]]
+    """Let machines (`all`, names or {"zone"}) get a model from Hugging Face: the names of those that are here. Raises
+    OSError."""
 
 
 class MachineAway(Exception):
@@ -62,7 +67,8 @@ class ControllerApp:
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
-        /machines/{name}/forget, cordon, uncordon and yield; and what serving/join_routes.py answers."""
+        /machines/{name}/forget, cordon, uncordon and yield; POST /models/pull; and what
+        serving/join_routes.py answers."""
         return Starlette(
             routes=[
                 Route("/fleet", self._guard(self._get_fleet)),
@@ -74,6 +80,7 @@ class ControllerApp:
                 Route("/machines/{name}/cordon", self._guard(self._cordon_machine), methods=["POST"]),
                 Route("/machines/{name}/uncordon", self._guard(self._uncordon_machine), methods=["POST"]),
                 Route("/machines/{name}/yield", self._guard(self._yield_machine), methods=["POST"]),
+                Route("/models/pull", self._guard(self._pull), methods=["POST"]),
                 *self._joining.routes(self._guard, self._boots),
             ]
         )
@@ -165,6 +172,20 @@ class ControllerApp:
         journals = index.disown(only) if only else index.remove(pin.session, pin.model, since)
         await self._acts.ended({name: said for name, said in journals.items() if name != pin.replica})
         return JSONResponse({"ended": only is None or bool(journals)})
+
+    async def _pull(self, request: Request) -> Response:
+        """`source`: hf:OWNER/REPO:FILE; `machines`: all, names, or {"zone": NAME}."""
+        try:
+            body = dict(await request.json())
+            source, machines = str(body["source"]), body.get("machines", "all")
+            if hub_source(source) is None or not is_place(machines):
+                raise ValueError("it names no source on Hugging Face, or no machines")
+        except (ValueError, KeyError, TypeError) as error:
+            return _error(400, f"Not a pull: {error}")
+        try:
+            return JSONResponse({"source": source, "machines": self._acts.pull(source, machines)})
+        except OSError as error:
+            return _error(507, _no_room(error))
 
     async def _forget_machine(self, request: Request) -> Response:
         try:

@@ -31,6 +31,7 @@ from cluster.slices import overlap
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
 from serving.model import ModelSpec
+from serving.model_store import ModelStore
 from serving.owner_watch import ForeignLook, OwnerWatch
 from serving.reconcile import Drain, Seen, Start, Stop, plan
 from serving.settings import settings_of
@@ -78,9 +79,10 @@ class Keeper:
         self._news = threading.Condition()
         self._version = 0
         self._report: dict[str, Any] = {}
-        self._publish()
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
+        self.models = ModelStore(self.paths, self.machine, secret(self.paths.cluster_token), self._wake_up)
+        self._publish()
         threading.Thread(target=self._run, name="keeper", daemon=True).start()
 
     def report(self, known: int = -1, wait_s: float = 0.0) -> dict[str, Any]:
@@ -114,7 +116,13 @@ class Keeper:
             self.numbers |= {slot.number: slot.model.name for slot in slots}
             self._write_slots()
             self._publish()
-            self._loop.call_soon_threadsafe(self._wake.set)
+            self._wake_up()
+        return self.report()
+
+    def bring(self, orders: dict[str, Any]) -> dict[str, Any]:
+        """Take from where this machine is to get which models (serving/model_store.py). Returns `report()`."""
+        self.models.give(orders)
+        self._publish()
         return self.report()
 
     def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
@@ -158,6 +166,9 @@ class Keeper:
                 check=True,
             )
 
+    def _wake_up(self) -> None:
+        self._loop.call_soon_threadsafe(self._wake.set)
+
     def _publish(self) -> None:
         """Make a new version of the report where it says something new."""
         report = {
@@ -174,6 +185,7 @@ class Keeper:
             "ports": list(self._ports()),
             "numbers": {str(number): model for number, model in self.numbers.items()},
             "ending": [n for n, watch in list(self.watches.items()) if n not in self.slots and watch.lives],
+            "models": self.models.report(),
             "replicas": [self._replica(slot) for slot in list(self.slots.values())],
         }
         with self._news:
@@ -217,6 +229,7 @@ class Keeper:
                 self.watches[number] = self._adopt(number)
         await asyncio.gather(*(watch.look() for watch in self.watches.values()))
         slots = self.slots  # replaced whole by `apply`, on another thread
+        await self.models.step({slot.model.source for slot in slots.values()})
         await asyncio.gather(
             *(
                 self.watches[n].adjust(settings_of(slot.model))
@@ -230,6 +243,9 @@ class Keeper:
             if number in wanted:
                 watch.wants(wanted[number])
         seen = {number: self._seen(number, slots.get(number)) for number in self.watches}
+        for number in [n for n in wanted if not self.models.is_whole(slots[n].model.source)]:
+            wanted.pop(number)  # Nothing is started on it yet, and what runs there goes on until then.
+            seen.pop(number, None)
         actions = plan(wanted, seen, time.monotonic())
         await asyncio.gather(*(self._carry_out(action, slots) for action in actions))
         for number in [n for n, watch in self.watches.items() if n not in slots and watch.life == "absent"]:
@@ -248,7 +264,8 @@ class Keeper:
         """Whether every wanted host is ready, and nothing else runs."""
         if self.owner.yielded:
             return not any(watch.lives for watch in self.watches.values())
-        return self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
+        is_done = self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
+        return is_done and not self.models.is_busy
 
     async def _carry_out(self, action: Start | Stop | Drain, slots: Mapping[int, Slot]) -> None:
         match action:
@@ -270,6 +287,7 @@ class Keeper:
             return
         folder = self.paths.replica(slot.number)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.models.used(slot.model.source)
         try:
             spec = self._spec(slot)
             write_private(folder / "spec.json", json.dumps(spec))
@@ -378,8 +396,9 @@ class Keeper:
         told = (
             watch.report(time.monotonic()) if watch else {"state": "starting", "detail": "", "progress": 0.0}
         )
-        if self.owner.yielded and not (watch and watch.lives):
-            told |= {"state": "yielded", "detail": "", "progress": 0.0, "stderr": []}
+        if not (watch and watch.lives):
+            is_yielded = {"state": "yielded", "detail": "", "progress": 0.0, "stderr": []}
+            told |= is_yielded if self.owner.yielded else self.models.stands(slot.model.source)
         return {
             "name": f"{self.machine['name']}/{slot.number}",
             "slot": slot.number,

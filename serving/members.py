@@ -28,6 +28,9 @@ class KeeperActor:
     def apply(self, revision: int, wishes: list[dict[str, Any]], head: str) -> dict[str, Any]:
         return self._keeper.apply(revision, wishes, head)
 
+    def bring(self, orders: dict[str, Any]) -> dict[str, Any]:
+        return self._keeper.bring(orders)
+
     def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
         return self._keeper.pins(known)
 
@@ -66,6 +69,10 @@ class RayMembers:
         self, machine: str, revision: int, wishes: list[dict[str, Any]], head: str
     ) -> dict[str, Any]:
         report: dict[str, Any] = await self._ask(machine, ANSWER_S, "apply", revision, wishes, head)
+        return report
+
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        report: dict[str, Any] = await self._ask(machine, ANSWER_S, "bring", orders)
         return report
 
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:

@@ -39,7 +39,7 @@ class ModelSpec:
     name: str
     engine: EngineName
     source: str
-    """`bundled` or an absolute path."""
+    """`bundled`, an absolute path, or `hf:OWNER/REPO:FILE`."""
     machines: Where
     replicas: Replicas
     need: Need

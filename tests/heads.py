@@ -57,6 +57,7 @@ class Head:
             _nothing,
             lambda _: True,
             lambda _: True,
+            lambda *_: [],
         )
         self._app = ControllerApp(self.token, PinIndex(), acts, routes)
 

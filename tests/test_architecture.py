@@ -59,6 +59,7 @@ PURE_MAY_NOT_CALL = {"open", "print", "input", "exec", "eval", "breakpoint", "__
 ONE_FILE = {
     "ray": "cluster.ray_cluster",
     "llama_cpp": "serving.llama_engine",
+    "huggingface_hub": "serving.hub_fetch",
     "llguidance": "serving.constraint",
     "vllm": None,
 }

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,9 @@ class OneMachine:
         self.kept = (0, "")
         """The revision that its keeper has, and of which head."""
         self.left: list[str] = []
+        self.models: dict[str, Any] | None = None
+        """What its keeper reports of models; and what it was told to bring."""
+        self.brought: list[dict[str, Any]] = []
         self.answers = threading.Event()
         self.answers.set()
 
@@ -75,6 +78,7 @@ class OneMachine:
                 {**host, "state": "yielded" if self.yielded else host["state"], "journal": str(self.changes)}
                 for host in self.hosts
             ],
+            **({} if self.models is None else {"models": self.models}),
         }
 
     async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
@@ -101,6 +105,12 @@ class OneMachine:
             raise TimeoutError
         self.yielded = None if ends else {"by": "person", "until": for_s}
         self.changes += 1
+        return self._report()
+
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        self.brought.append(orders)
+        self.changes += 1
+        self.models = {**(self.models or {}), "orders": orders["key"]}
         return self._report()
 
     async def leave(self, machine: str) -> None:
@@ -142,6 +152,9 @@ class Several:
 
     async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
         return await self._each[machine].yield_machine(machine, for_s, ends)
+
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        return await self._each[machine].bring(machine, orders)
 
     async def leave(self, machine: str) -> None:
         await self._each[machine].leave(machine)
@@ -878,3 +891,58 @@ def test_the_next_machine_takes_a_revision_when_the_one_before_is_ready_with_it(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert [revision for revision, _ in den.applied] == [3]
+
+
+SOURCE = "hf:o/r:m.gguf"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_machine_is_told_from_where_it_gets_a_model_once(folder: Path) -> None:
+    machine = OneMachine()
+    machine.models = {"orders": "", "url": None, "problem": None, "held": {}, "bringing": {}}
+    running = Running(folder, machine, [replace(MODEL, source=SOURCE)])
+    until(lambda: bool(machine.brought))
+    told = machine.brought[0]
+    assert told["sources"] == {SOURCE: {"do": "fetch", "content": None}}
+    assert told["named"] == [SOURCE]
+    content = {"commit": "c" * 40, "parts": [{"name": "m.gguf", "size": 7, "sha256": "a" * 64}]}
+    machine.models = {**machine.models, "held": {SOURCE: content}}
+    machine.changes += 1
+    until(lambda: machine.brought[-1]["sources"] == {})
+    known = running.controller.paths.known_models
+    until(lambda: json.loads(known.read_text())["known"] == {SOURCE: content})
+    assert len(machine.brought) == 2
+    (listed,) = running.ask("/fleet")[1]["machines"]
+    assert listed["models"]["held"] == {SOURCE: content}
+
+
+def test_a_pull_is_taken_from_who_has_the_token_and_says_what_it_wants(folder: Path) -> None:
+    machine = OneMachine()
+    machine.models = {"orders": "", "url": None, "problem": None, "held": {}, "bringing": {}}
+    running = Running(folder, machine)
+    until(lambda: running.ask("/fleet")[1]["machines"] != [])
+    assert running.ask("/models/pull", {"source": SOURCE}, token="wrong")[0] == 401
+    for wrong in (
+        {},
+        {"source": "bundled"},
+        {"source": "/etc/passwd"},
+        {"source": "hf:o/r:../x.gguf"},
+        {"source": SOURCE, "machines": []},
+        {"source": SOURCE, "machines": {"name": "den"}},
+        {"source": SOURCE, "machines": [1]},
+        ["no", "object"],
+    ):
+        assert running.ask("/models/pull", wrong)[0] == 400, wrong
+    assert machine.brought == []
+    assert running.ask("/models/pull", {"source": SOURCE, "machines": ["attic"]}) == (
+        200,
+        {"source": SOURCE, "machines": []},
+    )
+    assert running.ask("/models/pull", {"source": SOURCE}) == (200, {"source": SOURCE, "machines": ["den"]})
+    until(lambda: bool(machine.brought) and SOURCE in machine.brought[-1]["sources"])

@@ -162,3 +162,30 @@ def test_status_shows_who_else_runs_there_and_what_is_only_watched() -> None:
     text = seen(live.status_view({"machines": [quiet]}, {"url": "http://x"}), width=160)
     assert "only watched" not in text
     assert "on the cores of" not in text
+
+
+def test_what_a_machine_fetches_and_what_is_wrong_with_it_is_in_the_status() -> None:
+    waits = {**replica("starting", 0.43), "detail": "fetching 43 % of 1.2 GiB from den-pc"}
+    failed = {**replica("failed", 0.0), "name": "den/1", "detail": "o/r has no file x.gguf. Look there"}
+    bringing = {
+        "hf:o/r:m.gguf": {"doing": "fetching", "got": 5, "size": 100, "from": "hf", "trouble": None},
+        "hf:o/r:n.gguf": {"failures": 1, "trouble": {"message": "no way out", "remedy": "See to it"}},
+    }
+    machine = {
+        "name": "den",
+        "zone": "home",
+        "state": "ready",
+        "replicas": [waits, failed],
+        "models": {"bringing": bringing, "problem": "models cannot be copied from here: port 8091"},
+    }
+    text = seen(live.status_view({"machines": [machine]}, {"url": "http://x"}), width=160)
+    for line in (
+        "  den/0: fetching 43 % of 1.2 GiB from den-pc",
+        "  den/1: o/r has no file x.gguf. Look there",
+        "  hf:o/r:m.gguf: fetching 5 % of 100 bytes from hf",
+        "  hf:o/r:n.gguf: no way out. See to it",
+        "  models cannot be copied from here: port 8091",
+    ):
+        assert line in text.splitlines() or f"{line} " in text
+    lines = live.plain_lines({"steps": {}}, {"machines": [machine]}, ready=False)
+    assert "host den/0: fetching 40 % of 1.2 GiB from den-pc" in lines

@@ -291,6 +291,11 @@ class Lab:
         """A command in the namespace between the zones."""
         run("ip", "netns", "exec", f"{self.prefix}-net", *command)
 
+    def net_output(self, *command: str) -> str:
+        """What a command in the namespace between the zones says."""
+        words = ["ip", "netns", "exec", f"{self.prefix}-net", *command]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
     def drop(self, port: str, *, on: bool, both: bool = False) -> None:
         """Drop what goes out at a port of a bridge; with `both` what comes in there too."""
         table = f"bridge drop_{port}"

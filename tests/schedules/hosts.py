@@ -234,6 +234,9 @@ class SimMembers:
     async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
         raise RayFailed(f"{machine} serves: no person wants theirs in these schedules")
 
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        raise RayFailed(f"{machine} has no models from elsewhere in these schedules: {orders}")
+
     async def leave(self, machine: str) -> None:
         raise RayFailed(f"{machine} stays: nobody leaves in these schedules")
 
