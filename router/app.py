@@ -54,6 +54,7 @@ from router.request import (
 )
 from router.sessions import Sessions
 from router.snapshot import Model
+from router.wakings import Wakings
 from serving.config import RouterConfig
 from serving.model import ModelSpec
 
@@ -185,7 +186,7 @@ def build(
     peers = Peers(client, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
     fleet = Fleet(peers, settings.fleet_file, models, clock)
-    homes = Homes(fleet, peers, clock, wall)
+    homes = Homes(fleet, peers, clock, wall, wake=Wakings(fleet, peers, clock).ask)
     finder = Finder(fleet, peers)
     metrics = Metrics(registry, version(), lambda: _pins(fleet))
     specs = {spec.name: spec for spec in settings.models}

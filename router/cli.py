@@ -27,6 +27,7 @@ from router import (
     lifecycle,
     live,
     service_commands,
+    wake_commands,
 )
 from serving.config import ConfigError
 
@@ -39,6 +40,7 @@ app = typer.Typer(
 app.add_typer(key_commands.app, name="key")
 app.add_typer(service_commands.app, name="service")
 app.command(name="apply")(apply_commands.apply)
+app.command(name="wake")(wake_commands.wake)
 app.command(name="join")(join_commands.join)
 app.command(name="join-token")(join_commands.join_token)
 out = live.console()

@@ -25,6 +25,7 @@ from router.peers import (
     read_fleet,
 )
 from router.snapshot import OUT_S, SUSPECT_S, Machine, Model, Replica, Snapshot
+from router.waking import Woken
 from serving.standing import AWAY
 
 POLL_S = 1.0
@@ -87,6 +88,8 @@ class Fleet:
         """None until the first poll has ended."""
         self.listed = ListedFleet()
         self.known: dict[str, Known] = {}
+        self.woken: dict[str, Woken] = {}
+        """By machine, when this router tried to wake it; until it is heard."""
         self._peers = peers
         self._saved = saved
         self._clock = clock
@@ -116,7 +119,9 @@ class Fleet:
             self._snapshot = Snapshot(
                 models=dict(self._models),
                 machines={
-                    machine.name: Machine(machine.name, machine.state, machine.zone, machine.cordoned)
+                    machine.name: Machine(
+                        machine.name, machine.state, machine.zone, machine.cordoned, machine.wakes
+                    )
                     for machine in (*(known.machine for known in self.known.values()), *self.listed.machines)
                 },
                 replicas={name: known.replica() for name, known in self.known.items()},
@@ -124,6 +129,7 @@ class Fleet:
                 is_current=self.controller_reachable is True,
                 forgotten={each.name: self._zones.get(each.name, each.zone) for each in self._forgotten()},
                 lost_after_s=self.listed.lost_after_s,
+                woken=MappingProxyType(self.woken),
             )
         return self._snapshot
 
@@ -242,6 +248,8 @@ class Fleet:
         }
         for machine in listed.machines:
             self._zones[machine.name] = machine.zone
+            if machine.state not in AWAY:
+                self.woken.pop(machine.name, None)
             for replica in machine.replicas:
                 base = _base(replica.address or machine.address, replica.port)
                 before = self.known.get(replica.name)

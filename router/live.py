@@ -23,6 +23,7 @@ MARKS = {
     "stopping": ("◌", "yellow"),
     "failed": ("✗", "red"),
     "lost": ("✗", "red"),
+    "asleep": ("☾", "blue"),
 }
 
 
@@ -118,7 +119,10 @@ def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableT
     if not fleet.get("controller", {}).get("reachable", True):
         parts.append(Text("The controller does not answer: this is what was known last.", style="yellow"))
     for machine in fleet.get("machines", ()):
-        parts += [Text(), _machine_line(machine), _slices_table(machine)]
+        parts += [Text(), _machine_line(machine)]
+        if machine.get("power"):
+            parts.append(Text(f"  power: {machine['power']}", style="dim"))
+        parts.append(_slices_table(machine))
         parts += [
             Text(f"  {r['name']}: {line}", style="red")
             for r in machine["replicas"]
@@ -175,16 +179,17 @@ def age_text(seconds: float) -> str:
 
 
 def standing_text(machine: Mapping[str, Any]) -> str:
-    """How a machine stands: `ready`, `cordoned`, `lost, last heard 2 min ago`."""
+    """How a machine stands: `ready`, `cordoned`, `lost, last heard 2 min ago`, `asleep, …, woken by its next turn`."""
     state, away_s = str(machine["state"]), machine.get("away_s")
     cordoned = ", cordoned" if machine.get("cordoned") and state != "cordoned" else ""
     if state == "unknown":
         return f"not heard yet since the controller began{cordoned}"
-    if state != "lost":
+    if state not in ("asleep", "lost"):
         return state
+    woken = ", woken by its next turn" if machine.get("wakes") else ""
     if away_s is None:
-        return f"lost, not heard since the controller began{cordoned}"
-    return f"lost, last heard {age_text(away_s)} ago{cordoned}"
+        return f"{state}, not heard since the controller began{cordoned}{woken}"
+    return f"{state}, last heard {age_text(away_s)} ago{cordoned}{woken}"
 
 
 def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
@@ -200,7 +205,9 @@ def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
 
 
 def _machine_line(machine: Mapping[str, Any]) -> Text:
-    style = {"lost": "red", "unknown": "yellow", "cordoned": "yellow"}.get(machine["state"], "")
+    style = {"lost": "red", "unknown": "yellow", "cordoned": "yellow", "asleep": "blue"}.get(
+        machine["state"], ""
+    )
     facts = ", ".join([f"zone {machine['zone']}", *_hardware_facts(machine)])
     return Text.assemble(
         (machine["name"], "bold"), "  ", (standing_text(machine), style), "  ", (facts, "dim")

@@ -31,6 +31,7 @@ from serving.source import (
     source_digest,
 )
 from serving.standing import LOST_AFTER_S
+from serving.waking import Wake
 from serving.yaml_lines import Document, Loc, YamlError, read_yaml
 
 __all__ = [
@@ -123,6 +124,8 @@ class MachineConfig:
     zone: str = "default"
     reserve_cores: int | None = None
     reserve_memory_bytes: int | None = None
+    wake: Wake | None = None
+    """How it is woken; None: nobody can."""
 
     def reserve(self, hardware: Hardware) -> Reserve:
         """What is left to the machine's person: the file's word, else the default for this hardware."""
@@ -139,7 +142,13 @@ class MachineConfig:
             "zone": self.zone,
             "reserve_cores": self.reserve_cores,
             "reserve_memory_bytes": self.reserve_memory_bytes,
+            "wake": None if self.wake is None else self.wake.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        wake = data.get("wake")
+        return cls(**{**data, "wake": None if wake is None else Wake.from_json(wake)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +184,7 @@ class Config:
         return cls(
             RouterConfig.from_json(data["router"]),
             NetworkConfig(**data["network"]),
-            tuple(MachineConfig(**machine) for machine in data["machines"]),
+            tuple(map(MachineConfig.from_json, data["machines"])),
             tuple(ModelSpec.from_json(model) for model in data["models"]),
         )
 
@@ -253,7 +262,12 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
         ),
         tuple(
             MachineConfig(
-                machine.name, machine.address, machine.zone, machine.reserve.cores, machine.reserve.memory
+                machine.name,
+                machine.address,
+                machine.zone,
+                machine.reserve.cores,
+                machine.reserve.memory,
+                None if machine.wake is None else Wake(machine.wake.mac, machine.wake.command or ()),
             )
             for machine in file.machines
         ),

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import uvicorn
 
+from cluster import magic_packet
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.ray_cluster import RayFailed
@@ -31,6 +32,8 @@ from serving.pins import Pin, pin_from_json
 from serving.plan import shares
 from serving.standing import LOST_AFTER_S
 from serving.telling import Telling
+from serving.wake_machine import Cluster, Waker, sleepers
+from serving.waking import Awake, entries
 
 TICK_S = 2.0
 """How often it looks for new machines."""
@@ -75,6 +78,10 @@ class Members(Protocol):
         """Let a machine end its part, as `homeport down` there would. Raises as `report`."""
         ...
 
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        """Let a machine send a magic packet on those of its networks; on how many it did. Raises as `report`."""
+        ...
+
 
 class Controller:
     """`members` is called once, on the controller's own thread."""
@@ -105,6 +112,7 @@ class Controller:
         self._deaf: set[str] = set()
         """Ids of machines whose keeper did not take its share, until it is heard of again."""
         self._telling = Telling(self.index, self.token)
+        self._waker = Waker(self._who_is_there, self._order_wake, AWAY)
         self._giving = Giving(lambda: self.roll.reports, self._heard_of, self.ping, self._give, self._head)
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
@@ -183,7 +191,7 @@ class Controller:
     def _heard_of(self) -> set[str]:
         """Ids of the machines that are here, by Ray's word and by their keepers'."""
         heard_s = min(HEARD_S, self.roll.lost_after_s * HEARD_PART)
-        reported = (self._here or set()) & self.roll.reports.keys() - self._deaf
+        reported = (self._here or set()) & self.roll.reports.keys() - self._deaf - self.book.asleep
         return {machine for machine in reported if self.roll.silent_s(machine) < heard_s}
 
     async def _learn(self, members: Members, machine: str) -> None:
@@ -236,6 +244,22 @@ class Controller:
         name = replica.rpartition("/")[0]
         return all(known.name != name for id_, known in self.book.known.items() if id_ in self.book.cordoned)
 
+    def _who_is_there(self) -> Cluster:
+        """For who wakes a machine."""
+        config, head = self.revision.get("machines", ()), self._head()
+        heard = sorted(self._heard_of(), key=lambda each: (each != head, self.roll.reports[each]["name"]))
+        reports = [self.roll.reports[machine] for machine in heard]
+        here = Awake(head, "the head", "", magic_packet.networks())
+        others = [Awake(r["id"], r["name"], r["zone"], tuple(r.get("networks", ()))) for r in reports]
+        if not any(each.id == head for each in others):
+            others.insert(0, here)  # its keeper is away; it can send all the same
+        known = ((each.name, each.zone, each.address) for each in self.book.remembered().values())
+        names = frozenset(report["name"] for report in reports)
+        return Cluster(entries(config), sleepers(known, config), names, tuple(others), head)
+
+    async def _order_wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        return 0 if self._members is None else await self._members.wake(machine, mac, networks)
+
     async def _leave(self) -> dict[str, Any]:
         """Ask every machine but the head to end its part: by name, those that do, with their hosts, and the others."""
         head = self._head()
@@ -287,6 +311,7 @@ class Controller:
         try:
             if self.book.here(machine, report["name"], report["zone"], report["address"]):
                 self.index.save_again(report["name"])  # It may have been forgotten.
+            self.book.sleeps(machine, bool(report.get("sleeping")))
         except OSError as error:
             log.warning("machine %s is not written down: %s", machine, error)
         self._assign()
@@ -306,6 +331,7 @@ class Controller:
         if revision and revision["revision"] != self.revision["revision"]:
             self.revision = revision
             self.roll.lost_after_s = float(revision["control"].get("lost_after_s", LOST_AFTER_S))
+            self.roll.wakes = entries(revision.get("machines", ())).keys()
             self._assign()
             self._giving.heard()
 
@@ -328,6 +354,7 @@ class Controller:
             self._ended,
             self._is_there,
             self._takes_new,
+            self._waker.wake,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
         return ControllerApp(self.token, self.index, acts, joining)

@@ -18,6 +18,7 @@ from serving.machine_book import NoMachine, NotForgotten
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, is_session, pin_from_json
 from serving.standing import AWAY
+from serving.wake_machine import NotWoken
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +39,8 @@ class Acts:
     """Whether a replica serves."""
     takes_new: Callable[[str], bool]
     """Whether sessions may get a home at a replica."""
+    wake: Callable[[str], Awaitable[dict[str, Any]]]
+    """A machine, by its name. Raises NotWoken."""
 
 
 class ControllerApp:
@@ -51,7 +54,7 @@ class ControllerApp:
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
-        /machines/{name}/forget, cordon and uncordon; and what serving/join_routes.py answers."""
+        /machines/{name}/forget, cordon, uncordon and wake; and what serving/join_routes.py answers."""
         return Starlette(
             routes=[
                 Route("/fleet", self._guard(self._get_fleet)),
@@ -62,6 +65,7 @@ class ControllerApp:
                 Route("/machines/{name}/forget", self._guard(self._forget_machine), methods=["POST"]),
                 Route("/machines/{name}/cordon", self._guard(self._cordon_machine), methods=["POST"]),
                 Route("/machines/{name}/uncordon", self._guard(self._uncordon_machine), methods=["POST"]),
+                Route("/machines/{name}/wake", self._guard(self._wake_machine), methods=["POST"]),
                 *self._joining.routes(self._guard, self._is_heard),
             ]
         )
@@ -164,6 +168,12 @@ class ControllerApp:
 
     async def _uncordon_machine(self, request: Request) -> Response:
         return self._be_cordoned(request.path_params["name"], False)
+
+    async def _wake_machine(self, request: Request) -> Response:
+        try:
+            return JSONResponse(await self._acts.wake(request.path_params["name"]))
+        except NotWoken as error:
+            return _error(error.status, str(error))
 
     def _be_cordoned(self, name: str, is_cordoned: bool) -> Response:
         try:

@@ -14,9 +14,14 @@ from serving.controller_app import Acts, ControllerApp
 from serving.join_routes import JoinRoutes
 from serving.machine_book import MachineBook
 from serving.pin_index import PinIndex
+from serving.wake_machine import NotWoken
 
 RAY = "10.99.0.1:20123"
 HEAD_ID = "0" * 32
+
+
+async def _wakes_nobody(_: str) -> dict[str, Any]:
+    raise NotWoken("Nobody is woken here.", 404)
 
 
 async def _nothing(*_: object) -> None:
@@ -52,6 +57,7 @@ class Head:
             _nothing,
             lambda _: True,
             lambda _: True,
+            _wakes_nobody,
         )
         self._app = ControllerApp(self.token, PinIndex(), acts, routes)
 

@@ -49,6 +49,9 @@ class OneMachine:
         self.kept = (0, "")
         """The revision that its keeper has, and of which head."""
         self.left: list[str] = []
+        self.woke: list[tuple[str, str, list[str]]] = []
+        self.told: dict[str, Any] = {}
+        """What else its keeper reports."""
         self.answers = threading.Event()
         self.answers.set()
 
@@ -69,6 +72,7 @@ class OneMachine:
             "hardware": hardware.to_json(),
             "reserve": {"cores": 0, "memory_bytes": 0},
             "replicas": [{**host, "journal": str(self.changes)} for host in self.hosts],
+            **self.told,
         }
 
     async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
@@ -94,6 +98,12 @@ class OneMachine:
         if not self.answers.is_set():
             raise TimeoutError
         self.left.append(machine)
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        if not self.answers.is_set():
+            raise TimeoutError
+        self.woke.append((machine, mac, networks))
+        return len(networks)
 
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
         if not self.readable:
@@ -129,6 +139,9 @@ class Several:
 
     async def leave(self, machine: str) -> None:
         await self._each[machine].leave(machine)
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        return await self._each[machine].wake(machine, mac, networks)
 
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
         return await self._each[machine].pins(machine, known)
