@@ -57,6 +57,7 @@ from router.request import (
 )
 from router.sessions import Sessions
 from router.snapshot import Model
+from router.wakings import Wakings
 from serving.config import RouterConfig
 from serving.model import ModelSpec
 
@@ -190,7 +191,7 @@ def build(
     peers = Peers(client, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
     fleet = Fleet(peers, settings.fleet_file, models, clock, wall=wall)
-    homes = Homes(fleet, peers, clock, latest)
+    homes = Homes(fleet, peers, clock, latest, wake=Wakings(fleet, peers, clock).ask)
     finder = Finder(fleet, peers)
     metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet))
     specs = {spec.name: spec for spec in settings.models}

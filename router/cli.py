@@ -31,6 +31,7 @@ from router import (
     pull_commands,
     service_commands,
     upgrading,
+    wake_commands,
     yield_commands,
 )
 from router.head_service import list_of
@@ -47,6 +48,7 @@ app.add_typer(service_commands.app, name="service")
 app.command(name="apply")(apply_commands.apply)
 app.command(name="yield")(yield_commands.yield_machine)
 app.command(name="doctor")(doctor_commands.doctor)
+app.command(name="wake")(wake_commands.wake)
 app.command(name="join")(join_commands.join)
 app.command(name="join-token")(join_commands.join_token)
 app.command(name="pull")(pull_commands.pull)

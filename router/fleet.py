@@ -26,6 +26,7 @@ from router.peers import (
     read_fleet,
 )
 from router.snapshot import OUT_S, SUSPECT_S, Machine, Model, Replica, Snapshot
+from router.waking import Woken
 from serving.standing import AWAY
 
 POLL_S = 1.0
@@ -91,6 +92,8 @@ class Fleet:
         """Whether it has answered since this router began."""
         self.listed = ListedFleet()
         self.known: dict[str, Known] = {}
+        self.woken: dict[str, Woken] = {}
+        """By machine, when this router tried to wake it; until it is heard."""
         self._peers = peers
         self._saved = saved
         self._clock = clock
@@ -129,13 +132,14 @@ class Fleet:
                 is_current=self.controller_reachable is True,
                 forgotten={each.name: self._zones.get(each.name, each.zone) for each in self._forgotten()},
                 lost_after_s=self.listed.lost_after_s,
+                woken=MappingProxyType(self.woken),
             )
         return self._snapshot
 
     def _machine(self, told: ListedMachine) -> Machine:
         until = None if told.yielded is None else told.yielded.until
         free_at = None if until is None else self._clock() + until - self._wall()
-        return Machine(told.name, told.state, told.zone, told.cordoned, free_at)
+        return Machine(told.name, told.state, told.zone, told.cordoned, free_at, told.wakes)
 
     @contextmanager
     def turn_at(self, replica: str) -> Iterator[None]:
@@ -252,6 +256,8 @@ class Fleet:
         }
         for machine in listed.machines:
             self._zones[machine.name] = machine.zone
+            if machine.state not in AWAY:
+                self.woken.pop(machine.name, None)
             for replica in machine.replicas:
                 base = _base(replica.address or machine.address, replica.port)
                 before = self.known.get(replica.name)

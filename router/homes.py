@@ -61,12 +61,15 @@ class Homes:
         clock: Callable[[], float],
         wall: Callable[[], float],
         size: int = REMEMBERED,
+        wake: Callable[[str], None] = lambda machine: None,
     ) -> None:
+        """`wake`: a turn wants this machine to be woken."""
         self._fleet = fleet
         self._peers = peers
         self._clock = clock
         self._wall = wall
         self._size = size
+        self._wake = wake
         self._homes: OrderedDict[Key, _Remembered] = OrderedDict()
         self._zones: OrderedDict[Key, str] = OrderedDict()
         """Where a session that moves must stay, while the home that it was to have is given up."""
@@ -79,7 +82,10 @@ class Homes:
         Until `settle_at` a session counts as new without a controller only if every host says so.
         """
         try:
-            return await self._decide(ask, refused, settle_at)
+            routed = await self._decide(ask, refused, settle_at)
+            if not isinstance(routed, Send) and routed.wake is not None:
+                self._wake(routed.wake)
+            return routed
         except NotYet:
             message = "The controller is still reading which sessions have a home. Ask again in a moment."
             lost = self._homes.get((ask.session or "", ask.model))  # its home until it has another

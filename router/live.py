@@ -28,6 +28,7 @@ MARKS = {
     "yielded": ("◌", "yellow"),
     "failed": ("✗", "red"),
     "lost": ("✗", "red"),
+    "asleep": ("☾", "blue"),
 }
 
 
@@ -130,7 +131,10 @@ def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableT
     if not fleet.get("controller", {}).get("reachable", True):
         parts.append(Text("The controller does not answer: this is what was known last.", style="yellow"))
     for machine in fleet.get("machines", ()):
-        parts += [Text(), _machine_line(machine), _slices_table(machine)]
+        parts += [Text(), _machine_line(machine)]
+        if machine.get("power"):
+            parts.append(Text(f"  power: {machine['power']}", style="dim"))
+        parts.append(_slices_table(machine))
         parts += [Text(f"  {line}", style=style) for line, style in _onlooker_lines(machine)]
         if machine.get("unlisted"):
             parts.append(Text(f"  {unlisted_text(machine['name'])}", style="yellow"))
@@ -212,18 +216,20 @@ def age_text(seconds: float) -> str:
 
 
 def standing_text(machine: Mapping[str, Any]) -> str:
-    """How a machine stands: `ready`, `cordoned`, `yielded to steam`, `lost, last heard 2 min ago`."""
+    """How a machine stands: `ready`, `cordoned`, `yielded to steam`, `lost, last heard 2 min ago`, `asleep, …, woken by
+    its next turn`."""
     state, away_s = str(machine["state"]), machine.get("away_s")
     cordoned = ", cordoned" if machine.get("cordoned") and state != "cordoned" else ""
     if state == "unknown":
         return f"not heard yet since the controller began{cordoned}"
     if state == "yielded":
         return f"{_yielded_text(machine.get('yielded') or {}, time.time())}{cordoned}"
-    if state != "lost":
+    if state not in ("asleep", "lost"):
         return state
+    woken = ", woken by its next turn" if machine.get("wakes") else ""
     if away_s is None:
-        return f"lost, not heard since the controller began{cordoned}"
-    return f"lost, last heard {age_text(away_s)} ago{cordoned}"
+        return f"{state}, not heard since the controller began{cordoned}{woken}"
+    return f"{state}, last heard {age_text(away_s)} ago{cordoned}{woken}"
 
 
 def _yielded_text(yielded: Mapping[str, Any], now_s: float) -> str:
@@ -273,9 +279,8 @@ def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
 
 
 def _machine_line(machine: Mapping[str, Any]) -> Text:
-    style = {"lost": "red", "unknown": "yellow", "cordoned": "yellow", "yielded": "yellow"}.get(
-        machine["state"], ""
-    )
+    styles = {"lost": "red", "unknown": "yellow", "cordoned": "yellow", "yielded": "yellow", "asleep": "blue"}
+    style = styles.get(machine["state"], "")
     facts = ", ".join([f"zone {machine['zone']}", *_hardware_facts(machine)])
     return Text.assemble(
         (machine["name"], "bold"), "  ", (standing_text(machine), style), "  ", (facts, "dim")

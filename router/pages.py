@@ -100,6 +100,10 @@ def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
     async def cordon(name: str) -> dict[str, Any]:
         return await sessions.cordon(name, True)
 
+    @pages.post("/api/machines/{name}/wake")
+    async def wake(name: str) -> dict[str, Any]:
+        return await sessions.wake(name)
+
     @pages.post("/api/machines/{name}/uncordon")
     async def uncordon(name: str) -> dict[str, Any]:
         return await sessions.cordon(name, False)

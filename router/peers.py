@@ -21,6 +21,8 @@ from serving.standing import LOST_AFTER_S
 POLL = aiohttp.ClientTimeout(total=2.0)
 QUICK = aiohttp.ClientTimeout(total=0.5)
 """For questions that a turn waits for."""
+WAKE = aiohttp.ClientTimeout(total=40.0, sock_connect=2.0)
+"""Longer than a command that wakes a machine may run."""
 
 
 ORDER = aiohttp.ClientTimeout(total=8.0)
@@ -106,10 +108,14 @@ class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     address: str
     state: str
-    """How it stands: unknown, ready, cordoned, yielded, lost."""
+    """How it stands: unknown, ready, cordoned, yielded, asleep, lost."""
     cordoned: bool = False
     unlisted: bool = False
     """Whether it was on Ray's list and is no longer."""
+    wakes: bool = False
+    """Whether the config says how it is woken."""
+    power: str = ""
+    """What of sleep and staying awake is not done there, and why."""
     heard_s: float | None = None
     """Of one that is away: when its keeper was heard last, since the epoch; None: not since the controller began."""
     yielded: ListedYield | None = None
@@ -298,6 +304,17 @@ class Peers:
         try:
             async with self._client.post(url, json=told, headers=self._headers, timeout=limits) as answer:
                 return answer.status, _message(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(type(error).__name__, connection_refused(error)) from error
+
+    async def wake(self, machine: str) -> tuple[int, dict[str, Any]]:
+        """Have the controller wake a machine: its status, and what it says. It may take as long as a command takes."""
+        url = f"{self._control}/machines/{quote(machine, safe='')}/wake"
+        try:
+            async with self._client.post(url, headers=self._headers, timeout=WAKE) as answer:
+                return answer.status, msgspec.json.decode(await answer.read(), type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise Unreachable(f"its answer cannot be read: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(type(error).__name__, connection_refused(error)) from error
 

@@ -1,4 +1,4 @@
-"""Ending and moving sessions, cordoning machines and giving them up: what people ask for through the API.
+"""Ending and moving sessions, cordoning machines, waking them and giving them up: what people ask for through the API.
 
 A key acts on its own sessions only, an admin's on all. Each change is written where the session's home is, then told
 to the controller, then to whoever else may still know of it.
@@ -112,6 +112,20 @@ class Sessions:
         told = next((each.yielded for each in self._fleet.listed.machines if each.name == machine), None)
         yielded = None if told is None else {"by": told.by, "until": told.until}
         return {"machine": machine, "yielded": yielded}
+
+    async def wake(self, machine: str) -> dict[str, Any]:
+        """Have the machine woken: the packets are out, or the command has ended. `awake`: it was already."""
+        try:
+            status, told = await self._peers.wake(machine)
+        except Unreachable as error:
+            raise Rejected(no_controller()) from error
+        if status == 200:
+            return {key: told.get(key) for key in ("machine", "awake", "how", "by")}
+        message = str(told.get("error", {}).get("message") or f"The controller answered {status}.")
+        if status == 404:
+            raise Rejected(ApiError(404, "machine_not_found", message, "machine"))
+        code = "machine_cannot_wake" if status == 409 else "machine_not_woken"
+        raise Rejected(ApiError(status, code, message, final=status == 409))
 
     async def _manage(self, machine: str, act: str, told: Any = None) -> None:
         """Have the controller do this with a machine; on return the picture shows it."""

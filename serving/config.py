@@ -32,6 +32,7 @@ from serving.source import (
     source_digest,
 )
 from serving.standing import LOST_AFTER_S
+from serving.waking import Wake
 from serving.yaml_lines import Document, Loc, YamlError, read_yaml
 
 __all__ = [
@@ -135,6 +136,8 @@ class MachineConfig:
     reserve_memory_bytes: int | None = None
     yield_to: tuple[str, ...] = ()
     """Programs of its person's, by the names of their processes: while one runs, the machine is theirs."""
+    wake: Wake | None = None
+    """How it is woken; None: nobody can."""
 
     def reserve(self, hardware: Hardware) -> Reserve:
         """What is left to the machine's person: the file's word, else the default for this hardware."""
@@ -152,11 +155,19 @@ class MachineConfig:
             "reserve_cores": self.reserve_cores,
             "reserve_memory_bytes": self.reserve_memory_bytes,
             "yield_to": list(self.yield_to),
+            "wake": None if self.wake is None else self.wake.to_json(),
         }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(**{**data, "yield_to": tuple(data.get("yield_to", ()))})
+        wake = data.get("wake")
+        return cls(
+            **{
+                **data,
+                "yield_to": tuple(data.get("yield_to", ())),
+                "wake": None if wake is None else Wake.from_json(wake),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +197,7 @@ class Config:
         return cls(
             RouterConfig.from_json(data["router"]),
             NetworkConfig(**data["network"]),
-            tuple(MachineConfig.from_json(machine) for machine in data["machines"]),
+            tuple(map(MachineConfig.from_json, data["machines"])),
             tuple(ModelSpec.from_json(model) for model in data["models"]),
         )
 
@@ -277,6 +288,7 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
                 machine.reserve.cores,
                 machine.reserve.memory,
                 machine.yield_to,
+                None if machine.wake is None else Wake(machine.wake.mac, machine.wake.command or ()),
             )
             for machine in file.machines
         ),

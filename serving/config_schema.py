@@ -1,7 +1,7 @@
 """The shape of homeport.yaml: every key, its type and its default, for pydantic.
 
-Checks one value at a time; what values mean together is checked by `config`. Keys of the design that do
-nothing yet are known here and refused, so that nobody relies on them.
+Checks one value at a time; what values mean together is checked by `config`. Values of the design that do nothing yet
+are known here and refused, so that nobody relies on them.
 """
 
 import ipaddress
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
 from serving.model_files import FORM, NoSource, hub_source
+from serving.schema_values import command_value, distinct, fault, mac_value, one_way_to_wake, shown
 from serving.standing import LOST_AFTER_S
 
 BYTES = {
@@ -46,25 +46,6 @@ NO_SESSIONS = frozenset(
 SESSION_FIELDS = ("user", "safety_identifier")
 """For most clients these are a person, not a conversation: they name sessions only where the config says so."""
 NOT_YET = "does not work yet in this version"
-
-
-def fault(problem: str, remedy: str) -> PydanticCustomError:
-    """A refusal in our words; `config` prints both parts."""
-    return PydanticCustomError("homeport", "{problem}", {"problem": problem, "remedy": remedy})
-
-
-def shown(value: object) -> str:
-    """A value of the file for a message: as in YAML, shortened."""
-    words = {None: "nothing", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def distinct(names: tuple[str, ...], problem: str) -> tuple[str, ...]:
-    """`names`, or a refusal that begins with `problem`."""
-    if len(set(names)) != len(names):
-        raise fault(problem, "Name each once")
-    return names
 
 
 def _bytes(value: object) -> int:
@@ -255,10 +236,6 @@ def _source(value: object) -> str:
     return value
 
 
-def _refused(value: object) -> object:
-    raise fault(NOT_YET, "Remove it")
-
-
 def only(working: object, *others: str) -> Callable[[object], object]:
     """Accepts `working`; refuses `others` as not working yet, and anything else as unknown."""
 
@@ -285,7 +262,6 @@ def _name(pattern: str, allowed: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-NotYet = Annotated[None, BeforeValidator(_refused)]
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 ModelName = Annotated[
@@ -330,13 +306,20 @@ class ReserveSection(Section):
     memory: Bytes | None = None
 
 
+class WakeSection(Section):
+    """How a machine is woken: one of the two."""
+
+    mac: Annotated[str | None, BeforeValidator(mac_value)] = None
+    command: Annotated[tuple[str, ...] | None, BeforeValidator(command_value)] = None
+
+
 class MachineSection(Section):
     name: MachineName
     address: Annotated[str | None, BeforeValidator(_address)] = None
     zone: MachineName = "default"
     reserve: ReserveSection = ReserveSection()
-    wake: NotYet = None
     yield_to: Annotated[tuple[str, ...], BeforeValidator(_programs)] = ()
+    wake: Annotated[WakeSection | None, BeforeValidator(one_way_to_wake)] = None
 
 
 class NeedsSection(Section):
@@ -409,6 +392,7 @@ SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
     ("network",): NetworkSection,
     ("machines",): MachineSection,
     ("machines", "reserve"): ReserveSection,
+    ("machines", "wake"): WakeSection,
     ("models",): ModelSection,
     ("models", "needs"): NeedsSection,
     ("models", "parking"): ParkingSection,
@@ -419,8 +403,4 @@ SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
 
 def known_keys(section: type[Section]) -> list[str]:
     """The keys of a section that may be written, in the order of the design."""
-    return [name for name, field in section.model_fields.items() if not _is_refused(field.metadata)]
-
-
-def _is_refused(metadata: list[Any]) -> bool:
-    return any(isinstance(part, BeforeValidator) and part.func is _refused for part in metadata)
+    return list(section.model_fields)

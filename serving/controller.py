@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import uvicorn
 
+from cluster import magic_packet
 from cluster.clocks import AwakeClock, DayClock
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
@@ -33,6 +34,8 @@ from serving.pins import Pin, pin_from_json
 from serving.plan import shares
 from serving.standing import LOST_AFTER_S
 from serving.telling import Telling
+from serving.wake_machine import Cluster, Waker, sleepers
+from serving.waking import Awake, entries
 
 TICK_S = 2.0
 """How often it looks for new machines."""
@@ -85,6 +88,10 @@ class Members(Protocol):
         """Let a machine end its part, as `homeport down` there would. Raises as `report`."""
         ...
 
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        """Let a machine send a magic packet on those of its networks; on how many it did. Raises as `report`."""
+        ...
+
 
 class Controller:
     """`members` is called once, on the controller's own thread."""
@@ -118,6 +125,7 @@ class Controller:
         self._deaf: set[str] = set()
         """Ids of machines whose keeper did not take its share, until it is heard of again."""
         self._telling = Telling(self.index, self.token)
+        self._waker = Waker(self._who_is_there, self._order_wake, AWAY)
         self._giving = Giving(lambda: self.roll.reports, self._heard_of, self.ping, self._give, self._head)
         self._models = ModelGiving(self.paths.known_models, _ForModels(self))
         threading.Thread(target=self._run, name="controller", daemon=True).start()
@@ -201,7 +209,7 @@ class Controller:
     def _heard_of(self) -> set[str]:
         """Ids of the machines that are here, by Ray's word and by their keepers'."""
         heard_s = min(HEARD_S, self.roll.lost_after_s * HEARD_PART)
-        reported = (self._here or set()) & self.roll.reports.keys() - self._deaf
+        reported = (self._here or set()) & self.roll.reports.keys() - self._deaf - self.book.asleep
         return {machine for machine in reported if self.roll.silent_s(machine) < heard_s}
 
     async def _learn(self, members: Members, machine: str) -> None:
@@ -260,6 +268,22 @@ class Controller:
         if any(self.book.known[id_].name == name for id_ in self.listing.off if id_ in self.book.known):
             return False
         return all(known.name != name for id_, known in self.book.known.items() if id_ in self.book.cordoned)
+
+    def _who_is_there(self) -> Cluster:
+        """For who wakes a machine."""
+        config, head = self.revision.get("machines", ()), self._head()
+        heard = sorted(self._heard_of(), key=lambda each: (each != head, self.roll.reports[each]["name"]))
+        reports = [self.roll.reports[machine] for machine in heard]
+        here = Awake(head, "the head", "", magic_packet.networks())
+        others = [Awake(r["id"], r["name"], r["zone"], tuple(r.get("networks", ()))) for r in reports]
+        if not any(each.id == head for each in others):
+            others.insert(0, here)  # its keeper is away; it can send all the same
+        known = ((each.name, each.zone, each.address) for each in self.book.remembered().values())
+        names = frozenset(report["name"] for report in reports)
+        return Cluster(entries(config), sleepers(known, config), names, tuple(others), head)
+
+    async def _order_wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        return 0 if self._members is None else await self._members.wake(machine, mac, networks)
 
     async def _leave(self) -> dict[str, Any]:
         """Ask every machine but the head to end its part: by name, those that do, with their hosts, and the others."""
@@ -332,6 +356,7 @@ class Controller:
         try:
             if self.book.here(machine, report["name"], report["zone"], report["address"]):
                 self.index.save_again(report["name"])  # It may have been forgotten.
+            self.book.sleeps(machine, bool(report.get("sleeping")))
         except OSError as error:
             log.warning("machine %s is not written down: %s", machine, error)
         self._assign()
@@ -352,6 +377,7 @@ class Controller:
         if revision and revision["revision"] != self.revision["revision"]:
             self.revision = revision
             self.roll.lost_after_s = float(revision["control"].get("lost_after_s", LOST_AFTER_S))
+            self.roll.wakes = entries(revision.get("machines", ())).keys()
             self._assign()
             self._giving.heard()
             self._models.heard()
@@ -377,6 +403,7 @@ class Controller:
             self._is_there,
             self._takes_new,
             self._models.pull,
+            self._waker.wake,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
         return ControllerApp(self.token, self.index, acts, joining, self.index_clock)

@@ -20,6 +20,7 @@ from serving.model_giving import is_place
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, is_session, pin_from_json
 from serving.standing import AWAY
+from serving.wake_machine import NotWoken
 from serving.yielding import wanted_yield
 
 
@@ -47,6 +48,8 @@ class Acts:
     pull: Callable[[str, Any], list[str]]
     """Let machines (`all`, names or {"zone"}) get a model from Hugging Face: the names of those that are here. Raises
     OSError."""
+    wake: Callable[[str], Awaitable[dict[str, Any]]]
+    """A machine, by its name. Raises NotWoken."""
 
 
 class MachineAway(Exception):
@@ -67,7 +70,7 @@ class ControllerApp:
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
-        /machines/{name}/forget, cordon, uncordon and yield; POST /models/pull; and what
+        /machines/{name}/forget, cordon, uncordon, yield and wake; POST /models/pull; and what
         serving/join_routes.py answers."""
         return Starlette(
             routes=[
@@ -81,6 +84,7 @@ class ControllerApp:
                 Route("/machines/{name}/uncordon", self._guard(self._uncordon_machine), methods=["POST"]),
                 Route("/machines/{name}/yield", self._guard(self._yield_machine), methods=["POST"]),
                 Route("/models/pull", self._guard(self._pull), methods=["POST"]),
+                Route("/machines/{name}/wake", self._guard(self._wake_machine), methods=["POST"]),
                 *self._joining.routes(self._guard, self._boots),
             ]
         )
@@ -214,6 +218,12 @@ class ControllerApp:
             return _error(404, str(error))
         except MachineAway as error:
             return _error(503, str(error))
+
+    async def _wake_machine(self, request: Request) -> Response:
+        try:
+            return JSONResponse(await self._acts.wake(request.path_params["name"]))
+        except NotWoken as error:
+            return _error(error.status, str(error))
 
     def _be_cordoned(self, name: str, is_cordoned: bool) -> Response:
         try:

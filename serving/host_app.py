@@ -43,9 +43,13 @@ from serving.places import free_places, running
 from serving.request_fields import BadRequest
 from serving.routing import check_home, read_ask
 from serving.settings import Settings, read_settings, settings_of
+from serving.staying_awake import StayAwake
 from serving.trouble import report
 from serving.turns import Turns
 
+PARK_S_MAX = 60.0
+OWN_PATHS = ("/state", "/settings", "/park", "/egress")
+"""Beside those of the endpoints and the pins."""
 PARKED = "parked"
 """The folder of parked sessions in a replica's own."""
 
@@ -105,6 +109,8 @@ class HostApp:
         self._life = EngineLife(engine, self._prepare, self._loaded, self._failed)
         self._parking = Parking(about.folder / PARKED, model.parking)
         self._turns = Turns(engine, model.sessions, model.hold_s, model.queue_s, self._parking)
+        self._awake = StayAwake()
+        self._turns.on_leases = self._awake.leases
         self._working = 0
         """Requests that may need the engine."""
         self._quiet: asyncio.TimerHandle | None = None
@@ -154,6 +160,7 @@ class HostApp:
     def close(self) -> None:
         """Wait for what is still being written to the journal. What is not parked yet will not be."""
         self._parking.close()
+        self._awake.close()
         self._writer.shutdown()
 
     def _prepare(self) -> None:
@@ -263,15 +270,21 @@ class HostApp:
                 await send_whole(send, 200, msgspec.json.encode(self._settings.to_json()))
             case "POST", "/egress":
                 await self._egress.answer(receive, send)
+            case "POST", "/park":
+                self._check_ready()
+                until_s = self._loop.time() + await _read_park_s(receive)
+                await send_whole(
+                    send, 200, msgspec.json.encode({"left": await self._turns.write_all(until_s)})
+                )
             case "GET", "/state":
                 await send_whole(send, 200, msgspec.json.encode(self.report()))
             case _ if path == "/pins" or path.startswith("/pins/"):
                 await self._pins.answer(method, path, scope["query_string"], receive, send)
-            case _ if path in ("/state", "/settings", "/egress", *ENDPOINTS):
+            case _ if path in (*OWN_PATHS, *ENDPOINTS):
                 raise Problem(405, f"{method} does not work on {path}", "method_not_allowed")
             case _:
-                paths = ", ".join(ENDPOINTS)
-                message = f"a host has {paths}, /state, /settings, /egress and /pins; everything else is at the router"
+                paths = ", ".join((*ENDPOINTS, *OWN_PATHS))
+                message = f"a host has {paths} and /pins; everything else is at the router"
                 raise Problem(404, message, "not_found")
 
     def report(self) -> dict[str, Any]:
@@ -329,6 +342,7 @@ class HostApp:
             "parking": self._parking.report(
                 place.session for place in state.places if place.session is not None
             ),
+            "awake": self._awake.report(),
             "turns": turns.finished,
             "recent": [
                 {
@@ -364,6 +378,16 @@ class HostApp:
         if state not in MOVES[self.state]:
             raise ValueError(f"a host that is {self.state} cannot become {state}")
         self.state, self.detail = state, detail
+
+
+async def _read_park_s(receive: Receive) -> float:
+    """`{"seconds": N}`: for how long the host may write."""
+    told = decode(await read_body(receive), "how many seconds there are")
+    seconds = told.get("seconds") if isinstance(told, dict) else None
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds <= PARK_S_MAX:
+        message = f"say how many seconds there are: a number of more than 0, at most {PARK_S_MAX:.0f}"
+        raise Problem(400, message, "invalid_value", "seconds")
+    return float(seconds)
 
 
 async def _read_settings(receive: Receive) -> Settings:

@@ -19,6 +19,8 @@ from serving.settings import Settings
 
 ANSWER_S = 3.0
 """A host answers its state within this, or is counted as silent for that look."""
+ANSWER_LATE_S = 0.5
+"""What an answer may take beside the time that a host was given."""
 SILENT_S = 60.0
 """A host that has not answered for this long is ended and started anew."""
 LOOK_S = 10.0
@@ -136,6 +138,18 @@ class HostWatch:
             self.state["settings"] = await asyncio.wait_for(ask, ANSWER_S)
         except AWAY:
             log.warning("the host on port %d did not take its new settings", self.record.port)
+
+    async def park(self, within_s: float) -> int:
+        """Have the host write to disk what that lacks of its sessions: how many it could not within that time."""
+        if self.record is None:
+            return 0
+        body = json.dumps({"seconds": max(0.1, within_s - ANSWER_LATE_S)}).encode()
+        try:
+            asking = self._ask(self.record.port, "POST", "/park", body)
+            return int((await asyncio.wait_for(asking, within_s))["left"])
+        except (*AWAY, KeyError, TypeError):
+            log.warning("the host on port %d did not write its sessions to disk", self.record.port)
+            return int(self.state.get("pins", 0))
 
     async def stop(self, grace_s: float) -> None:
         """End the host's group; its journal stays."""

@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, assert_never
 
-from cluster import confine
+from cluster import confine, magic_packet
 from cluster.inventory import measure
 from cluster.machine import Hardware, Reserve
 from cluster.offline import offline
@@ -28,6 +28,7 @@ from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ROLE, RUN, clean_environment, mark, port_is_free
 from cluster.record import boot_id
 from cluster.slices import overlap
+from serving.before_sleep import BeforeSleep
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
 from serving.model import ModelSpec
@@ -77,13 +78,17 @@ class Keeper:
         self.owner = OwnerWatch(self.paths, self.watches, self._heard)
         self._foreign = ForeignLook(self._served, self.watches, self._publish)
         self._news = threading.Condition()
-        self._version = 0
+        self._version = self._told = 0
         self._report: dict[str, Any] = {}
         self._loop = asyncio.new_event_loop()
+        self.sleep = BeforeSleep(
+            self._loop, lambda: list(self.watches.values()), self._publish, self._wait_told
+        )
         self._wake = asyncio.Event()
         self.models = ModelStore(self.paths, self.machine, secret(self.paths.cluster_token), self._wake_up)
         self._publish()
         threading.Thread(target=self._run, name="keeper", daemon=True).start()
+        self.sleep.start()
 
     def report(self, known: int = -1, wait_s: float = 0.0) -> dict[str, Any]:
         """The machine and its replicas as JSON, from memory; at once, or when it is no longer version `known`.
@@ -91,8 +96,15 @@ class Keeper:
         Blocks for up to `wait_s`, then answers with what there is.
         """
         with self._news:
+            self._told = max(self._told, known)
+            self._news.notify_all()
             self._news.wait_for(lambda: self._version != known, wait_s)
             return self._report
+
+    def _wait_told(self, version: int, wait_s: float) -> bool:
+        """Blocks until a controller has taken that version, for up to `wait_s`; whether it has."""
+        with self._news:
+            return self._news.wait_for(lambda: self._told >= version, wait_s)
 
     def apply(self, revision: int, wishes: list[dict[str, Any]], head: str) -> dict[str, Any]:
         """Take a revision of what this machine is to serve; the one that it has already is ignored. Returns `report()`.
@@ -147,6 +159,15 @@ class Keeper:
         asyncio.run_coroutine_threadsafe(self.owner.order(for_s, ends), self._loop).result(ORDER_S)
         return self.report()
 
+    def wake(self, mac: str, networks: list[str]) -> int:
+        """Send a magic packet on those of these networks that are this machine's: on how many. Raises ValueError for
+        `mac`."""
+        try:
+            return len(magic_packet.send(mac, networks))
+        except OSError:
+            log.exception("no magic packet was sent")
+            return 0
+
     def leave(self) -> None:
         """End this machine's part, this keeper too, as `homeport down` does: once this answer is out."""
         threading.Timer(ANSWERED_S, self._end_everything).start()
@@ -169,8 +190,8 @@ class Keeper:
     def _wake_up(self) -> None:
         self._loop.call_soon_threadsafe(self._wake.set)
 
-    def _publish(self) -> None:
-        """Make a new version of the report where it says something new."""
+    def _publish(self) -> int:
+        """Make a new version of the report where it says something new. Returns the version that holds."""
         report = {
             **{key: self.machine[key] for key in ("id", "name", "zone", "address")},
             "state": "ready",
@@ -181,6 +202,9 @@ class Keeper:
             "head": self.head,
             "hardware": self.hardware.to_json(),
             "reserve": self.reserve.to_json(),
+            "networks": list(magic_packet.networks()),
+            "sleeping": self.sleep.going,
+            "power": self.sleep.detail(),
             "refused": self.refused,
             "ports": list(self._ports()),
             "numbers": {str(number): model for number, model in self.numbers.items()},
@@ -193,6 +217,7 @@ class Keeper:
                 self._version += 1
                 self._report = {**report, "version": self._version}
                 self._news.notify_all()
+            return self._version
 
     # the keeper's own loop
 

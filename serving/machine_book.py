@@ -1,4 +1,5 @@
-"""Which machines were ever here, where, and which of them a person has forgotten or cordoned. Kept on the head's disk.
+"""Which machines were ever here, where, which of them a person has forgotten or cordoned, and which went to sleep. Kept
+on the head's disk.
 
 Whether one is here now, the caller knows.
 """
@@ -35,8 +36,9 @@ class MachineBook:
             self.known = _read(kept["known"])
             self.forgotten = _read(kept["forgotten"])
             self.cordoned = set(map(str, kept.get("cordoned", ())))
+            self.asleep = set(map(str, kept.get("asleep", ())))
         except (KeyError, TypeError, AttributeError):
-            self.known, self.forgotten, self.cordoned = {}, {}, set()
+            self.known, self.forgotten, self.cordoned, self.asleep = {}, {}, set(), set()
 
     def here(self, machine: str, name: str, zone: str, address: str = "") -> bool:
         """It is here, under that name, and so not forgotten. Whether that is news. Raises OSError."""
@@ -65,8 +67,15 @@ class MachineBook:
             raise NotForgotten(message, known=True)
         self.forgotten |= {machine: self.known[machine] for machine in ids}
         self.cordoned -= set(ids)
+        self.asleep -= set(ids)
         self._write()
         return ids
+
+    def sleeps(self, machine: str, is_asleep: bool) -> None:
+        """What it said last: that it goes to sleep, or something else. On disk when it returns. Raises OSError."""
+        if is_asleep != (machine in self.asleep):
+            self.asleep = self.asleep | {machine} if is_asleep else self.asleep - {machine}
+            self._write()
 
     def cordon(self, name: str, is_cordoned: bool) -> None:
         """Let the machine of that name take no new pins, or take them again. On disk when it returns; again is nothing.
@@ -110,6 +119,7 @@ class MachineBook:
             "known": _told(self.known),
             "forgotten": _told(self.forgotten),
             "cordoned": sorted(self.cordoned),
+            "asleep": sorted(self.asleep),
         }
         write_private(self._path, json.dumps(kept, indent=1))
 

@@ -5,7 +5,7 @@ says the file of what is known (serving/known_pins.py).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from cluster.clocks import AwakeClock
@@ -41,6 +41,8 @@ class MachineRoll:
         self.unsaved: set[str] = set()
         """Machines of which something else is to be kept than before."""
         self.lost_after_s = LOST_AFTER_S
+        self.wakes: Collection[str] = ()
+        """Names of machines that the config says how to wake."""
         self._book = book
         self._clock = clock or AwakeClock(STEP_S)
         self._wall = wall
@@ -84,7 +86,8 @@ class MachineRoll:
                 machine in self.reports,
                 machine in self._book.cordoned,
                 self.lost_after_s,
-                bool(self.reports.get(machine, {}).get("yielded")),
+                is_yielded=bool(self.reports.get(machine, {}).get("yielded")),
+                is_asleep=machine in self._book.asleep,
             )
             for machine in (*self.reports, *others)
         }
@@ -98,6 +101,7 @@ class MachineRoll:
         told = self.reports.get(machine) or self._last(machine)
         is_cordoned = machine in self._book.cordoned
         told = {**told, "state": state, "cordoned": is_cordoned, "heard_s": None}
+        told["wakes"] = told["name"] in self.wakes
         if state not in AWAY:
             return told
         heard = self._heard.get(machine)

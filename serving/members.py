@@ -40,6 +40,9 @@ class KeeperActor:
     def leave(self) -> None:
         self._keeper.leave()
 
+    def wake(self, mac: str, networks: list[str]) -> int:
+        return self._keeper.wake(mac, networks)
+
 
 def keeper_name(machine: str, labels: Mapping[str, str]) -> str:
     """The name of its keeper, with its size: Ray keeps an actor's size for ever, and would not place it any more on a
@@ -85,6 +88,10 @@ class RayMembers:
 
     async def leave(self, machine: str) -> None:
         await self._ask(machine, ANSWER_S, "leave")
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        sent: int = await self._ask(machine, ANSWER_S, "wake", mac, networks)
+        return sent
 
     async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> Any:
         wanted = keeper_name(machine, self._labels[machine])

@@ -92,7 +92,7 @@ class ForeignLook:
         self,
         slots: Callable[[], Mapping[int, Slot]],
         watches: Mapping[int, HostWatch],
-        told: Callable[[], None],
+        told: Callable[[], object],
     ) -> None:
         self._slots = slots
         self._watches = watches

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, assert_never
@@ -72,6 +72,9 @@ class Turns:
         self._alarm: asyncio.TimerHandle | None = None
         self._behind = WriteBehind(engine_, parking, lambda: self.state, self.now, self._arm)
         self._at_rest: asyncio.Event | None = None
+        self._has_leases = False
+        self.on_leases: Callable[[bool], None] = lambda _: None
+        """Called when the first lease is taken, and when the last one was given back."""
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the engine's thread; its events come to `loop`."""
@@ -264,6 +267,10 @@ class Turns:
             self._feed(admission_events.Unloading())
             await self._parking.room()
 
+    async def write_all(self, until_s: float) -> int:
+        """As `park_all`, while turns go on: of those that run, nothing is saved."""
+        return await self._behind.write_all(until_s)
+
     async def park_all(self, until_s: float) -> int:
         """After `stop`: save every resident that the disk lacks, the smallest first, once its turn is over. Returns
         at `until_s` on the loop's clock at the latest: how many contexts are not on disk then."""
@@ -372,7 +379,11 @@ class Turns:
                         lease.push(Refused(code))
                     case _:
                         assert_never(action)
-        if self._at_rest is not None and not running(self.state):
+        has_leases = running(self.state) > 0
+        if has_leases != self._has_leases:
+            self._has_leases = has_leases
+            self.on_leases(has_leases)
+        if self._at_rest is not None and not has_leases:
             self._at_rest.set()
         self._arm()
 

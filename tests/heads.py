@@ -14,6 +14,7 @@ from serving.controller_app import Acts, ControllerApp
 from serving.join_routes import JoinRoutes
 from serving.machine_book import MachineBook
 from serving.pin_index import PinIndex
+from serving.wake_machine import NotWoken
 
 RAY = "10.99.0.1:20123"
 HEAD_ID = "0" * 32
@@ -21,6 +22,10 @@ HEAD_ID = "0" * 32
 
 async def _nobody_yields(*_: object) -> dict[str, Any]:
     return {}
+
+
+async def _wakes_nobody(_: str) -> dict[str, Any]:
+    raise NotWoken("Nobody is woken here.", 404)
 
 
 async def _nothing(*_: object) -> None:
@@ -58,6 +63,7 @@ class Head:
             lambda _: True,
             lambda _: True,
             lambda *_: [],
+            _wakes_nobody,
         )
         self._app = ControllerApp(self.token, PinIndex(), acts, routes)
 

@@ -8,7 +8,7 @@ import contextlib
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -454,6 +454,13 @@ class Controller:
     away: dict[str, float | None] = field(default_factory=dict)
     """Machines that are lost, with when they were heard last. It knows none of their replicas."""
     lost_after_s: float = 30.0
+    asleep: set[str] = field(default_factory=set)
+    """Machines that said that they go to sleep."""
+    wakes: set[str] = field(default_factory=set)
+    """Machines that can be woken."""
+    woken: list[str] = field(default_factory=list)
+    """Whom it was asked to wake, in order."""
+    on_wake: Callable[[str], Awaitable[None]] | None = None
     there: bool = True
     """Whether its machines count as there, so that none may be forgotten."""
     told: list[dict[str, Any]] = field(default_factory=list)
@@ -472,6 +479,7 @@ class Controller:
         app.router.add_post("/machines/{name}/forget", self.post_forget)
         app.router.add_post("/machines/{name}/{act:cordon|uncordon}", self.post_cordon)
         app.router.add_post("/machines/{name}/yield", self.post_yield)
+        app.router.add_post("/machines/{name}/wake", self.post_wake)
         self._runner = web.AppRunner(app, shutdown_timeout=0.2)
         await self._runner.setup()
         self.port = self.port or free_port()
@@ -499,6 +507,7 @@ class Controller:
                     "state": self.state(name),
                     "cordoned": name in self.cordoned,
                     "yielded": self.yielded.get(name),
+                    "wakes": name in self.wakes,
                     "heard_s": self.away.get(name),
                     "hardware": {"cores": [], "memory_bytes": 0, "gpus": []},
                     "reserve": {"cores": 0, "memory_bytes": 0},
@@ -519,6 +528,8 @@ class Controller:
         )
 
     def state(self, name: str) -> str:
+        if name in self.asleep:
+            return "asleep"
         if name in self.away:
             return "lost"
         if name in self.yielded:
@@ -547,6 +558,16 @@ class Controller:
             for_s = asked.get("for_s")
             self.yielded[name] = {"by": "person", "until": None if for_s is None else time.time() + for_s}
         return web.json_response({"machine": name, "yielded": self.yielded.get(name)})
+
+    async def post_wake(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        self.woken.append(name)
+        if name not in self.wakes:
+            told = {"error": {"message": f"The config does not say how {name} is woken."}}
+            return web.json_response(told, status=409)
+        if self.on_wake is not None:
+            await self.on_wake(name)
+        return web.json_response({"machine": name, "awake": False, "how": "packet", "by": ["attic"]})
 
     async def post_claim(self, request: web.Request) -> web.Response:
         asked = await request.json()

@@ -41,6 +41,7 @@ DESIGN_KEYS = {
     ("network",): "control ports private isolate lost_after files copy_rate models_disk",
     ("machines",): "name address zone reserve wake yield_to",
     ("machines", "reserve"): "cores memory",
+    ("machines", "wake"): "mac command",
     ("models",): "name engine source machines replicas needs take context sessions hold queue unload parking "
     "when_lost options",
     ("models", "needs"): "cores memory gpus",
@@ -373,8 +374,33 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
         ("router: {listen: 'localhost:8100'}", "1: router.listen: port 8100 lies among the hosts' ports"),
         (
             "machines: [{name: den, wake: {mac: x}}]",
-            "1: machines[0].wake: does not work yet in this version.",
+            "1: machines[0].wake.mac: x is not the address of a network card. Write it as `ip link` shows it",
         ),
+        (
+            "machines: [{name: den, wake: {mac: 11:22:33:44:55:56}}]",
+            "1: machines[0].wake.mac: 8846009756 is not the address of a network card. Write it in quotes as",
+        ),
+        (
+            "machines: [{name: den, wake: {mac: '11:22:33:44:55:56'}}]",
+            "1: machines[0].wake.mac: 11:22:33:44:55:56 is the address of a group. Write that of the machine's",
+        ),
+        (
+            "machines: [{name: den, wake: {}}]",
+            "1: machines[0].wake: it has neither mac nor command. Write one of the two",
+        ),
+        (
+            "machines: [{name: den, wake: {mac: 3c:ec:ef:01:23:45, command: wake}}]",
+            "1: machines[0].wake: it has both mac and command. Write one of the two",
+        ),
+        (
+            "machines: [{name: den, wake: {command: 'ssh \"nas'}}]",
+            '1: machines[0].wake.command: ssh "nas has a quote without its end. Close it, or write a list',
+        ),
+        (
+            "machines: [{name: den, wake: {command: [1]}}]",
+            "1: machines[0].wake.command: [1] is not a command. Write its program and its arguments",
+        ),
+        ("machines: [{name: den, wake: yes}]", "1: machines[0].wake: true has no keys in it."),
         ("machines: [{name: den/1}]", "1: machines[0].name: den/1 cannot be a name. Use letters, digits"),
         (
             "machines: [{name: no}]",

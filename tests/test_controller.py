@@ -54,6 +54,9 @@ class OneMachine:
         self.models: dict[str, Any] | None = None
         """What its keeper reports of models; and what it was told to bring."""
         self.brought: list[dict[str, Any]] = []
+        self.woke: list[tuple[str, str, list[str]]] = []
+        self.told: dict[str, Any] = {}
+        """What else its keeper reports."""
         self.answers = threading.Event()
         self.answers.set()
 
@@ -79,6 +82,7 @@ class OneMachine:
                 for host in self.hosts
             ],
             **({} if self.models is None else {"models": self.models}),
+            **self.told,
         }
 
     async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
@@ -117,6 +121,12 @@ class OneMachine:
         if not self.answers.is_set():
             raise TimeoutError
         self.left.append(machine)
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        if not self.answers.is_set():
+            raise TimeoutError
+        self.woke.append((machine, mac, networks))
+        return len(networks)
 
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
         if not self.readable:
@@ -158,6 +168,9 @@ class Several:
 
     async def leave(self, machine: str) -> None:
         await self._each[machine].leave(machine)
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        return await self._each[machine].wake(machine, mac, networks)
 
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
         return await self._each[machine].pins(machine, known)

@@ -240,6 +240,9 @@ class SimMembers:
     async def leave(self, machine: str) -> None:
         raise RayFailed(f"{machine} stays: nobody leaves in these schedules")
 
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        raise RayFailed(f"{machine} sends nothing: nobody is woken in these schedules")
+
     async def _reach(self, host: Host, timeout_s: float) -> None:
         await asyncio.sleep(self._link(host.name).delay_s())
         if self._link(host.name).cut:
