@@ -196,7 +196,7 @@ def test_a_host_without_a_network_is_adopted_and_told_to_stop(
 ) -> None:
     machine.serve(1)
     before = machine.lives(0, 1)
-    machine.replace_keeper(monkeypatch)
+    machine.replace_keeper()
     after = machine.until(0, lambda replica: replica["state"] == "ready")
     assert (after["pid"], after["incarnation"]) == (before["pid"], before["incarnation"])
     assert after["limits"] == before["limits"]

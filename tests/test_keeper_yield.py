@@ -24,7 +24,7 @@ from serving.owner import end_hosts, read_order, write_order
 from serving.source import SourceError, bundled_model
 from serving.yielding import Order
 from tests.host_process import Stream, session
-from tests.test_keeper import TALKS, Machine, nothing
+from tests.test_keeper import TALKS, Machine, retire
 
 FREE_S = 5.0
 PATIENCE_S = 60.0
@@ -216,10 +216,10 @@ def test_a_persons_word_outlives_the_keeper_and_one_that_is_over_does_not_hold(
     began = time.monotonic()
     den.keeper.yield_machine(3600.0, False)
     den.free_after(began)
-    den.replace_keeper(monkeypatch)
+    den.replace_keeper()
     assert den.keeper.report()["yielded"]["by"] == "person"
     den.stays_empty(2.0)
-    monkeypatch.setattr(den.keeper, "_step", nothing)
+    retire(den.keeper)
     write_order(den.paths, Order(time.time() - 7200, time.time() - 3600))  # as after a reboot in the night
     den.keeper = Keeper()
     assert den.keeper.report()["yielded"] is None
@@ -231,7 +231,7 @@ def test_a_keeper_that_begins_while_the_machine_is_yielded_ends_a_host_that_it_f
 ) -> None:
     den.serve(1)
     den.lives(0, 1)
-    monkeypatch.setattr(den.keeper, "_step", nothing)
+    retire(den.keeper)
     monkeypatch.setattr(den.keeper.owner, "mind", lambda: None)
     write_order(den.paths, Order(time.time(), None))
     began = time.monotonic()
@@ -292,7 +292,7 @@ def test_a_program_of_the_config_has_the_machine_for_as_long_as_it_runs(
     den.keeper.yield_machine(None, True)
     assert den.keeper.report()["yielded"]["by"] == "blender", "an end of the person's word ends no program's"
     # A keeper that starts while it runs starts no host.
-    den.replace_keeper(monkeypatch)
+    den.replace_keeper()
     assert den.keeper.report()["yielded"]["by"] == "blender"
     den.stays_empty(1.5)
     game.kill()
@@ -337,7 +337,7 @@ def test_a_full_disk_does_not_keep_the_machine_from_its_person(
 
 def test_who_else_runs_on_a_slice_is_in_the_report(den: Den, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner_watch, "FOREIGN_S", 1.0)
-    monkeypatch.setattr(den.keeper, "_step", nothing)
+    retire(den.keeper)
     den.keeper = Keeper()
     den.serve(1)
     cpu = den.lives(0, 1)["slice"]["cpus"][0]

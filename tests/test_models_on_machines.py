@@ -29,6 +29,7 @@ from tests.giver import TOKEN, part_of
 from tests.host_process import free_port, model_spec
 from tests.hub import COMMIT, Hub, add, hub
 from tests.test_config import cut_to_size, gguf_bytes
+from tests.test_keeper import retire
 
 SOURCE = "hf:o/r:m.gguf"
 PATIENCE_S = 60.0
@@ -369,14 +370,10 @@ def test_a_keeper_that_is_replaced_goes_on_without_a_controller(
     cluster.all_want(SOURCE)
     cluster.until(lambda: cluster.models("den")["bringing"].get(SOURCE, {}).get("got", 0) > 0)
     first = cluster.keepers["den"]
-
-    async def nothing() -> None:
-        """It does nothing any more."""
-
     under = first.models._under
     assert under is not None
     assert under.process is not None
-    monkeypatch.setattr(first, "_step", nothing)
+    retire(first)
     under.process.kill()
     first.models._server.close()
     go.set()
