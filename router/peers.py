@@ -300,9 +300,9 @@ class Peers:
     async def manage(self, machine: str, act: str, told: Mapping[str, Any] | None = None) -> tuple[int, str]:
         """Have the controller `forget`, `cordon`, `uncordon` or `yield` a machine: its status, and what it says."""
         url = f"{self._control}/machines/{quote(machine, safe='')}/{act}"
-        limits = POLL if told is None else ORDER
+        body, limits = (None, POLL) if told is None else (msgspec.json.encode(told), ORDER)
         try:
-            async with self._client.post(url, json=told, headers=self._headers, timeout=limits) as answer:
+            async with self._client.post(url, data=body, headers=self._headers, timeout=limits) as answer:
                 return answer.status, _message(await answer.read())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(type(error).__name__, connection_refused(error)) from error
