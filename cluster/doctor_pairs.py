@@ -46,13 +46,14 @@ class Between:
     offsets: Mapping[str, float]
 
 
-def ranges(control: int, first: int, last: int, files: int | None = None) -> tuple[PortRange, ...]:
+def ranges(control: int, files: int, first: int, last: int) -> tuple[PortRange, ...]:
     """What the config makes of the ports, and Ray's."""
-    found = [PortRange("the controller", control, control, (control,))]
-    if files is not None:
-        found.append(PortRange("files of models", files, files, (files,)))
-    found.append(PortRange("replicas", first, last, tuple(sorted({first, (first + last) // 2, last}))))
-    return (*found, PortRange("Ray", 20000, 31100, (20001, 25050, 31099)))
+    return (
+        PortRange("the controller", control, control, (control,)),
+        PortRange("files of models", files, files, (files,)),
+        PortRange("replicas", first, last, tuple(sorted({first, (first + last) // 2, last}))),
+        PortRange("Ray", 20000, 31100, (20001, 25050, 31099)),
+    )
 
 
 def findings_between(machines: Sequence[Seen], between: Between) -> list[Finding]:

@@ -121,7 +121,7 @@ def _ranges(config: Path) -> tuple[PortRange, ...]:
         network = NetworkSection.model_validate(told.get("network") or {})
     except (OSError, yaml.YAMLError, ValueError, AttributeError):
         network = NetworkSection()
-    return ranges(network.control, *network.ports)
+    return ranges(network.control, network.files, *network.ports)
 
 
 def _egress(paths: Paths) -> list[Finding]:

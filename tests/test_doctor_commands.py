@@ -137,13 +137,15 @@ def test_a_head_knows_its_list(looks: Looks, listed: str, home: Path) -> None:
 
 def test_the_ports_are_those_of_the_config(looks: Looks, listed: str, tmp_path: Path) -> None:
     config = tmp_path / "homeport.yaml"
-    config.write_text("network: {control: 9000, ports: 9100-9110}\nmodels: nothing that can be read\n")
+    config.write_text(
+        "network: {control: 9000, files: 9001, ports: 9100-9110}\nmodels: nothing that can be read\n"
+    )
     run(listed, "--config", str(config))
-    assert [each.text for each in looks.ranges][:2] == ["9000", "9100-9110"]
+    assert [each.text for each in looks.ranges][:3] == ["9000", "9001", "9100-9110"]
     for text in ("network: {control: none}", "- 1", "\t"):
         config.write_text(text)
         run(listed, "--config", str(config))
-        assert [each.text for each in looks.ranges][:2] == ["8090", "8100-8199"]
+        assert [each.text for each in looks.ranges][:3] == ["8090", "8091", "8100-8199"]
 
 
 @pytest.mark.parametrize(

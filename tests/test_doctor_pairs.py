@@ -10,7 +10,7 @@ from tests.test_doctor import facts
 
 DEN, TOWER, RACK = "10.0.0.1", "10.0.0.2", "10.0.0.3"
 NAMES = {DEN: "den", TOWER: "tower", RACK: "rack"}
-ALL = ranges(8090, 8100, 8199)
+ALL = ranges(8090, 8091, 8100, 8199)
 PORTS = [port for each in ALL for port in each.samples]
 NFT = """\
 table inet filter {
@@ -56,12 +56,12 @@ def three(**of_tower: Any) -> list[Seen]:
 def test_the_ports_are_those_of_the_config_and_rays() -> None:
     assert [(each.what, each.text) for each in ALL] == [
         ("the controller", "8090"),
+        ("files of models", "8091"),
         ("replicas", "8100-8199"),
         ("Ray", "20000-31100"),
     ]
-    assert {8090, 8100, 8199} <= set(PORTS)
-    assert ranges(1, 2, 2, files=3)[1] == PortRange("files of models", 3, 3, (3,))
-    assert ranges(1, 7, 7)[1].samples == (7,)
+    assert {8090, 8091, 8100, 8199} <= set(PORTS)
+    assert ranges(1, 2, 7, 7)[2] == PortRange("replicas", 7, 7, (7,))
 
 
 def test_where_everybody_reaches_everybody_it_is_said_once() -> None:

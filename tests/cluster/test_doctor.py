@@ -29,7 +29,8 @@ DROP = (
 def cluster(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Several]:
     """den-pc and tower are well; rack's clock is ahead; attic is off."""
     with several(tmp_path_factory.mktemp("doctor") / "lab", prepared, NAMES) as made:
-        den, tower, rack, _attic = made.members
+        den, tower, rack, attic = made.members
+        attic.plug(plugged=False)  # its namespace would answer for it, that nobody listens
         _set_clock_ahead(rack)
         for machine in (den, tower, rack):
             machine.boot()
