@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
@@ -59,6 +60,7 @@ from router.sessions import Sessions
 from router.snapshot import Model
 from router.wakings import Wakings
 from serving.config import RouterConfig
+from serving.known_pins import last_known
 from serving.model import ModelSpec
 
 ASKS_HOSTS = "/api/sessions"
@@ -80,6 +82,8 @@ class Settings:
     digest_key: bytes
     fleet_file: Path
     models: tuple[ModelSpec, ...]
+    known_file: Path | None = None
+    """What the controller knew last of sessions' homes, where its disk is this machine's."""
     keys_file: Path | None = None
     """None: everybody may come in, from this machine only."""
     names: tuple[str, ...] = ()
@@ -191,7 +195,9 @@ def build(
     peers = Peers(client, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
     fleet = Fleet(peers, settings.fleet_file, models, clock, wall=wall)
-    homes = Homes(fleet, peers, clock, latest, wake=Wakings(fleet, peers, clock).ask)
+    file = settings.known_file
+    kept = None if file is None else partial(last_known, file)
+    homes = Homes(fleet, peers, clock, latest, wake=Wakings(fleet, peers, clock).ask, last_known=kept)
     finder = Finder(fleet, peers)
     metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet))
     specs = {spec.name: spec for spec in settings.models}
@@ -274,6 +280,7 @@ def read_settings(path: Path) -> Settings:
         digest_key=Path(data["digest_key_file"]).read_text().strip().encode(),
         fleet_file=Path(data["fleet_file"]),
         models=tuple(ModelSpec.from_json(model) for model in data["models"]),
+        known_file=Path(data["known_file"]) if "known_file" in data else None,
         keys_file=None if router.keys_file is None else Path(router.keys_file),
         names=router.names,
         identity=IdentityOptions(router.identity.headers, router.identity.fields),

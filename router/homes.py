@@ -6,7 +6,7 @@ What is remembered here is never the truth: the host that gets the turn decides,
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -62,14 +62,17 @@ class Homes:
         wall: Callable[[], float],
         size: int = REMEMBERED,
         wake: Callable[[str], None] = lambda machine: None,
+        last_known: Callable[[str, str], Pin | None] | None = None,
     ) -> None:
-        """`wake`: a turn wants this machine to be woken."""
+        """`wake`: a turn wants this machine to be woken. `last_known`: what the controller wrote down of a session, for
+        when it cannot be asked; it may block."""
         self._fleet = fleet
         self._peers = peers
         self._clock = clock
         self._wall = wall
         self._size = size
         self._wake = wake
+        self._last_known = last_known
         self._homes: OrderedDict[Key, _Remembered] = OrderedDict()
         self._zones: OrderedDict[Key, str] = OrderedDict()
         """Where a session that moves must stay, while the home that it was to have is given up."""
@@ -193,7 +196,8 @@ class Homes:
         try:
             return await self._peers.indexed_pin(*key, written=written)
         except Unreachable:
-            return (await self._ask_hosts(key))[0]
+            pin, told, _ = await self._ask_hosts(key)
+            return pin or await self._kept_pin(key, told)
 
     def forget(self, session: str, model: str) -> None:
         """The session was ended: its next turn begins anew."""
@@ -301,7 +305,8 @@ class Homes:
             found = await self._peers.indexed_pin(*key, written=True)
         except Unreachable as error:
             log.info("controller gives no pin (%s); asking the hosts", error)
-            found, silent = await self._ask_hosts(key)
+            found, told, silent = await self._ask_hosts(key)
+            found = found or await self._kept_pin(key, told)
             if found is None:
                 return self._settle_alone(ask, key, refused, None if self._clock() >= settle_at else silent)
         return None if found is None else self.told(found)
@@ -340,8 +345,14 @@ class Homes:
             return home
         return home if found is None else self.told(found)
 
-    async def _ask_hosts(self, key: Key) -> tuple[Pin | None, str | None]:
-        """What the reachable hosts know of the session, twins merged; a replica of the model that told nothing."""
+    async def _kept_pin(self, key: Key, told: Collection[str]) -> Pin | None:
+        """The home that the controller wrote down, unless the host there has told that it is none."""
+        pin = None if self._last_known is None else await asyncio.to_thread(self._last_known, *key)
+        return None if pin is None or pin.replica in told else pin
+
+    async def _ask_hosts(self, key: Key) -> tuple[Pin | None, set[str], str | None]:
+        """What the reachable hosts know of the session, twins merged; which have told; a replica of the model that has
+        not."""
         bases = {name: base for name in self._fleet.reachable() if (base := self._fleet.base(name))}
         answers = await asyncio.gather(
             *(self._peers.host_pin(base, *key) for base in bases.values()), return_exceptions=True
@@ -354,7 +365,7 @@ class Homes:
             name for name, answer in zip(bases, answers, strict=True) if not isinstance(answer, Unreachable)
         }
         silent = {replica.name for replica in self._fleet.snapshot().of_model(key[1])} - told
-        return (reduce(merge, pins) if pins else None), min(silent, default=None)
+        return (reduce(merge, pins) if pins else None), told, min(silent, default=None)
 
     def _remember(self, pin: Pin, fresh: bool) -> Home:
         home = Home(pin, fresh)

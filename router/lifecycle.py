@@ -266,6 +266,7 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
         "token_file": str(paths.cluster_token),
         "digest_key_file": str(paths.digest_key),
         "fleet_file": str(paths.fleet),
+        "known_file": str(paths.known_pins),
         "models": [model.to_json() for model in config.models],
     }
     write_private(paths.router_settings, json.dumps(router, indent=1))
