@@ -141,9 +141,9 @@ class KnownFile:
 
 def last_known(path: Path, session: str, model: str) -> Pin | None:
     """The home that the controller knew last of a session, for who cannot ask it; None where it knew none, or the file
-    cannot be read. Blocks for some milliseconds, and changes nothing."""
+    cannot be read. Blocks for some milliseconds. (May write: what a loss of power left half done is undone.)"""
     try:
-        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, timeout=BUSY_S)) as file:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_S)) as file:
             found = file.execute(_LAST, (bytes.fromhex(session), model)).fetchall()
     except (sqlite3.Error, ValueError):
         return None
