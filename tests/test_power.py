@@ -167,7 +167,7 @@ def test_a_host_keeps_its_machine_awake_exactly_while_a_turn_runs(manager: Login
     stream.first_text()
     assert manager.until(bool) == [BLOCKED]
     assert manager.heard[0][0] - asked < LATE_S
-    assert host.state()["awake"] == {"held": "sleep:idle", "detail": ""}
+    host.wait_until(lambda state: state["awake"] == {"held": "sleep:idle", "detail": ""})
     time.sleep(1.5)
     assert manager.held == [BLOCKED]
     stream.close()
@@ -175,7 +175,7 @@ def test_a_host_keeps_its_machine_awake_exactly_while_a_turn_runs(manager: Login
     ended = time.monotonic()
     manager.until(lambda held: not held)
     assert time.monotonic() - ended < LATE_S
-    assert host.state()["awake"] == {"held": None, "detail": ""}
+    host.wait_until(lambda state: state["awake"] == {"held": None, "detail": ""})
 
 
 def test_turns_that_follow_one_another_ask_once(manager: Logind, host: HostProcess) -> None:
@@ -200,8 +200,7 @@ def test_who_may_not_keep_sleep_off_keeps_it_from_idling(manager: Logind, host: 
     stream = host.stream("Hello", who="anna", max_tokens=2000)
     stream.first_text()
     assert manager.until(bool) == ["idle/block"]
-    awake = host.state()["awake"]
-    assert awake["held"] == "idle"
+    awake = host.wait_until(lambda state: state["awake"]["held"] == "idle")["awake"]
     assert "not from being put to sleep" in awake["detail"]
     stream.close()
 
