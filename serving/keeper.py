@@ -254,7 +254,8 @@ class Keeper:
                 self.watches[number] = self._adopt(number)
         await asyncio.gather(*(watch.look() for watch in self.watches.values()))
         slots = self.slots  # replaced whole by `apply`, on another thread
-        await self.models.step({slot.model.source for slot in slots.values()})
+        needed = {slot.model.source for slot in slots.values()}
+        await self.models.step(needed, is_paused=self.owner.yielded is not None)
         await asyncio.gather(
             *(
                 self.watches[n].adjust(settings_of(slot.model))

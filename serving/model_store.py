@@ -97,8 +97,11 @@ class ModelStore:
         if source in self._held:
             self._folder.used(source)
 
-    async def step(self, needed: Collection[str]) -> None:
-        """Look what is there, and go on with what is to be brought; `needed`: what hosts wait for comes first."""
+    async def step(self, needed: Collection[str], *, is_paused: bool = False) -> None:
+        """Look what is there, and go on with what is to be brought; `needed`: what hosts wait for comes first.
+
+        `is_paused`: this machine is its person's: nothing is brought meanwhile.
+        """
         self._held = self._folder.held()
         self._listen()
         for source in [s for s in self._failures if s in self._held or s not in self._sources()]:
@@ -106,9 +109,11 @@ class ModelStore:
         wanted = self._wanted(needed)
         if self._under is not None:
             order = self._sources().get(self._under.source)
-            if order is not None and order["do"] == self._under.order["do"]:
+            if order is not None and order["do"] == self._under.order["do"] and not is_paused:
                 return
             await self.end()
+        if is_paused:
+            return
         now = time.monotonic()
         for source in wanted:
             failure = self._failures.get(source)

@@ -383,3 +383,17 @@ def test_a_keeper_that_is_replaced_goes_on_without_a_controller(
         assert time.monotonic() < deadline
         cluster.keepers["den"].report(cluster.keepers["den"].report()["version"], 1.0)
     assert (cluster.keepers["den"].paths.fetched / "o/r/m.gguf").read_bytes() == file.read_bytes()
+
+
+def test_nothing_is_brought_to_a_machine_while_it_is_its_persons(make: Make, site: Hub, file: Path) -> None:
+    cluster, go = make({"den": "home"}), threading.Event()
+    site.files["o/r/m.gguf"].slow = go
+    cluster.all_want(SOURCE)
+    cluster.until(lambda: cluster.models("den")["bringing"].get(SOURCE, {}).get("got", 0) > 0)
+    keeper = cluster.keepers["den"]
+    keeper.yield_machine(None, False)
+    cluster.until(lambda: not keeper.models.is_busy)
+    assert ours(keeper.paths, "models") == []
+    go.set()
+    keeper.yield_machine(None, True)
+    cluster.until(lambda: cluster.has("den"))
