@@ -6,18 +6,17 @@ it over HTTP, since they never import Ray.
 """
 
 import asyncio
-import json
 import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Protocol
 
+import msgspec
 import uvicorn
 
 from cluster import magic_packet
 from cluster.clocks import AwakeClock, DayClock
-from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.ray_cluster import RayFailed
 from serving.controller_app import Acts, ControllerApp, MachineAway
@@ -31,7 +30,8 @@ from serving.machine_roll import STEP_S, MachineRoll
 from serving.model_giving import ModelGiving
 from serving.pin_index import PinIndex
 from serving.pins import Pin, pin_from_json
-from serving.plan import shares
+from serving.sharing import Sharing
+from serving.standing import AWAY as UNHEARD
 from serving.standing import LOST_AFTER_S
 from serving.telling import Telling
 from serving.wake_machine import Cluster, Waker, sleepers
@@ -124,6 +124,7 @@ class Controller:
         """Ids of the machines that are there now; None before it looked."""
         self._deaf: set[str] = set()
         """Ids of machines whose keeper did not take its share, until it is heard of again."""
+        self._sharing = Sharing()
         self._telling = Telling(self.index, self.token)
         self._waker = Waker(self._who_is_there, self._order_wake, AWAY)
         self._giving = Giving(lambda: self.roll.reports, self._heard_of, self.ping, self._give, self._head)
@@ -262,12 +263,11 @@ class Controller:
     def _takes_new(self, replica: str) -> bool:
         """Whether sessions may get a home there: not on a machine that is cordoned, off the list, or its person's at
         present."""
-        name = replica.rpartition("/")[0]
+        name, known = replica.rpartition("/")[0], self.book.known
         if self.roll.is_yielded(replica):
             return False
-        if any(self.book.known[id_].name == name for id_ in self.listing.off if id_ in self.book.known):
-            return False
-        return all(known.name != name for id_, known in self.book.known.items() if id_ in self.book.cordoned)
+        barred = self.book.cordoned | self.listing.off
+        return all(known[id_].name != name for id_ in barred if id_ in known)
 
     def _who_is_there(self) -> Cluster:
         """For who wakes a machine."""
@@ -344,6 +344,15 @@ class Controller:
             for each in self.roll.reports[machine]["replicas"]
         )
 
+    def _boots(self) -> dict[str, str]:
+        """By machine, of those that are heard: which boot of it its keeper runs in; empty where it did not say."""
+        standings = self.roll.standings()
+        return {
+            machine: str(report.get("boot", ""))
+            for machine, report in self.roll.reports.items()
+            if standings[machine] not in UNHEARD
+        }
+
     def _head(self) -> str:
         """The id of this machine, whose revisions they are."""
         return str((read_json(self.paths.machine) or {}).get("id", ""))
@@ -351,6 +360,7 @@ class Controller:
     def _heard(self, machine: str, report: dict[str, Any]) -> None:
         if report.get("head", "") != self._head() or report["revision"] > self.ping():
             report = {**report, "revision": 0}  # another head numbered it, or this one before it lost its own
+        is_new = report != self.roll.reports.get(machine) or machine in self._deaf
         self.roll.heard(machine, report)
         self._deaf.discard(machine)
         try:
@@ -359,16 +369,15 @@ class Controller:
             self.book.sleeps(machine, bool(report.get("sleeping")))
         except OSError as error:
             log.warning("machine %s is not written down: %s", machine, error)
-        self._assign()
-        self._giving.heard()
+        if is_new:
+            self._assign()
+            self._giving.heard()
         self._models.heard()
 
     def _assign(self) -> dict[str, list[dict[str, Any]]]:
         """By machine id: what it is to serve, as far as it fits there."""
         self._fleet_text = None
-        told = shares(
-            self.revision["models"], [Machine.from_json(report) for report in self.roll.reports.values()]
-        )
+        told = self._sharing.shares(self.revision["models"], self.roll.reports)
         self.problems = {model: dict(reasons) for model, reasons in told.left_out.items()}
         return dict(told.machines)
 
@@ -404,6 +413,7 @@ class Controller:
             self._takes_new,
             self._models.pull,
             self._waker.wake,
+            self._boots,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
         return ControllerApp(self.token, self.index, acts, joining, self.index_clock)
@@ -421,7 +431,7 @@ class Controller:
                 "giving": passing["giving"],
                 "forgotten": self.book.list_forgotten(),
             }
-            self._fleet_text, self._passing = json.dumps(fleet).encode(), passing
+            self._fleet_text, self._passing = msgspec.json.encode(fleet), passing
         return self._fleet_text
 
     def _told(self, machine: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from serving.model_files import hub_source
 from serving.model_giving import is_place
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, is_session, pin_from_json
-from serving.standing import AWAY
 from serving.wake_machine import NotWoken
 from serving.yielding import wanted_yield
 
@@ -50,6 +49,8 @@ class Acts:
     OSError."""
     wake: Callable[[str], Awaitable[dict[str, Any]]]
     """A machine, by its name. Raises NotWoken."""
+    boots: Callable[[], dict[str, str]]
+    """Of the machines that are heard, by id: which boot of each its keeper runs in; empty where it did not say."""
 
 
 class MachineAway(Exception):
@@ -85,7 +86,7 @@ class ControllerApp:
                 Route("/machines/{name}/yield", self._guard(self._yield_machine), methods=["POST"]),
                 Route("/models/pull", self._guard(self._pull), methods=["POST"]),
                 Route("/machines/{name}/wake", self._guard(self._wake_machine), methods=["POST"]),
-                *self._joining.routes(self._guard, self._boots),
+                *self._joining.routes(self._guard, self._acts.boots),
             ]
         )
 
@@ -98,11 +99,6 @@ class ControllerApp:
             return answer
 
         return guarded
-
-    def _boots(self) -> dict[str, str]:
-        """Of the machines that are heard, by id: which boot of each its keeper runs in; empty where it did not say."""
-        machines = json.loads(self._acts.fleet())["machines"]
-        return {each["id"]: each.get("boot", "") for each in machines if each["state"] not in AWAY}
 
     async def _get_fleet(self, _request: Request) -> Response:
         return Response(self._acts.fleet(), media_type="application/json")

@@ -64,6 +64,7 @@ class Head:
             lambda _: True,
             lambda *_: [],
             _wakes_nobody,
+            lambda: dict.fromkeys(self.book.remembered(), "") if self.hears_all else {},
         )
         self._app = ControllerApp(self.token, PinIndex(), acts, routes)
 
@@ -92,12 +93,7 @@ class Head:
         write_private(self.paths.run, json.dumps({"ray": RAY, "steps": {"ray": {"state": state}}}))
 
     def _fleet(self) -> bytes:
-        heard = self.book.remembered() if self.hears_all else {}
-        machines = [
-            {"id": id_, "name": known.name, "address": known.address, "zone": known.zone, "state": "ready"}
-            for id_, known in heard.items()
-        ]
-        return json.dumps({"machines": machines}).encode()
+        return b"{}"
 
     async def _leave(self) -> dict[str, Any]:
         self.left.append(True)

@@ -597,6 +597,22 @@ def test_a_keeper_that_does_not_answer_is_away(folder: Path) -> None:
     assert running.ask("/leave", {})[1] == {"left": [], "away": ["den"], "hosts": {}}
 
 
+def test_what_a_keeper_says_again_is_not_worked_out_anew(folder: Path) -> None:
+    running = Running(folder, OneMachine(), lost_after_s=0.6)
+    deadline = time.monotonic() + 10
+    while [each["revision"] for each in running.ask("/fleet")[1]["machines"]] != [3]:
+        assert time.monotonic() < deadline
+    told = running.controller._fleet()
+    heard = [running.controller.roll._heard["id-1"]]
+    while len(heard) < 4:  # A question for news waits for a third of `lost_after`.
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        if (last := running.controller.roll._heard["id-1"]) != heard[-1]:
+            heard.append(last)
+    assert running.controller._fleet() is told
+    assert running.ask("/fleet")[1]["machines"][0]["state"] == "ready"
+
+
 def test_where_ray_is_the_controller_says_once_it_is_up(folder: Path) -> None:
     running = Running(folder, OneMachine())
     head = f"http://127.0.0.1:{running.port}"
