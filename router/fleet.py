@@ -48,8 +48,17 @@ class Known:
     state: HostState | None = None
     heard_at: float | None = None
     refused: bool = False
+    _made: Replica | None = None
+    _made_of: tuple[object, ...] = ()
 
     def replica(self) -> Replica:
+        """As a snapshot has it: the one of before where nothing of it has changed, since there may be hundreds."""
+        made_of = (self.state, self.heard_at, self.refused, self.listed, self.machine)
+        if self._made is None or self._made_of != made_of:
+            self._made, self._made_of = self._make(), made_of
+        return self._made
+
+    def _make(self) -> Replica:
         host = None if self.refused else self.state
         listed = self.listed
         return Replica(
@@ -121,12 +130,11 @@ class Fleet:
 
     def snapshot(self) -> Snapshot:
         if self._snapshot is None:
+            machines = {known.machine.name: known.machine for known in self.known.values()}
+            machines |= {machine.name: machine for machine in self.listed.machines}
             self._snapshot = Snapshot(
                 models=dict(self._models),
-                machines={
-                    machine.name: self._machine(machine)
-                    for machine in (*(known.machine for known in self.known.values()), *self.listed.machines)
-                },
+                machines={name: self._machine(machine) for name, machine in machines.items()},
                 replicas={name: known.replica() for name, known in self.known.items()},
                 open_turns=MappingProxyType(self._open),
                 is_current=self.controller_reachable is True,
