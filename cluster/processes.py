@@ -174,4 +174,12 @@ def _wait(alive: dict[int, Ours], seconds: float) -> None:
             del alive[pid]
         if not alive or time.monotonic() >= deadline:
             return
-        psutil.wait_procs([psutil.Process(pid) for pid in alive if psutil.pid_exists(pid)], timeout=0.1)
+        psutil.wait_procs(list(filter(None, map(_found, alive))), timeout=0.1)
+
+
+def _found(pid: int) -> psutil.Process | None:
+    """None for one that has ended meanwhile."""
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None

@@ -53,7 +53,7 @@ class Known:
 
     def replica(self) -> Replica:
         """As a snapshot has it: the one of before where nothing of it has changed, since there may be hundreds."""
-        made_of = (self.state, self.heard_at, self.refused, self.listed, self.machine)
+        made_of = (self.state, self.heard_at, self.refused, self.known_at, self.listed, self.machine)
         if self._made is None or self._made_of != made_of:
             self._made, self._made_of = self._make(), made_of
         return self._made

@@ -8,11 +8,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from cluster import processes
 from cluster.group import look
 from cluster.paths import Paths, write_private
-from cluster.processes import RAY_UP, clean_environment, end, end_all, mark, ours, port_holder
+from cluster.processes import RAY_UP, Ours, clean_environment, end, end_all, mark, ours, port_holder
 from cluster.record import boot_id
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
@@ -28,9 +30,9 @@ def paths(tmp_path: Path) -> Paths:
 
 @pytest.fixture
 def started(paths: Paths) -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
+    made: list[subprocess.Popen[str]] = []
+    yield made
+    for process in made:
         process.kill()
         process.wait()
         assert process.stdout
@@ -97,6 +99,26 @@ def test_a_process_that_ignores_sigterm_is_killed(paths: Paths, started: list[su
     process = start(started, mark(paths, "host"), STUBBORN)
     assert end(ours(paths), grace_s=0.2) == []
     process.wait(timeout=5)  # raises where it still runs; psutil may have reaped it before
+
+
+def test_a_process_that_ends_while_it_is_looked_for_is_ended(
+    paths: Paths, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(started, mark(paths, "host"))
+    (found,) = ours(paths)
+    is_alive = processes._alive
+
+    def alive_until_now(each: Ours) -> bool:
+        was = is_alive(each)
+        process.kill()
+        process.wait()
+        return was
+
+    monkeypatch.setattr(processes, "_alive", alive_until_now)
+    monkeypatch.setattr(psutil, "pid_exists", lambda _pid: True)
+    alive = {found.pid: found}
+    processes._wait(alive, 5.0)
+    assert alive == {}
 
 
 def test_end_all_leaves_other_roles_alone(paths: Paths, started: list[subprocess.Popen[str]]) -> None:
