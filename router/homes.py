@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from router.choose import choose, model_barred, ranked
+from router.choose import allowed, choose, model_barred, ranked
 from router.decision import Ask, Decision, Home, Move, Routed, Send, Wait, machine_of
 from router.fleet import Fleet
 from router.peers import NotYet, Peers, Unreachable
@@ -308,7 +308,7 @@ class Homes:
             found, told, silent = await self._ask_hosts(key)
             found = found or await self._kept_pin(key, told)
             if found is None:
-                return self._settle_alone(ask, key, refused, None if self._clock() >= settle_at else silent)
+                return self._settle_alone(ask, key, refused, silent, is_late=self._clock() >= settle_at)
         return None if found is None else self.told(found)
 
     def _check_held(self, pin: Pin, known: bool, order: Sequence[Candidate], refused: set[str]) -> None:
@@ -318,18 +318,26 @@ class Homes:
             refused.discard(pin.replica)
             raise _Held(pin.replica)
 
-    def _settle_alone(self, ask: Ask, key: Key, refused: set[str], silent: str | None) -> Home | None:
-        """No head, and no host knows the session: choose on the own picture.
+    def _settle_alone(
+        self, ask: Ask, key: Key, refused: set[str], silent: Sequence[str], is_late: bool
+    ) -> Home | None:
+        """No head, and no host that answers knows the session: choose on the own picture.
 
-        Raises _Unproven where `silent` may know it.
+        A host that is silent may know it all the same: it is waited for, and once that `is_late` the session begins in
+        that one's zone, or nowhere. Raises _Unproven meanwhile.
         """
         if key in self._homes:  # another turn of it was faster
             return self._homes[key].home
-        order = ranked(ask, self._fleet.snapshot(), self._clock())
+        snapshot = self._fleet.snapshot()
+        order = ranked(ask, snapshot, self._clock())
         if not order:
             return None
-        if silent is not None:
-            raise _Unproven(silent)
+        machines = {name: name.rpartition("/")[0] for name in silent}
+        unsure = [name for name, machine in machines.items() if allowed(ask, machine, snapshot)]
+        zones = {snapshot.zone_of(machines[name]) for name in unsure}
+        order = [each for each in order if zones <= {snapshot.zone_of(each.replica.rpartition("/")[0])}]
+        if unsure and not (is_late and order):
+            raise _Unproven(unsure[0])
         best = next((candidate for candidate in order if candidate.replica not in refused), order[0])
         return self._remember(Pin(*key, best.replica, 1, self._wall()), fresh=True)
 
@@ -350,8 +358,8 @@ class Homes:
         pin = None if self._last_known is None else await asyncio.to_thread(self._last_known, *key)
         return None if pin is None or pin.replica in told else pin
 
-    async def _ask_hosts(self, key: Key) -> tuple[Pin | None, set[str], str | None]:
-        """What the reachable hosts know of the session, twins merged; which have told; a replica of the model that has
+    async def _ask_hosts(self, key: Key) -> tuple[Pin | None, set[str], list[str]]:
+        """What the reachable hosts know of the session, twins merged; which have told; the replicas of the model that have
         not."""
         bases = {name: base for name in self._fleet.reachable() if (base := self._fleet.base(name))}
         answers = await asyncio.gather(
@@ -365,7 +373,7 @@ class Homes:
             name for name, answer in zip(bases, answers, strict=True) if not isinstance(answer, Unreachable)
         }
         silent = {replica.name for replica in self._fleet.snapshot().of_model(key[1])} - told
-        return (reduce(merge, pins) if pins else None), told, min(silent, default=None)
+        return (reduce(merge, pins) if pins else None), told, sorted(silent)
 
     def _remember(self, pin: Pin, fresh: bool) -> Home:
         home = Home(pin, fresh)

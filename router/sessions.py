@@ -200,9 +200,10 @@ class Sessions:
         barred = refuse_model(key, pin.model) or refuse_machine(key, machine) or refuse_zone(key, after or "")
         if barred is not None and key.role != "admin":
             raise Rejected(barred)
-        if before is not None and before != after:
+        if before != after:
+            where = "to a zone that is not known at present" if before is None else f"to the zone {before}"
             message = (
-                f"This session belongs to the zone {before}, and {machine} is in {after}: what was said in it "
+                f"This session belongs {where}, and {machine} is in {after}: what was said in it "
                 "stays in its zone. Begin another one there."
             )
             raise Rejected(ApiError(409, "zone_conflict", message, final=True))

@@ -253,6 +253,8 @@ class Turn:
                 self.pin = response.headers.get("x-homeport-pin", self.pin)
                 if response.status == 200 or "x-homeport-pin" in response.headers:
                     homes.confirm(ask, to.replica)  # its host has written the pin down
+                    if self._addressed is not None:
+                        self.relay.addressing.went(self._addressed, to.replica.rpartition("/")[0])
                 if response.status != 200:
                     return await self._not_ok(ask, to, response)
                 return await (self._pass_stream(response) if self._streams else self._pass_whole(response))

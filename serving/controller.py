@@ -414,6 +414,7 @@ class Controller:
             self._models.pull,
             self._waker.wake,
             self._boots,
+            self.book.zone_of,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
         return ControllerApp(self.token, self.index, acts, joining, self.index_clock)

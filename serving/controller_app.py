@@ -51,6 +51,8 @@ class Acts:
     """A machine, by its name. Raises NotWoken."""
     boots: Callable[[], dict[str, str]]
     """Of the machines that are heard, by id: which boot of each its keeper runs in; empty where it did not say."""
+    zone_of: Callable[[str], str | None]
+    """The zone of a replica's machine, forgotten ones too; None for a machine that was never here."""
 
 
 class MachineAway(Exception):
@@ -121,6 +123,7 @@ class ControllerApp:
         ranked = [each for each in ranked if not self._index.is_ending(session, model, each.replica)]
         if not body.get("child"):  # A child has its home where its parent's is.
             ranked = [each for each in ranked if self._acts.takes_new(each.replica)]
+        ranked = self._in_its_zone(ranked, session, model, instead_of)
         held = self._index.get(session, model)
         if not ranked and held is None:
             return _not_yet()
@@ -133,6 +136,17 @@ class ControllerApp:
             session, model, ranked, refused, now, instead_of, router, self._clock.latest()
         )
         return JSONResponse({"pin": pin.to_json(), "known": known})
+
+    def _in_its_zone(
+        self, ranked: list[Candidate], session: str, model: str, instead_of: Lost | None
+    ) -> list[Candidate]:
+        """Of a session that has begun, those in its home's zone: a router's picture may be old, or it may not know that
+        there was a home before the one that it has given up."""
+        home = self._index.pins.get((session, model)) or instead_of
+        if home is None:
+            return ranked
+        zone = self._acts.zone_of(home.replica)
+        return [each for each in ranked if zone is not None and self._acts.zone_of(each.replica) == zone]
 
     async def _take_in(self, request: Request) -> Response:
         """Pins that a router saw a host write down."""

@@ -107,6 +107,15 @@ class MachineBook:
         """Those that are not forgotten, by id."""
         return {machine: known for machine, known in self.known.items() if machine not in self.forgotten}
 
+    def zone_of(self, replica: str) -> str | None:
+        """The zone of a replica's machine; of two of that name, of the one that is not forgotten. None: none was ever
+        here."""
+        name = replica.rpartition("/")[0]
+        for known in (self.remembered(), self.forgotten):
+            if zone := next((each.zone for each in known.values() if each.name == name), None):
+                return zone
+        return None
+
     def list_forgotten(self) -> list[dict[str, str]]:
         """As the fleet tells it."""
         return [

@@ -65,6 +65,7 @@ class Head:
             lambda *_: [],
             _wakes_nobody,
             lambda: dict.fromkeys(self.book.remembered(), "") if self.hears_all else {},
+            self.book.zone_of,
         )
         self._app = ControllerApp(self.token, PinIndex(), acts, routes)
 

@@ -37,6 +37,16 @@ def test_the_name_of_a_forgotten_machine_is_free(tmp_path: Path) -> None:
     assert list(book.remembered()) == ["id-2"]
 
 
+def test_the_zone_of_a_replica_is_its_machines_also_when_that_is_forgotten(tmp_path: Path) -> None:
+    book = MachineBook(tmp_path / "machines.json")
+    book.here("id-1", "attic", "home", "10.0.0.7")
+    assert (book.zone_of("attic/0"), book.zone_of("den/0")) == ("home", None)
+    book.forget("attic", ())
+    assert book.zone_of("attic/0") == "home"
+    book.here("id-2", "attic", "office", "10.0.0.8")
+    assert book.zone_of("attic/1") == "office"
+
+
 def test_a_cordon_is_kept_on_disk_until_it_is_taken_away(tmp_path: Path) -> None:
     book = MachineBook(tmp_path / "machines.json")
     book.here("id-1", "attic", "home")
