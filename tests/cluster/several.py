@@ -15,8 +15,9 @@ from typing import Any
 
 from cluster import llama_wheel
 from cluster.commands import Progress
-from cluster.install import NODEPS_LOCK, Setup
+from cluster.install import Setup
 from cluster.llama_build import locked
+from cluster.stamp import NODEPS_LOCK
 from tests.cluster.kernel import command, run
 from tests.cluster.lab import HOME, PERSON, Lab, LabMachine, laboratory
 
