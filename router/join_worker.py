@@ -21,6 +21,7 @@ from cluster.paths import Paths, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours
 from cluster.restarting import UP_LOCK_FD, running, take_up_lock
 from router import upgrading
+from router.refused import Refused
 
 ANSWER_S = 10.0
 PATIENCE_S = 30.0
@@ -34,12 +35,8 @@ SERVICE = ("-m", "cluster.service")
 Say = Callable[[str], None]
 
 
-class NotJoined(Exception):
-    """This machine is not in the cluster. The message says why and what to do; `code` is the exit code."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
+class NotJoined(Refused):
+    """This machine is not in the cluster."""
 
 
 @dataclass(frozen=True, slots=True)

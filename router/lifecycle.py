@@ -29,6 +29,7 @@ from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder, port_is_free
 from cluster.restarting import UP_LOCK_FD, running
+from router.refused import Refused
 from serving.config import Config, MachineConfig, line_of, load
 from serving.model import digest
 from serving.source import content_digest
@@ -54,12 +55,10 @@ ROUTER_GRACE_S = 1.0
 FREE_BYTES_MIN = 64 * 1024**2
 
 
-class UpRefused(Exception):
-    """Nothing was started; the message says why and what to do. `code` is the exit code."""
+class UpRefused(Refused):
+    """Nothing was started."""
 
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
+    usual_code = 2
 
 
 @dataclass(frozen=True, slots=True)
