@@ -14,6 +14,7 @@ import msgspec
 
 from cluster import ray_cluster
 from cluster.machine import GIB, CpuCore, Gpu, Hardware, Reserve
+from cluster.ray_cluster import RayFailed
 from cluster.slices import Need, Slice, carve
 from serving.journal_file import JournalNews, Mark
 from serving.model import ModelSpec
@@ -163,6 +164,9 @@ class FiftyMembers:
 
     async def leave(self, machine: str) -> None:
         return None
+
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        raise RayFailed(f"{machine}: nobody wants it here")
 
     async def _ask(self, timeout_s: float, method: str, *args: Any) -> Any:
         return await ray_cluster.ask(self._keepers, method, *args, timeout_s=timeout_s)

@@ -156,7 +156,7 @@ class Head:
             ended=self._ended,
             is_there=lambda replica: world.host_at(replica).up and world.host_at(replica).heard,
             takes_new=lambda replica: machine(replica) not in world.cordoned,
-            boots=lambda: {},
+            boots=dict,
             zone_of=lambda replica: world.zones[machine(replica)],
         )
         self.app = ControllerApp("", index, acts, cast(JoinRoutes, None))

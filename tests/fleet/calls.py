@@ -54,6 +54,10 @@ class SocketMembers:
     async def leave(self, machine: str) -> None:
         await self._ask(machine, ANSWER_S, "leave")
 
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        told: dict[str, Any] = await self._ask(machine, ANSWER_S, "yield_machine", for_s, ends)
+        return told
+
     async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> Any:
         asked = pickle.dumps((method, args))
         async with asyncio.timeout(timeout_s):
