@@ -71,6 +71,7 @@ SET_UP = (
     "cluster.install",
     "cluster.llama_build",
     "cluster.llama_wheel",
+    "cluster.stamp",
 )
 
 

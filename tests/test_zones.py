@@ -403,13 +403,15 @@ class Zones(RuleBasedStateMachine):
 
     @rule(at=routers, which=picks)
     def ended_by_hand(self, at: int, which: int) -> None:
-        """Then it begins anew, wherever it may."""
+        """Then it begins anew, wherever it may. (A router that has not heard of it asks the old home first, which has
+        no such session any more and does not take the turn.)"""
         talk = self.picked(which)
         try:
             self.do(self.routers[at].sessions.end(talk.public, ADMIN))
         except Rejected:
             return
         self.began.pop(talk.session, None)
+        self.routers[1 - at].homes.forget(talk.session, MODEL)
 
     @rule(which=machines)
     def cordon(self, which: str) -> None:
