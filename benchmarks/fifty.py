@@ -168,6 +168,12 @@ class FiftyMembers:
     async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
         raise RayFailed(f"{machine}: nobody wants it here")
 
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        raise RayFailed(f"{machine} has no models from elsewhere here")
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        raise RayFailed(f"{machine}: nobody sleeps here")
+
     async def _ask(self, timeout_s: float, method: str, *args: Any) -> Any:
         return await ray_cluster.ask(self._keepers, method, *args, timeout_s=timeout_s)
 

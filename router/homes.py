@@ -359,8 +359,8 @@ class Homes:
         return None if pin is None or pin.replica in told else pin
 
     async def _ask_hosts(self, key: Key) -> tuple[Pin | None, set[str], list[str]]:
-        """What the reachable hosts know of the session, twins merged; which have told; the replicas of the model that have
-        not."""
+        """What the reachable hosts know of the session, twins merged; which have told; the replicas of the model that
+        have not."""
         bases = {name: base for name in self._fleet.reachable() if (base := self._fleet.base(name))}
         answers = await asyncio.gather(
             *(self._peers.host_pin(base, *key) for base in bases.values()), return_exceptions=True

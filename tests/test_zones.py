@@ -152,16 +152,18 @@ class Head:
             has_learned=lambda: True,
             forget=lambda _: None,
             cordon=lambda *_: None,
-            yield_machine=self._yields,
+            yield_machine=self._nobody,
             ended=self._ended,
             is_there=lambda replica: world.host_at(replica).up and world.host_at(replica).heard,
             takes_new=lambda replica: machine(replica) not in world.cordoned,
+            pull=lambda *_: [],
+            wake=self._nobody,
             boots=dict,
             zone_of=lambda replica: world.zones[machine(replica)],
         )
         self.app = ControllerApp("", index, acts, cast(JoinRoutes, None))
 
-    async def _yields(self, *_: object) -> dict[str, Any]:
+    async def _nobody(self, *_: object) -> dict[str, Any]:
         raise AssertionError("nobody asks for that")
 
     async def _ended(self, said: Mapping[str, Pin]) -> None:

@@ -58,6 +58,13 @@ class SocketMembers:
         told: dict[str, Any] = await self._ask(machine, ANSWER_S, "yield_machine", for_s, ends)
         return told
 
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        told: dict[str, Any] = await self._ask(machine, ANSWER_S, "bring", orders)
+        return told
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        return int(await self._ask(machine, ANSWER_S, "wake", mac, networks))
+
     async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> Any:
         asked = pickle.dumps((method, args))
         async with asyncio.timeout(timeout_s):
