@@ -62,6 +62,7 @@ from router.wakings import Wakings
 from serving.config import RouterConfig
 from serving.known_pins import last_known
 from serving.model import ModelSpec
+from serving.moving import Mover
 
 ASKS_HOSTS = "/api/sessions"
 """What is answered here and below asks every host: it counts as a request, as a turn does."""
@@ -205,7 +206,8 @@ def build(
     relay = Relay(fleet, homes, addressing, client, settings.token, specs, metrics, clock)
     fleet.on_lost = relay.lost
     ring, keys = key_ring(settings.keys_file, settings.token)
-    sessions = Sessions(fleet, peers, finder, relay, wall)
+    mover = Mover(client, settings.token, clock)
+    sessions = Sessions(fleet, peers, finder, relay, mover, wall)
     pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
     front = Front(relay, pages, metrics, names, ring, naming_headers(settings.identity), clock)

@@ -28,6 +28,7 @@ from router import (
     key_commands,
     lifecycle,
     live,
+    moves_words,
     pull_commands,
     service_commands,
     upgrading,
@@ -58,6 +59,8 @@ err = live.console(stderr=True)
 FAILED, WRONG, NOT_RUNNING = 1, 2, 3
 READY_S = 180.0
 ACT_S = 10.0
+MOVE_S = 600.0
+"""A long context over a slow network."""
 REFRESH_S = 0.5
 QUIET_REFRESH_S = 1.0
 
@@ -173,11 +176,12 @@ def move(
     ],
     machine: Annotated[str, typer.Argument(help="The machine that is to be its home.")],
 ) -> None:
-    """Give a session another home. Its context is evaluated anew there at its next turn."""
+    """Give a session another home, with its context where that can go along."""
     run = _running_or_exit(False)
     path = f"/api/sessions/{quote(session, safe='')}/move"
-    done = _ask_or_exit(run, "POST", path, {"machine": machine})
-    out.print(f"{done['id']} has its home at {', '.join(done['replicas'])} now.")
+    done = _ask_or_exit(run, "POST", path, {"machine": machine}, timeout_s=MOVE_S)
+    for line in moves_words.moved(done):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -324,10 +328,12 @@ def _get_or_exit(run: dict[str, Any], path: str) -> Any:
     return _ask_or_exit(run, "GET", path)
 
 
-def _ask_or_exit(run: dict[str, Any], method: str, path: str, body: Any = None) -> Any:
+def _ask_or_exit(
+    run: dict[str, Any], method: str, path: str, body: Any = None, timeout_s: float = ACT_S
+) -> Any:
     secret = _secret()
     try:
-        return api_client.ask(run["url"], method, path, body, secret=secret, timeout_s=ACT_S)
+        return api_client.ask(run["url"], method, path, body, secret=secret, timeout_s=timeout_s)
     except api_client.Refused as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
     except (api_client.Away, KeyError) as error:

@@ -265,21 +265,11 @@ class Peers:
 
     async def learn(self, base: str | None, pins: Sequence[Mapping[str, Any]]) -> list[Pin]:
         """Tell a host (None: the controller) of pins; those that hold from now on, if it says so."""
-        return [pin for pin, _ in await self._learn(base, pins)]
-
-    async def leave(self, base: str, pin: Mapping[str, Any]) -> str | None:
-        """Tell a host of a session's home elsewhere. The digest of what was said last in it there; None if it was
-        not guessed."""
-        return next((history for _, history in await self._learn(base, [pin])), None)
-
-    async def _learn(
-        self, base: str | None, pins: Sequence[Mapping[str, Any]]
-    ) -> list[tuple[Pin, str | None]]:
         data = msgspec.json.encode({"pins": list(pins)})
         text = await self._ask("POST", f"{base or self._control}/pins", POLL, data)
         try:
             told = msgspec.json.decode(text or b"{}", type=dict[str, Any]).get("pins", ())
-            return [(pin_from_json(pin), pin.get("history")) for pin in told if isinstance(pin, dict)]
+            return [pin_from_json(pin) for pin in told if isinstance(pin, dict)]
         except (msgspec.DecodeError, ValueError, TypeError) as error:
             raise Unreachable(f"its pins cannot be read: {error}") from error
 

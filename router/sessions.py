@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from router.choose import ranked
 from router.decision import Ask, machine_of
@@ -27,11 +27,9 @@ from router.identity import digest, public_id
 from router.keys import Key, refuse_machine, refuse_model, refuse_zone
 from router.peers import KnownPin, NotYet, Peers, Unreachable
 from router.relay import Relay
+from serving.moving import FACTS, Busy, Context, Mover, NotMoved
 from serving.pins import Pin, is_public_id
 from serving.yielding import wanted_yield
-
-FACTS = ("public", "scope", "family", "guessed", "history")
-"""What goes along with a pin to its new home."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +44,30 @@ class Found:
         return self.known.pin
 
 
+class Moved(NamedTuple):
+    pin: Pin
+    context: Context | None
+    """None: its home was there already."""
+
+    def to_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"context": "kept"} if self.context is None else self.context.to_json()
+        return {"model": self.pin.model, "replica": self.pin.replica, **told}
+
+
 class Sessions:
     """All methods raise Rejected where it cannot be done; the error names the remedy."""
 
     def __init__(
-        self, fleet: Fleet, peers: Peers, finder: Finder, relay: Relay, wall: Callable[[], float]
+        self,
+        fleet: Fleet,
+        peers: Peers,
+        finder: Finder,
+        relay: Relay,
+        mover: Mover,
+        wall: Callable[[], float],
     ) -> None:
         self.relay = relay
+        self._mover = mover
         self._fleet = fleet
         self._peers = peers
         self._finder = finder
@@ -81,15 +96,19 @@ class Sessions:
         return {"id": public, "ended": True, "models": sorted(model for _, model in keys)}
 
     async def move(self, told: str, machine: str, key: Key) -> dict[str, Any]:
-        """Give it a home on another machine of its zone. Its pin is written there when this returns."""
+        """Give it a home on another machine of its zone, with its context where that can go along. Its pin is written
+        there when this returns. By model what became of it; `context` is `carried` only if it is for all."""
         public = self.public(told, key)
         found = await self._all(public, key)
         if not self._fleet.controller_reachable:
             raise Rejected(no_controller())
         for each in found:
             self._may_move(each, machine, key)
-        moved = [await self._move(each, machine, key) for each in found]
-        return {"id": public, "machine": machine, "replicas": [pin.replica for pin in moved]}
+        moved = [(await self._move(each, machine, key)).to_json() for each in found]
+        worst = next((each for each in moved if "why" in each), moved[0])
+        outcome = {name: worst[name] for name in ("context", "why") if name in worst}
+        replicas = [each["replica"] for each in moved]
+        return {"id": public, "machine": machine, "replicas": replicas, **outcome, "moved": moved}
 
     async def forget(self, machine: str) -> dict[str, Any]:
         """The machine is gone for good: its sessions get new homes."""
@@ -211,11 +230,11 @@ class Sessions:
         if open_turn and machine_of(pin) != machine:
             raise Rejected(session_busy(pin.replica))
 
-    async def _move(self, found: Found, machine: str, key: Key) -> Pin:
-        """New home first, so that the session is never without one; then who else knows of it."""
+    async def _move(self, found: Found, machine: str, key: Key) -> Moved:
+        """Have it moved, then tell whoever else knows of it. Raises Rejected where it stays."""
         pin = found.pin
         if machine_of(pin) == machine:
-            return pin
+            return Moved(pin, None)
         ask = Ask(pin.model, pin.session, pin.session, machine, key=replace(key, zones=None, machines=None))
         order = ranked(ask, self._fleet.snapshot(), self._fleet.now())
         base = self._fleet.base(order[0].replica) if order else None
@@ -223,30 +242,23 @@ class Sessions:
             message = f"No replica of {pin.model} on {machine} can take it now; see `homeport status`."
             raise Rejected(ApiError(503, "model_unavailable", message, retry_after_s=5))
         made = Pin(pin.session, pin.model, order[0].replica, pin.generation + 1, self._wall())
-        told = {**{name: found.known.facts.get(name) for name in FACTS}, **made.to_json()}
-        try:
-            winners = await self._peers.learn(base, [told])
-        except Unreachable as error:
-            message = f"{made.replica} could not write it down ({error}). The session stays at {pin.replica}."
-            raise Rejected(ApiError(503, "machine_unavailable", message, retry_after_s=5)) from error
-        if made not in winners:
-            message = "Somebody else moved this session at the same moment. See `homeport sessions`."
-            raise Rejected(ApiError(409, "session_busy", message, retry_after_s=2))
-        self.relay.homes.told(made)
-        elsewhere = {**told, "history": None}
         here = {*found.at, pin.replica} & set(self._fleet.reachable())
-        old = {name: self._fleet.base(name) for name in sorted(here)}
-        # Who is away reads it in the journal (the controller), or is told by the controller when it is back.
-        if (former := old.pop(pin.replica, None)) is not None:
+        others = {name: self._fleet.base(name) for name in sorted(here)}
+        former = others.pop(pin.replica, None)
+        try:
+            context = await self._mover.move(former, base, made, found.known.facts)
+        except Busy as busy:
+            message = f"This session cannot be moved at this moment: {busy}. See `homeport sessions`."
+            raise Rejected(ApiError(409, "session_busy", message, retry_after_s=2)) from busy
+        except NotMoved as error:
+            message = f"The session stays at {pin.replica}: {error}."
+            raise Rejected(ApiError(503, "machine_unavailable", message, retry_after_s=5)) from error
+        self.relay.homes.told(made)
+        told = {**{name: found.known.facts.get(name) for name in FACTS}, **made.to_json(), "history": None}
+        for other in (None, *filter(None, others.values())):
             with suppress(Unreachable):
-                # A turn may have begun there after its history was read; from now on none does.
-                last = await self._peers.leave(former, elsewhere)
-                if last not in (None, told["history"]):
-                    await self._peers.learn(base, [{**told, "history": last}])
-        for other in (None, *filter(None, old.values())):
-            with suppress(Unreachable):
-                await self._peers.learn(other, [elsewhere])
-        return made
+                await self._peers.learn(other, [told])
+        return Moved(made, context)
 
     def _no_machine(self, machine: str) -> ApiError:
         known = ", ".join(sorted(self._fleet.snapshot().machines)) or "none"

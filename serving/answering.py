@@ -137,7 +137,12 @@ class Answering:
         session = self.ask.session
         if session is None or not isinstance(job, Turn):
             return None
-        return await self.desk.turns.context_for(session, job.prompt)
+        departures = self.desk.departures
+        while True:
+            await self.patiently(departures.over(session), signs.MOVING)
+            chosen = await self.desk.turns.context_for(session, job.prompt)
+            if session not in departures:
+                return chosen
 
     def check_pin(self) -> None:
         """Raises Problem 421 when the router's picture is old."""

@@ -14,6 +14,7 @@ import msgspec
 
 from cluster.clocks import DayClock
 from serving.asgi import Problem
+from serving.departures import Departures
 from serving.engine import Engine
 from serving.journal import Journal, JournalFull
 from serving.model import ModelSpec
@@ -45,6 +46,7 @@ class Desk:
     """Returns once the engine is loaded, which it begins to do if it was unloaded. Raises Problem if it cannot be."""
     created_s: Callable[[], float] = field(default_factory=lambda: DayClock().latest)
     """When a pin that is made now is made: later than all before it, however the clock is set."""
+    departures: Departures = field(default_factory=Departures)
 
     def place_headers(self) -> tuple[tuple[str, str], ...]:
         return (("x-homeport-machine", self.machine), ("x-homeport-replica", self.replica))

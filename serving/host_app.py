@@ -36,9 +36,11 @@ from serving.engine_life import EngineLife, NotLoaded
 from serving.host_memory import MemoryWatch
 from serving.journal import Journal
 from serving.model import ModelSpec
+from serving.parked_routes import ParkedRoutes
 from serving.parking import Parking
 from serving.parking_plan import memory_budget
 from serving.pin_routes import PinRoutes
+from serving.pins import is_session
 from serving.places import free_places, running
 from serving.request_fields import BadRequest
 from serving.routing import check_home, read_ask
@@ -119,7 +121,10 @@ class HostApp:
             about.machine, about.replica, model, engine, self._turns, journal, self._writer, awake=self.awake
         )
         self._egress = Egress()
-        self._pins = PinRoutes(self._desk, keep_s=lambda: self._settings.parking.keep_s)
+        self._parked = ParkedRoutes(self._desk, self._parking)
+        self._pins = PinRoutes(
+            self._desk, keep_s=lambda: self._settings.parking.keep_s, moves_in=self._parked.adopt
+        )
 
     @property
     def loaded(self) -> bool:
@@ -147,6 +152,7 @@ class HostApp:
         self._move("draining", "stopping")
         self._life.end()
         self._pins.stop()
+        self._desk.departures.close()
         if self._quiet is not None:
             self._quiet.cancel()
         if served:
@@ -280,11 +286,15 @@ class HostApp:
                 await send_whole(send, 200, msgspec.json.encode(self.report()))
             case _ if path == "/pins" or path.startswith("/pins/"):
                 await self._pins.answer(method, path, scope["query_string"], receive, send)
+            case _ if path.startswith("/parked/") and is_session(session := path.removeprefix("/parked/")):
+                self._check_ready()
+                with self._work():
+                    await self._parked.answer(method, session, scope["query_string"], headers, receive, send)
             case _ if path in (*OWN_PATHS, *ENDPOINTS):
                 raise Problem(405, f"{method} does not work on {path}", "method_not_allowed")
             case _:
-                paths = ", ".join((*ENDPOINTS, *OWN_PATHS))
-                message = f"a host has {paths} and /pins; everything else is at the router"
+                paths = ", ".join((*ENDPOINTS, *OWN_PATHS, "/pins"))
+                message = f"a host has {paths} and /parked; everything else is at the router"
                 raise Problem(404, message, "not_found")
 
     def report(self) -> dict[str, Any]:
@@ -339,9 +349,10 @@ class HostApp:
                 **self._memory.report(),
                 "engine": asdict(self._engine.facts.memory) if known else None,
             },
-            "parking": self._parking.report(
-                place.session for place in state.places if place.session is not None
-            ),
+            "parking": {
+                **self._parking.report(place.session for place in state.places if place.session is not None),
+                "layout": self._engine.facts.layout if known else "",
+            },
             "awake": self._awake.report(),
             "turns": turns.finished,
             "recent": [

@@ -19,6 +19,7 @@ from cluster.clocks import DayClock
 from serving import dropped
 from serving.engine import SavedState
 from serving.model import ParkingSpec
+from serving.parked_transfer import Incoming, Outgoing, of_state
 from serving.parking_disk import ParkingDisk
 from serving.parking_plan import Missing, gives_way
 from serving.remembered import Remembered
@@ -135,6 +136,39 @@ class Parking:
             return state.tokens
         return await self._disk.read_tokens(session)
 
+    async def outgoing(self, session: str, resident: SavedState | None = None) -> Outgoing | None:
+        """The newest context of a session, for another host; it stays here too. `resident`: what the engine has saved
+        of it just now. None: there is none."""
+        if resident is None and session in self._arriving:
+            await asyncio.wait({self._arriving[session]})
+        state = resident or self._loaded(session)
+        if state is not None:
+            return of_state(session, self._disk.fingerprint, state)
+        return await self._disk.outgoing(session)
+
+    def expect(self, session: str, size: int) -> Incoming | None:
+        """As ParkingDisk.expect."""
+        return self._disk.expect(session, size)
+
+    def unexpect(self, incoming: Incoming) -> None:
+        """What came, or did not come whole, goes."""
+        self._disk.unexpect(incoming.session)
+        self._thread.submit(incoming.drop)
+
+    async def adopt(self, incoming: Incoming) -> None:
+        """What came whole from another host is the session's context. Never raises: then it has none."""
+        self.forget(incoming.session)
+        try:
+            await self._disk.adopt(incoming)
+        except OSError as error:
+            self._warn(f"a context that was moved here was not kept: {error.strerror}")
+            self.unexpect(incoming)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits for all that the states here are bound to; empty before `open`."""
+        return self._disk.fingerprint
+
     def count(self, session: str) -> int | None:
         """How many tokens are kept of a session that have come from the engine; None: nothing is kept."""
         if (state := self._loaded(session)) is not None:
@@ -228,6 +262,7 @@ class Parking:
             "saves": self.saves,
             "resumes": self.resumes,
             "failures": self.failures,
+            "fingerprint": self.fingerprint,
         }
 
     def _arrives(self, session: str, saving: "Future[SavedState | None]", parked: bool) -> None:

@@ -147,7 +147,7 @@ class Pinning:
 
     def _facts(self) -> Facts:
         ask = self._ask
-        return Facts(ask.public, ask.scope, self.family, ask.rank == "guessed", ask.history)
+        return Facts(ask.public, ask.scope, self.family, ask.rank == "guessed", ask.history, ask.machines)
 
 
 def _unknown() -> Problem:

@@ -75,6 +75,8 @@ class Turns:
         self._has_leases = False
         self.on_leases: Callable[[bool], None] = lambda _: None
         """Called when the first lease is taken, and when the last one was given back."""
+        self._given_back = asyncio.Event()
+        """Set, and replaced, whenever a lease is given back."""
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the engine's thread; its events come to `loop`."""
@@ -186,6 +188,18 @@ class Turns:
                 lease.lost.set()
                 lease.push(Refused("session_ended"))
         await self._parking.removed()
+
+    async def end_turns(self, session: str) -> None:
+        """Its turns get the refusal that a host gives which stops. Its context stays. Returns once they have ended."""
+        mine = [lease for lease in self._leases.values() if lease.owner == session and not lease.gone]
+        for lease in mine:
+            lease.lost.set()
+            lease.push(Refused("host_stopping"))
+            self._feed(admission_events.Left(lease.turn))
+            if lease.granted is None:
+                self._leases.pop(lease.turn, None)
+        while any(lease.owner == session for lease in self._leases.values()):
+            await self._given_back.wait()
 
     def _newest(self, name: str) -> Lease | None:
         return next((lease for lease in reversed(self._leases.values()) if lease.session == name), None)
@@ -346,6 +360,8 @@ class Turns:
     def _give_back(self, lease: Lease, kept: bool) -> None:
         del self._leases[lease.turn]
         self._feed(admission_events.Ended(lease.turn, kept))
+        given_back, self._given_back = self._given_back, asyncio.Event()
+        given_back.set()
 
     def _feed(self, event: admission_events.Event) -> None:
         """Step admission and carry its actions out, with what comes of them, until there are no more."""

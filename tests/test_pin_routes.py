@@ -103,7 +103,7 @@ def pin(name: str = ANN, replica: str = "den/0", generation: int = 1, created_s:
 
 
 async def test_a_pin_is_told_with_its_session_and_what_that_does(routes: Routes) -> None:
-    facts = Facts("hp_ann", SCOPE, BEN, guessed=True, history=session("said"))
+    facts = Facts("hp_ann", SCOPE, BEN, guessed=True, history=session("said"), machines="attic,den")
     routes.journal.insert(pin(), facts)
     routes.turns.does[ANN] = "waiting"
     told = await routes.ask("GET", f"/pins/{ANN}?model={MODEL}")
@@ -113,6 +113,7 @@ async def test_a_pin_is_told_with_its_session_and_what_that_does(routes: Routes)
         "scope": SCOPE,
         "family": BEN,
         "guessed": True,
+        "machines": "attic,den",
         "history": session("said"),
         "used_s": NOW,
         "turns": 0,

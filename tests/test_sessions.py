@@ -10,6 +10,7 @@ from yarl import URL
 
 from router.identity import digest, key_scope, public_id
 from router.peers import Unreachable
+from serving.moving import Mover
 from serving.pins import pin_from_json
 from tests.standins import (
     MODEL,
@@ -56,7 +57,9 @@ async def test_a_name_with_a_slash_is_ended_and_moved_as_any_other(tmp_path: Pat
         await router.ready("m1/0")
         path = router.url + "/api/sessions/a%2Fb"
         async with router.client.post(URL(f"{path}/move", encoded=True), json={"machine": "m1"}) as moved:
-            assert await moved.json() == {"id": public, "machine": "m1", "replicas": ["m1/0"]}
+            told = await moved.json()
+            assert (told["id"], told["machine"], told["replicas"]) == (public, "m1", ["m1/0"])
+            assert told["context"] == "evaluated anew"
         async with router.client.delete(URL(path, encoded=True)) as ended:
             assert (ended.status, (await ended.json())["id"]) == (200, public)
 
@@ -155,14 +158,13 @@ async def test_what_a_crossing_turn_said_at_the_former_home_is_handed_over(
         (new,) = (host for host in hosts if host is not old)
         (pin,) = old.pins.values()
         pin |= {"guessed": True, "history": before}
-        peers = router.parts.relay.homes._peers
-        leave = peers.leave
+        leave = Mover.leave
 
-        async def crossed(base: str, pin: dict[str, Any]) -> str:
-            assert await leave(base, pin) is None
+        async def crossed(mover: Mover, base: str, pin: dict[str, Any]) -> str:
+            assert await leave(mover, base, pin) is None
             return after
 
-        monkeypatch.setattr(peers, "leave", crossed)
+        monkeypatch.setattr(Mover, "leave", crossed)
         assert (await move(router, new.replica.partition("/")[0])).status == 200
         assert [told["history"] for told in new.told] == [before, after]
         assert new.told[1] == {**new.told[0], "history": after}
