@@ -358,7 +358,8 @@ def _refusal(replica: Replica, says: str, fleet: Snapshot) -> str:
     if _takes_new(replica, fleet):
         return says
     known = fleet.machines.get(replica.machine)
-    state = "cordoned" if known is not None and known.cordoned else _machine_state(replica, fleet)
+    state = _machine_state(replica, fleet)
+    state = "cordoned" if known is not None and known.cordoned and state != "draining" else state
     return f"takes no new session (its machine is {state})"
 
 

@@ -23,6 +23,7 @@ from router import (
     apply_commands,
     doctor_commands,
     down_all,
+    drain_commands,
     following,
     join_commands,
     key_commands,
@@ -50,6 +51,9 @@ app.command(name="apply")(apply_commands.apply)
 app.command(name="yield")(yield_commands.yield_machine)
 app.command(name="doctor")(doctor_commands.doctor)
 app.command(name="wake")(wake_commands.wake)
+app.command(name="cordon")(drain_commands.cordon)
+app.command(name="uncordon")(drain_commands.uncordon)
+app.command(name="drain")(drain_commands.drain)
 app.command(name="join")(join_commands.join)
 app.command(name="join-token")(join_commands.join_token)
 app.command(name="pull")(pull_commands.pull)
@@ -192,26 +196,6 @@ def forget(
     run = _running_or_exit(False)
     _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/forget")
     out.print(f"{machine} is forgotten. Should it come back, it joins anew.", markup=False)
-
-
-@app.command()
-def cordon(
-    machine: Annotated[str, typer.Argument(help="A machine that is to take no new sessions.")],
-) -> None:
-    """Let a machine take no new sessions. Those that have their home there are served as before."""
-    run = _running_or_exit(False)
-    _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/cordon")
-    out.print(f"{machine} is cordoned: no new session gets its home there.", markup=False)
-
-
-@app.command()
-def uncordon(
-    machine: Annotated[str, typer.Argument(help="A machine that was cordoned.")],
-) -> None:
-    """Let a cordoned machine take new sessions again."""
-    run = _running_or_exit(False)
-    _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/uncordon")
-    out.print(f"{machine} takes new sessions again.", markup=False)
 
 
 @app.command()

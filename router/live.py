@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.slices import bytes_text
+from router import moves_words
 from serving.model_room import words
 from serving.yielding import PERSON
 
@@ -219,11 +220,14 @@ def standing_text(machine: Mapping[str, Any]) -> str:
     """How a machine stands: `ready`, `cordoned`, `yielded to steam`, `lost, last heard 2 min ago`, `asleep, …, woken by
     its next turn`."""
     state, away_s = str(machine["state"]), machine.get("away_s")
-    cordoned = ", cordoned" if machine.get("cordoned") and state != "cordoned" else ""
+    word = "draining" if machine.get("draining") else "cordoned"
+    cordoned = f", {word}" if machine.get("cordoned") and state != "cordoned" else ""
     if state == "unknown":
         return f"not heard yet since the controller began{cordoned}"
     if state == "yielded":
         return f"{_yielded_text(machine.get('yielded') or {}, time.time())}{cordoned}"
+    if state == "draining":
+        return f"draining: {moves_words.drained(machine)}"
     if state not in ("asleep", "lost"):
         return state
     woken = ", woken by its next turn" if machine.get("wakes") else ""
@@ -279,7 +283,8 @@ def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
 
 
 def _machine_line(machine: Mapping[str, Any]) -> Text:
-    styles = {"lost": "red", "unknown": "yellow", "cordoned": "yellow", "yielded": "yellow", "asleep": "blue"}
+    styles = {"lost": "red", "unknown": "yellow", "asleep": "blue"}
+    styles |= dict.fromkeys(("cordoned", "yielded", "draining"), "yellow")
     style = styles.get(machine["state"], "")
     facts = ", ".join([f"zone {machine['zone']}", *_hardware_facts(machine)])
     return Text.assemble(

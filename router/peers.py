@@ -108,14 +108,17 @@ class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     address: str
     state: str
-    """How it stands: unknown, ready, cordoned, yielded, asleep, lost."""
+    """How it stands: serving/standing.py has the words."""
     cordoned: bool = False
+    """Whether it takes no new pins."""
     unlisted: bool = False
     """Whether it was on Ray's list and is no longer."""
     wakes: bool = False
     """Whether the config says how it is woken."""
     power: str = ""
     """What of sleep and staying awake is not done there, and why."""
+    draining: Any = None
+    """Of one that is drained: its deadline, since the epoch, and how far it is; serving/draining.py has the words."""
     heard_s: float | None = None
     """Of one that is away: when its keeper was heard last, since the epoch; None: not since the controller began."""
     yielded: ListedYield | None = None
@@ -288,7 +291,8 @@ class Peers:
         await self._ask("DELETE", url, QUICK, data, {"model": pin.model})
 
     async def manage(self, machine: str, act: str, told: Mapping[str, Any] | None = None) -> tuple[int, str]:
-        """Have the controller `forget`, `cordon`, `uncordon` or `yield` a machine: its status, and what it says."""
+        """Have the controller `forget`, `cordon`, `uncordon`, `drain` or `yield` a machine: its status, and what it
+        says."""
         url = f"{self._control}/machines/{quote(machine, safe='')}/{act}"
         body, limits = (None, POLL) if told is None else (msgspec.json.encode(told), ORDER)
         try:

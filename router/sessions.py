@@ -27,6 +27,7 @@ from router.identity import digest, public_id
 from router.keys import Key, refuse_machine, refuse_model, refuse_zone
 from router.peers import KnownPin, NotYet, Peers, Unreachable
 from router.relay import Relay
+from serving.drain_plan import LONGEST_DRAIN_S
 from serving.moving import FACTS, Busy, Context, Mover, NotMoved
 from serving.pins import Pin, is_public_id
 from serving.yielding import wanted_yield
@@ -42,6 +43,9 @@ class Found:
     @property
     def pin(self) -> Pin:
         return self.known.pin
+
+
+DRAIN_WITHIN_S = 600.0
 
 
 class Moved(NamedTuple):
@@ -106,7 +110,7 @@ class Sessions:
             self._may_move(each, machine, key)
         moved = [(await self._move(each, machine, key)).to_json() for each in found]
         worst = next((each for each in moved if "why" in each), moved[0])
-        outcome = {name: worst[name] for name in ("context", "why") if name in worst}
+        outcome: dict[str, Any] = {name: worst[name] for name in ("context", "why") if name in worst}
         replicas = [each["replica"] for each in moved]
         return {"id": public, "machine": machine, "replicas": replicas, **outcome, "moved": moved}
 
@@ -145,6 +149,11 @@ class Sessions:
             raise Rejected(ApiError(404, "machine_not_found", message, "machine"))
         code = "machine_cannot_wake" if status == 409 else "machine_not_woken"
         raise Rejected(ApiError(status, code, message, final=status == 409))
+
+    async def drain(self, machine: str, within_s: float) -> dict[str, Any]:
+        """Have the machine be empty in so many seconds: the controller moves its sessions within its zone."""
+        await self._manage(machine, "drain", {"within_s": within_s})
+        return {"machine": machine, "draining": True, "within_s": within_s}
 
     async def _manage(self, machine: str, act: str, told: Any = None) -> None:
         """Have the controller do this with a machine; on return the picture shows it."""
@@ -278,6 +287,19 @@ def _not_ended(replicas: list[str]) -> ApiError:
         "End it then, or give the machine up with `homeport forget`."
     )
     return ApiError(503, "machine_unavailable", message, retry_after_s=10)
+
+
+def wanted_time(body: Any) -> float:
+    """What `{"within_s": …}` says, in seconds; ten minutes where it says nothing. Raises Rejected."""
+    within_s = body.get("within_s", DRAIN_WITHIN_S) if isinstance(body, dict) else None
+    if (
+        isinstance(within_s, bool)
+        or not isinstance(within_s, int | float)
+        or not 0 <= within_s <= LONGEST_DRAIN_S
+    ):
+        message = f'Say by when, in seconds: {{"within_s": 600}}; at most {LONGEST_DRAIN_S:g}.'
+        raise Rejected(bad_request(message, "invalid_value", "within_s"))
+    return float(within_s)
 
 
 def wanted_machine(body: Any) -> str:

@@ -20,6 +20,7 @@ from cluster.clocks import AwakeClock, DayClock
 from cluster.paths import Paths, read_json, secret
 from cluster.ray_cluster import RayFailed
 from serving.controller_app import Acts, ControllerApp, MachineAway
+from serving.draining import Draining
 from serving.giving import Giving
 from serving.join_routes import JoinRoutes
 from serving.journal_file import JournalNews, Mark
@@ -129,6 +130,15 @@ class Controller:
         self._waker = Waker(self._who_is_there, self._order_wake, AWAY)
         self._giving = Giving(lambda: self.roll.reports, self._heard_of, self.ping, self._give, self._head)
         self._models = ModelGiving(self.paths.known_models, _ForModels(self))
+        self._draining = Draining(
+            self.book,
+            self.index,
+            self.token,
+            lambda: self.roll.reports,
+            self._heard_of,
+            self._takes_new,
+            self.index_clock,
+        )
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
     def ping(self) -> int:
@@ -165,7 +175,8 @@ class Controller:
         following: dict[str, asyncio.Task[None]] = {}
         giving = asyncio.create_task(self._giving.run())
         models = asyncio.create_task(self._models.run())
-        while not giving.done() and not models.done():
+        draining = asyncio.create_task(self._draining.run())
+        while not (giving.done() or models.done() or draining.done()):
             self._here = set(await asyncio.to_thread(members.machines))
             for machine in self._here:
                 if machine not in following or following[machine].done():
@@ -259,14 +270,20 @@ class Controller:
         if not is_cordoned:
             self.listing.keep(name, self.book.remembered())
         self._fleet_text = None
+        self._draining.changed()
+
+    def _drain(self, name: str, within_s: float) -> None:
+        self.book.drain(name, self.index_clock.steady() + within_s)
+        self._fleet_text = None
+        self._draining.changed()
 
     def _takes_new(self, replica: str) -> bool:
-        """Whether sessions may get a home there: not on a machine that is cordoned, off the list, or its person's at
-        present."""
+        """Whether sessions may get a home there: not on a machine that is cordoned, drained, off the list, or its
+        person's at present."""
         name, known = replica.rpartition("/")[0], self.book.known
         if self.roll.is_yielded(replica):
             return False
-        barred = self.book.cordoned | self.listing.off
+        barred = self.book.cordoned | self.book.draining.keys() | self.listing.off
         return all(known[id_].name != name for id_ in barred if id_ in known)
 
     def _who_is_there(self) -> Cluster:
@@ -415,12 +432,14 @@ class Controller:
             self._waker.wake,
             self._boots,
             self.book.zone_of,
+            self._drain,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
         return ControllerApp(self.token, self.index, acts, joining, self.index_clock)
 
     def _fleet(self) -> bytes:
-        passing = {"standings": self.roll.standings(), "giving": self._giving.told()}
+        draining = self._draining.told()
+        passing = {"standings": self.roll.standings(), "giving": self._giving.told(), "draining": draining}
         if self._fleet_text is None or passing != self._passing:
             models = [m["spec"] for m in self.revision["models"]]
             fleet = {
@@ -428,17 +447,23 @@ class Controller:
                 "lost_after_s": self.roll.lost_after_s,
                 "models": [{key: m[key] for key in ("name", "context", "engine")} for m in models],
                 "problems": self._all_problems(),
-                "machines": [self._told(machine) for machine in self.roll.list()],
+                "machines": [self._told(machine, draining) for machine in self.roll.list()],
                 "giving": passing["giving"],
                 "forgotten": self.book.list_forgotten(),
             }
             self._fleet_text, self._passing = msgspec.json.encode(fleet), passing
         return self._fleet_text
 
-    def _told(self, machine: dict[str, Any]) -> dict[str, Any]:
-        """With whether Ray's list has it no longer."""
-        is_off = machine["id"] in self.listing.off
-        return {**machine, "unlisted": is_off, "cordoned": machine["cordoned"] or is_off}
+    def _told(self, machine: dict[str, Any], draining: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """With whether Ray's list has it no longer, and how far it is drained."""
+        is_off, drain = machine["id"] in self.listing.off, machine["draining"]
+        drain = drain and {**drain, **draining.get(machine["id"], {})}
+        return {
+            **machine,
+            "unlisted": is_off,
+            "cordoned": machine["cordoned"] or is_off,
+            "draining": drain,
+        }
 
 
 class _ForModels:

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from cluster.clocks import DayClock
+from serving.drain_plan import LONGEST_DRAIN_S
 from serving.join_routes import JoinRoutes
 from serving.machine_book import NoMachine, NotForgotten
 from serving.model_files import hub_source
@@ -53,6 +54,8 @@ class Acts:
     """Of the machines that are heard, by id: which boot of each its keeper runs in; empty where it did not say."""
     zone_of: Callable[[str], str | None]
     """The zone of a replica's machine, forgotten ones too; None for a machine that was never here."""
+    drain: Callable[[str, float], None]
+    """Let a machine be empty in so many seconds. Raises NoMachine and OSError."""
 
 
 class MachineAway(Exception):
@@ -73,7 +76,7 @@ class ControllerApp:
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
-        /machines/{name}/forget, cordon, uncordon, yield and wake; POST /models/pull; and what
+        /machines/{name}/forget, cordon, uncordon, drain, yield and wake; POST /models/pull; and what
         serving/join_routes.py answers."""
         return Starlette(
             routes=[
@@ -88,6 +91,7 @@ class ControllerApp:
                 Route("/machines/{name}/yield", self._guard(self._yield_machine), methods=["POST"]),
                 Route("/models/pull", self._guard(self._pull), methods=["POST"]),
                 Route("/machines/{name}/wake", self._guard(self._wake_machine), methods=["POST"]),
+                Route("/machines/{name}/drain", self._guard(self._drain_machine), methods=["POST"]),
                 *self._joining.routes(self._guard, self._acts.boots),
             ]
         )
@@ -243,6 +247,23 @@ class ControllerApp:
         except OSError as error:
             return _error(507, _no_room(error))
         return JSONResponse({"machine": name, "cordoned": is_cordoned})
+
+    async def _drain_machine(self, request: Request) -> Response:
+        """In the body, `within_s`: by when it is to be empty."""
+        name = request.path_params["name"]
+        try:
+            within_s = float(dict(json.loads(await request.body() or b"{}"))["within_s"])
+            if not 0 <= within_s <= LONGEST_DRAIN_S:
+                raise ValueError(f"within_s is 0 to {LONGEST_DRAIN_S:g}")
+        except (ValueError, KeyError, TypeError) as error:
+            return _error(400, f"Not a drain: {error}")
+        try:
+            self._acts.drain(name, within_s)
+        except NoMachine as error:
+            return _error(404, str(error))
+        except OSError as error:
+            return _error(507, _no_room(error))
+        return JSONResponse({"machine": name, "within_s": within_s})
 
     def _find(self, request: Request) -> Pin | None:
         name, model = request.path_params["name"], request.query_params.get("model", "")

@@ -88,20 +88,28 @@ class MachineRoll:
                 self.lost_after_s,
                 is_yielded=bool(self.reports.get(machine, {}).get("yielded")),
                 is_asleep=machine in self._book.asleep,
+                is_draining=machine in self._book.draining,
             )
             for machine in (*self.reports, *others)
         }
 
     def list(self) -> list[dict[str, Any]]:
-        """As the fleet tells it. `state`: how it stands; `heard_s`: of one that is away, when it was heard last (since
-        the epoch; None: not since this controller began)."""
+        """As the fleet tells it. `cordoned`: whether it takes no new pins; `state`: how it stands; `draining`: by when
+        it is to be empty, since the epoch; `heard_s`: of one that is away, when it was heard last, likewise (None: not
+        since this controller began)."""
         return [self._told(machine, state) for machine, state in self.standings().items()]
 
     def _told(self, machine: str, state: Standing) -> dict[str, Any]:
         told = self.reports.get(machine) or self._last(machine)
-        is_cordoned = machine in self._book.cordoned
-        told = {**told, "state": state, "cordoned": is_cordoned, "heard_s": None}
-        told["wakes"] = told["name"] in self.wakes
+        deadline_s = self._book.draining.get(machine)
+        told = {
+            **told,
+            "state": state,
+            "cordoned": machine in self._book.cordoned or deadline_s is not None,
+            "draining": None if deadline_s is None else {"deadline_s": deadline_s},
+            "heard_s": None,
+            "wakes": told["name"] in self.wakes,
+        }
         if state not in AWAY:
             return told
         heard = self._heard.get(machine)

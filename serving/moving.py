@@ -23,7 +23,7 @@ Whoever moves may die at any point:
 | --- | --- |
 | 1, in 2, after 2 | A lets the turns go on: at once where the connection broke, else within 5 s, and 20 s at most |
 | in 3, after 3 | the same; B drops what it has, half of it at once, a whole context after 60 s or with its next start |
-| 4 | the home is B. A's turns go on there until A hears of it from the controller, which reads journals: within seconds |
+| 4 | the home is B. A's turns go on there until A hears of it from the controller, which reads journals: in seconds |
 | 5 | it has moved |
 
 Not carried: the session's scratch (titles and summaries aside), and the contexts of its children, which are sessions of

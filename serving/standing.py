@@ -5,7 +5,7 @@ Knows no reports and no book: serving/machine_roll.py asks it of each machine.
 
 from typing import Literal
 
-Standing = Literal["unknown", "ready", "cordoned", "yielded", "asleep", "lost"]
+Standing = Literal["unknown", "ready", "cordoned", "draining", "yielded", "asleep", "lost"]
 
 LOST_AFTER_S = 30.0
 """Where the config does not say."""
@@ -21,6 +21,7 @@ def standing(
     *,
     is_yielded: bool = False,
     is_asleep: bool = False,
+    is_draining: bool = False,
 ) -> Standing:
     """How a machine stands whose keeper has been silent for so long; where it has not reported at all, since the
     controller began.
@@ -29,8 +30,9 @@ def standing(
     2. silent for `lost_after_s`          -> lost
     3. not reported yet                   -> unknown: nobody is moved, nothing is started in its stead
     4. its keeper says that its person has it -> yielded
-    5. cordoned by a person               -> cordoned; so it is in 1 to 4 too, where that is not the word for it
-    6. otherwise                          -> ready
+    5. drained by a person                -> draining; so it is in 1 to 4 too, where that is not the word for it
+    6. cordoned by a person               -> cordoned; likewise
+    7. otherwise                          -> ready
     """
     if is_asleep:
         return "asleep"
@@ -40,4 +42,6 @@ def standing(
         return "unknown"
     if is_yielded:
         return "yielded"
+    if is_draining:
+        return "draining"
     return "cordoned" if is_cordoned else "ready"

@@ -66,6 +66,7 @@ class Head:
             _wakes_nobody,
             lambda: dict.fromkeys(self.book.remembered(), "") if self.hears_all else {},
             self.book.zone_of,
+            lambda *_: None,
         )
         self._app = ControllerApp(self.token, PinIndex(), acts, routes)
 

@@ -217,6 +217,16 @@ def test_a_machine_that_takes_no_new_pins_still_serves_its_own(state: str) -> No
     assert refused.reasons == (f"den/0 takes no new session (its machine is {state})",)
 
 
+def test_who_is_refused_by_a_machine_that_is_drained_is_told_that_word() -> None:
+    there = replace(
+        fleet(replica("den/0")), machines={"den": Machine("den", "draining", "home", cordoned=True)}
+    )
+    assert isinstance(choose(ASK, home("den/0"), there, NOW), Send)
+    refused = choose(ASK, None, there, NOW)
+    assert isinstance(refused, Refuse)
+    assert refused.reasons == ("den/0 takes no new session (its machine is draining)",)
+
+
 def test_a_cordoned_machine_of_which_nothing_is_heard_takes_no_new_pins_either() -> None:
     there = fleet(replica("den/0"))
     for state in ("unknown", "lost"):

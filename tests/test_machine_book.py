@@ -60,6 +60,39 @@ def test_a_cordon_is_kept_on_disk_until_it_is_taken_away(tmp_path: Path) -> None
     assert MachineBook(tmp_path / "machines.json").cordoned == set()
 
 
+def test_a_drain_is_kept_with_its_deadline_until_an_uncordon_ends_it(tmp_path: Path) -> None:
+    book = MachineBook(tmp_path / "machines.json")
+    book.here("id-1", "attic", "home")
+    book.here("id-2", "den", "home")
+    book.drain("attic", 1000.0)
+    book.cordon("den", True)
+    again = MachineBook(tmp_path / "machines.json")
+    assert (again.draining, again.cordoned) == ({"id-1": 1000.0}, {"id-2"})
+    again.drain("attic", 2000.0)
+    again.cordon("attic", True)
+    assert MachineBook(tmp_path / "machines.json").draining == {"id-1": 2000.0}
+    again.cordon("attic", False)
+    assert (again.draining, again.cordoned) == ({}, {"id-2"})
+    again.drain("den", 3000.0)
+    again.forget("den", ())
+    assert MachineBook(tmp_path / "machines.json").draining == {}
+    with pytest.raises(NoMachine, match="known: attic"):
+        again.drain("den", 1.0)
+
+
+def test_a_drain_that_cannot_be_written_down_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    book = MachineBook(tmp_path / "machines.json")
+    book.here("id-1", "attic", "home")
+
+    def full(*_: object) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr("serving.machine_book.write_private", full)
+    with pytest.raises(OSError, match="no space"):
+        book.drain("attic", 1000.0)
+    assert book.draining == {}
+
+
 def test_only_a_machine_that_is_known_is_cordoned(tmp_path: Path) -> None:
     book = MachineBook(tmp_path / "machines.json")
     with pytest.raises(NoMachine, match=r"no machine shed; known: none\."):

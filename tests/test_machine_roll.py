@@ -141,6 +141,18 @@ def test_a_cordon_is_told_whether_the_machine_is_there_or_not(book: MachineBook)
     assert (told(seen)["den"]["state"], told(seen)["den"]["cordoned"]) == ("lost", True)
 
 
+def test_a_drain_is_told_with_its_deadline_and_takes_no_new_pins(book: MachineBook) -> None:
+    time = Time()
+    seen = roll(book, time)
+    seen.heard("id-1", report())
+    book.drain("den", 1e9 + 700.0)
+    den = told(seen)["den"]
+    assert (den["state"], den["cordoned"], den["draining"]) == ("draining", True, {"deadline_s": 1e9 + 700.0})
+    assert told(seen)["attic"]["draining"] is None
+    time.now += 30.0
+    assert (told(seen)["den"]["state"], told(seen)["den"]["cordoned"]) == ("lost", True)
+
+
 def test_forgotten_machines_and_former_owners_of_a_name_are_not_in_it(book: MachineBook) -> None:
     seen = roll(book, Time(), id_2=report("attic", "id-2"))
     seen.heard("id-3", report("den", "id-3"))
