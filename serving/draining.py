@@ -145,7 +145,7 @@ class Draining:
         for go in decided.go:
             if machine not in self._book.draining:
                 return
-            if await self._go(go, homes[go.session.replica], targets_base(self._reports(), go), progress):
+            if await self._go(go, homes[go.session.replica], _base_of(self._reports(), go), progress):
                 progress.left -= 1
 
     async def _go(self, go: Go, home: _Home, base: str | None, progress: _Progress) -> bool:
@@ -184,13 +184,18 @@ class Draining:
                 state = await self._ask(base, "/state")
                 pins = (await self._ask(base, "/pins", PINS))["pins"]
                 quiet = {r["session"]: float(r["quiet_s"]) for r in state.get("residents", ())}
-                mine = [pin for pin in pins if pin["replica"] == name]
+                mine = [pin for pin in pins if pin["replica"] == name and self._lives_there(pin)]
                 found[name] = _Home(base, fits_of(state), mine, quiet)
             except (*Away, ValueError, KeyError, TypeError):
                 there = sum(pin.replica == name for pin in self._index.journals.get(name, {}).values())
                 if there:
                     silent[f"{name} does not serve"] += there
         return found, dict(silent)
+
+    def _lives_there(self, told: Mapping[str, Any]) -> bool:
+        """Whether nobody knows of a newer home, of which the host has not heard yet."""
+        known = self._index.get(told["session"], told["model"])
+        return known is None or known.generation <= told["generation"]
 
     async def _targets(self, machine: str, zone: str, homes: Mapping[str, _Home]) -> list[Target]:
         closed = self._book.cordoned | self._book.draining.keys()
@@ -235,7 +240,7 @@ class Draining:
         return self._client
 
 
-def targets_base(reports: Mapping[str, Report], go: Go) -> str | None:
+def _base_of(reports: Mapping[str, Report], go: Go) -> str | None:
     """Where its new home's host listens, by the machine's last report."""
     for report in reports.values():
         for replica in report["replicas"]:

@@ -59,6 +59,10 @@ class Busy(NotMoved):
     """A turn of it is open, or somebody else moves it."""
 
 
+class NotThere(NotMoved):
+    """Its home does not have it: it was ended, or it has moved."""
+
+
 class NoHost(NotMoved):
     """Its new home could not write it down."""
 
@@ -133,7 +137,7 @@ class Mover:
         return context
 
     async def carry(self, source: str, target: str, session: str, ends_turns: bool = False) -> Context:
-        """Steps 1 to 3. Raises Busy."""
+        """Steps 1 to 3. Raises Busy and NotThere."""
         began = self._clock()
         reason = await self._why_not(source, target)
         url = f"{source}/parked/{session}"
@@ -144,7 +148,9 @@ class Mover:
                 "GET", url, params=query, headers=self._headers, timeout=CARRY
             ) as given:
                 if given.status == 409:
-                    raise Busy(_message(await given.read()) or "a turn of it is open")
+                    raise Busy(_told(await given.read()).get("message") or "a turn of it is open")
+                if given.status == 404 and _told(await given.read()).get("code") == "pin_not_found":
+                    raise NotThere("its home does not have it any more: it was ended, or it has moved")
                 if reason is not None:
                     return Anew(reason)
                 if given.status == 204:
@@ -197,8 +203,8 @@ class Mover:
                 "PUT", f"{target}/parked/{session}", data=_pieces(given), headers=headers, timeout=CARRY
             ) as taken:
                 if taken.status != 200:
-                    said = _message(await taken.read())
-                    return Anew(said or f"its new home did not take it ({taken.status})")
+                    said = _told(await taken.read()).get("message")
+                    return Anew(str(said or f"its new home did not take it ({taken.status})"))
         except Away as error:
             return Anew(f"it broke off on its way ({type(error).__name__})")
         return Carried(int(given.headers.get(TOKENS, "0")), int(size), self._clock() - began)
@@ -229,8 +235,10 @@ def _read(body: bytes, status: int) -> dict[str, Any]:
     return msgspec.json.decode(body, type=dict[str, Any])
 
 
-def _message(body: bytes) -> str:
+def _told(body: bytes) -> dict[str, Any]:
+    """What an error's body says."""
     try:
-        return str(msgspec.json.decode(body, type=dict[str, Any])["error"]["message"])
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return ""
+        error = msgspec.json.decode(body, type=dict[str, Any])["error"]
+    except (msgspec.DecodeError, KeyError):
+        return {}
+    return error if isinstance(error, dict) else {}

@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import os
 import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
@@ -24,6 +25,10 @@ from tests.models import gemma
 from tests.moving_world import Machines, World, router_of, world
 
 HELLO = "hello " * 60
+LONG = pytest.mark.skipif(
+    "HOMEPORT_TEST_MOVES" not in os.environ,
+    reason="4,000 tokens take a minute: HOMEPORT_TEST_MOVES=1 runs it, and tests/cluster/test_moves.py has as many",
+)
 MakeWorld = Callable[..., Any]
 
 
@@ -264,6 +269,21 @@ async def test_a_new_home_that_cannot_write_it_down_leaves_the_session_where_it_
     assert (talk.machine, talk.told["context"]) == (old, "resident")
 
 
+async def test_a_session_that_was_ended_meanwhile_is_not_brought_back(make_world: MakeWorld) -> None:
+    world = await make_world(den=("home", FAKE), attic=("home", FAKE))
+    talk = Talk(world, "tea")
+    await talk.say()
+    old, new = talk.machine, other(world, talk.machine)
+    (pin,) = world.host(old).get("/pins").body["pins"]
+    made = Pin(pin["session"], pin["model"], f"{new}/0", 2, time.time())
+    assert (await world.ask("DELETE", f"/api/sessions/{talk.public}"))[0] == 200
+    async with new_client() as client:
+        source, target = (f"http://127.0.0.1:{world.host(name).port}" for name in (old, new))
+        with pytest.raises(NotMoved, match="it was ended"):
+            await Mover(client, TOKEN).move(source, target, made, pin)
+    assert [world.host(name).state()["pins"] for name in (old, new)] == [0, 0]
+
+
 async def test_a_host_that_dies_while_it_gives_costs_the_context_and_no_more(make_world: MakeWorld) -> None:
     world = await make_world(den=("home", FAKE), attic=("home", FAKE))
     talk = Talk(world, "tea")
@@ -292,10 +312,11 @@ def model() -> Path:
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.parametrize("sentences", [60, pytest.param(285, marks=LONG)])
 async def test_a_long_session_says_after_a_move_what_it_would_have_said(
-    make_host: Callable[..., HostProcess], model: Path
+    make_host: Callable[..., HostProcess], model: Path, sentences: int
 ) -> None:
-    """4,000 tokens of a real model. Nobody tells the old home that the session moved, so that it goes on at both."""
+    """A real model. Nobody tells the old home that the session moved, so that it goes on at both."""
     spec, machines = model_spec(context=4608), Machines()
     for name in ("den", "attic"):
         machines.add(name, "home", make_host(None, spec, str(model)))
@@ -315,7 +336,7 @@ async def test_a_long_session_says_after_a_move_what_it_would_have_said(
         moved = await mover.carry(source, target, pin["session"])
         await mover.arrive(target, made, {**pin, **made.to_json()})
     assert isinstance(moved, Carried), moved
-    assert moved.tokens > 4000
+    assert moved.tokens > 14 * sentences
     print(f"  {moved.tokens} tokens, {moved.bytes} bytes, carried in {moved.seconds:.2f} s")
     for number, words in enumerate(("Which of them came first?", "And what did it bring?")):
         messages += [{"role": "assistant", "content": answer["text"]}, {"role": "user", "content": words}]
