@@ -246,6 +246,7 @@ def test_the_simulated_journal_is_as_the_real_one(tmp_path: Path) -> None:
             None,
             rng.random() < 0.5,
             history,
+            rng.choice((None, "den", "attic,den")),
         )
         match rng.randrange(6):
             case 0 | 1:
