@@ -7,7 +7,6 @@ from serving.openai_wire import PromptProgress
 
 LOADING = "loading the model"
 READING = "reading the request"
-MOVING = "moving to another machine"
 
 
 def waiting(position: int, about_s: float | None) -> str:

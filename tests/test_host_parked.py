@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -153,6 +154,35 @@ def test_a_turn_that_comes_meanwhile_waits_and_is_told_where_its_session_is(make
     (answer,) = answers
     assert (answer.status, answer.body["homeport"]["pin"]["replica"]) == (421, "attic/0")
     assert give(host).code == "pin_not_found"
+
+
+def test_a_stream_that_waits_for_a_move_sends_no_head_before_it_is_over(make_host: MakeHost) -> None:
+    """Its head would be out after five seconds of any other wait, and then it could not be sent after its session."""
+    host = make_host(Behaviour(context=1_000_000), context=1_000_000)
+    long = {"messages": [{"role": "user", "content": "hello " * 120_000}], "max_tokens": 4}
+    assert host.chat(long, who="ann").status == 200
+    slow = socket.socket()
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    slow.connect(("127.0.0.1", host.port))
+    slow.sendall(f"GET /parked/{ANN} HTTP/1.1\r\nhost: den\r\nauthorization: Bearer {TOKEN}\r\n\r\n".encode())
+    assert b" 200 " in slow.recv(1000)  # The rest is not read: it is still given.
+    answers: list[Any] = []
+
+    def ask() -> None:
+        stream = host.stream("and now?", {"x-homeport-pin": "kept"}, who="ann")
+        answers.append((stream.status, stream.headers.get("x-homeport-pin")))
+        stream.close()
+
+    turn = threading.Thread(target=ask)
+    began = time.monotonic()
+    turn.start()
+    turn.join(6.5)
+    waits = not answers
+    assert time.monotonic() - began > 6
+    learn(host, "attic/0", 2)
+    turn.join(10)
+    slow.close()
+    assert (waits, [status for status, _ in answers]) == (True, [421])
 
 
 @pytest.mark.parametrize("breaks", ["after the last byte", "before it"])

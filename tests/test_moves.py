@@ -100,6 +100,17 @@ class Talk:
         self.told = body["homeport"]
         return str(answer["content"])
 
+    async def stream(self) -> tuple[int, Mapping[str, str], str]:
+        """A turn that is not remembered, as it came."""
+        body = {
+            "model": "smollm2",
+            "stream": True,
+            "messages": [*self.messages, {"role": "user", "content": "and?"}],
+        }
+        url = self.world.url + "/v1/chat/completions"
+        async with self.world.client.post(url, json=body, headers={"x-session-id": self.name}) as answer:
+            return answer.status, answer.headers, await answer.text()
+
     async def move(self, machine: str) -> dict[str, Any]:
         path = f"/api/sessions/{self.public}/move"
         status, told = await self.world.ask("POST", path, {"machine": machine})
@@ -183,8 +194,9 @@ async def test_where_the_context_cannot_go_along_it_says_so_and_the_session_move
         assert (talk.machine, talk.told["context"], talk.told["cause"]) == ("attic", "evaluated", "moved")
 
 
+@pytest.mark.parametrize("stream", [False, True])
 async def test_a_turn_that_comes_while_its_session_moves_runs_once_at_the_new_home(
-    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, stream: bool
 ) -> None:
     world = await make_world(den=("home", FAKE), attic=("home", FAKE))
     talk = Talk(world, "tea")
@@ -201,9 +213,15 @@ async def test_a_turn_that_comes_while_its_session_moves_runs_once_at_the_new_ho
     monkeypatch.setattr(Mover, "arrive", late)
     moving = asyncio.create_task(talk.move(new))
     await coming.wait()
-    await talk.say()
+    if stream:
+        status, headers, text = await talk.stream()
+        assert (status, headers["x-homeport-machine"], headers["x-homeport-pin"]) == (200, new, "moved")
+        assert text.endswith("data: [DONE]\n\n")
+    else:
+        await talk.say()
+        assert (talk.machine, talk.headers["x-homeport-pin"]) == (new, "moved")
+        assert talk.told["context"] == "resumed"
     assert (await moving)["context"] == "carried"
-    assert (talk.machine, talk.headers["x-homeport-pin"], talk.told["context"]) == (new, "moved", "resumed")
     after = {name: world.host(name).state()["turns"] for name in (old, new)}
     assert (after[old] - before[old], after[new] - before[new]) == (0, 1)
 
