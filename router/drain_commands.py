@@ -77,7 +77,6 @@ def follow(
     name: str,
     say: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
-    wall: Callable[[], float] = time.time,
     clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Tell each change until the machine is empty, or nothing more can be done; the exit code. `fleet` gives None while
@@ -105,7 +104,7 @@ def follow(
         if moves_words.is_drained(machine):
             say(moves_words.what_next(name))
             return 0
-        if moves_words.only_stay(machine, wall()):
+        if moves_words.only_stay(machine):
             say(
                 f"The sessions that are left wait for {name}: what they need is there only. `homeport uncordon {name}` "
                 "lets it go on as before; `homeport end ID` ends one of them."

@@ -44,11 +44,11 @@ def is_drained(machine: Mapping[str, Any]) -> bool:
     return told.get("left") == 0 and not told.get("waits")
 
 
-def only_stay(machine: Mapping[str, Any], now_s: float) -> bool:
-    """Whether the deadline is over and nobody is left but those that nobody takes. `now_s`: since the epoch."""
+def only_stay(machine: Mapping[str, Any]) -> bool:
+    """Whether the deadline is over and nobody is left but those that nobody takes."""
     told = machine["draining"]
     stay = sum(told.get("stay", {}).values())
-    return bool(stay and told.get("left") == stay and not told.get("waits") and now_s > told["deadline_s"])
+    return bool(stay and told.get("left") == stay and not told.get("waits") and told.get("is_over"))
 
 
 def what_next(name: str) -> str:

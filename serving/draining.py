@@ -6,7 +6,6 @@ Moves one session after another, as moving.py does. A machine that is away, or w
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from cluster.clocks import DayClock
 from serving.carrying import Fits, fits_of, why_not
 from serving.drain_plan import Go, Resting, Target, plan
 from serving.machine_book import MachineBook
@@ -42,6 +42,8 @@ class _Progress:
     """By reason: those of `moved` whose context did not go along."""
     left: int | None = None
     """None: it has not looked yet."""
+    is_over: bool = False
+    """Whether it has looked since the deadline."""
     stay: Mapping[str, int] = field(default_factory=dict)
     """By reason: those of `left` that nobody takes."""
     waits: str = ""
@@ -52,6 +54,7 @@ class _Progress:
             "moved": self.moved,
             "anew": dict(self.anew),
             "left": self.left,
+            "is_over": self.is_over,
             "stay": dict(self.stay),
             "waits": self.waits,
         }
@@ -70,8 +73,8 @@ class _Home:
 
 
 class Draining:
-    """`reports`: the machines' last reports, by id; `here`: ids of those that were heard of late. `client` makes the
-    HTTP client when the first machine is drained."""
+    """`reports`: the machines' last reports, by id; `here`: ids of those that were heard of late; `takes_new`:
+    whether sessions may get a home at a replica. `client` makes the HTTP client when the first machine is drained."""
 
     def __init__(
         self,
@@ -80,7 +83,8 @@ class Draining:
         token: str,
         reports: Callable[[], Mapping[str, Report]],
         here: Callable[[], Collection[str]],
-        wall: Callable[[], float] = time.time,
+        takes_new: Callable[[str], bool],
+        clock: DayClock,
         client: Callable[[], aiohttp.ClientSession] = aiohttp.ClientSession,
     ) -> None:
         self._book = book
@@ -88,7 +92,8 @@ class Draining:
         self._token = token
         self._reports = reports
         self._here = here
-        self._wall = wall
+        self._takes_new = takes_new
+        self._clock = clock
         self._make_client = client
         self._client: aiohttp.ClientSession | None = None
         self._progress: dict[str, _Progress] = {}
@@ -123,7 +128,7 @@ class Draining:
 
     def _next_s(self, machine: str) -> float:
         progress = self._progress.get(machine)
-        left_s = self._book.draining.get(machine, 0.0) - self._wall()
+        left_s = self._book.draining.get(machine, 0.0) - self._clock.steady()
         look_s = DONE_LOOK_S if progress is not None and progress.left == 0 else LOOK_S
         return min(look_s, left_s) if left_s > 0 else look_s
 
@@ -138,10 +143,10 @@ class Draining:
         homes, silent = await self._homes(report)
         targets = await self._targets(machine, report["zone"], homes)
         resting = [each for name, home in homes.items() for each in _resting(name, home)]
-        left_s = self._book.draining.get(machine, 0.0) - self._wall()
+        left_s = self._book.draining.get(machine, 0.0) - self._clock.steady()
         decided = plan(resting, targets, report["zone"], left_s)
         progress.stay = {**decided.stays, **silent}
-        progress.left = len(resting) + sum(silent.values())
+        progress.left, progress.is_over = len(resting) + sum(silent.values()), left_s <= 0
         for go in decided.go:
             if machine not in self._book.draining:
                 return
@@ -153,7 +158,9 @@ class Draining:
         session = go.session
         if base is None:
             return False
-        made = Pin(session.session, session.model, go.target.replica, session.generation + 1, self._wall())
+        made = Pin(
+            session.session, session.model, go.target.replica, session.generation + 1, self._clock.latest()
+        )
         facts = next(
             pin for pin in home.pins if pin["session"] == session.session and pin["model"] == session.model
         )
@@ -164,7 +171,7 @@ class Draining:
         except NotMoved as error:
             log.warning("a session stays at %s: %s", session.replica, error)
             return False
-        self._index.confirm([made], made.replica, now=self._wall())
+        self._index.confirm([made], made.replica, now=self._clock.steady())
         self._index.describe(made.session, str(facts.get("public") or ""), facts.get("scope"))
         progress.moved += 1
         if isinstance(context, Anew):
@@ -198,14 +205,13 @@ class Draining:
         return known is None or known.generation <= told["generation"]
 
     async def _targets(self, machine: str, zone: str, homes: Mapping[str, _Home]) -> list[Target]:
-        closed = self._book.cordoned | self._book.draining.keys()
         reports = self._reports()
         wanted = [
             (reports[id_], replica)
             for id_ in sorted(self._here())
-            if id_ != machine and id_ not in closed and id_ in reports and reports[id_]["zone"] == zone
+            if id_ != machine and id_ in reports and reports[id_]["zone"] == zone
             for replica in reports[id_]["replicas"]
-            if replica["state"] == "ready"
+            if replica["state"] == "ready" and self._takes_new(replica["name"])
         ]
         found = []
         for report, replica in wanted:

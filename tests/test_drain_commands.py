@@ -10,19 +10,11 @@ from router.drain_commands import FAILED, SILENT_S, follow, seconds
 from router.live import standing_text
 
 NO_MORE = "drained; its hosts can be stopped"
-PAST, FUTURE = 100.0, 900.0
-NOW = 500.0
 
 
-def machine(left: int | None, moved: int = 0, deadline_s: float = FUTURE, **more: Any) -> dict[str, Any]:
-    told = {
-        "deadline_s": deadline_s,
-        "moved": moved,
-        "left": left,
-        "anew": {},
-        "stay": {},
-        "waits": "",
-    } | more
+def machine(left: int | None, moved: int = 0, is_over: bool = False, **more: Any) -> dict[str, Any]:
+    told: dict[str, Any] = {"deadline_s": 900.0, "is_over": is_over, "moved": moved, "left": left}
+    told |= {"anew": {}, "stay": {}, "waits": ""} | more
     return {"name": "den", "state": "draining", "draining": told}
 
 
@@ -39,7 +31,7 @@ def followed(*seen: dict[str, Any] | None) -> tuple[int, list[str]]:
         told = next(looks)
         return None if told is None else {"machines": [told]}
 
-    return follow(fleet, "den", said.append, sleep, lambda: NOW, lambda: now[0]), said
+    return follow(fleet, "den", said.append, sleep, lambda: now[0]), said
 
 
 def test_each_change_is_said_once_and_the_end_says_what_to_do_next() -> None:
@@ -63,7 +55,7 @@ def test_each_change_is_said_once_and_the_end_says_what_to_do_next() -> None:
 def test_those_that_nobody_takes_are_waited_for_until_the_deadline_and_then_named() -> None:
     stay = {"their key names the machine": 2}
     early = machine(2, 5, stay=stay)
-    code, said = followed(early, early, machine(2, 5, PAST, stay=stay))
+    code, said = followed(early, early, machine(2, 5, True, stay=stay))
     assert code == FAILED
     assert said[0] == "den: moved 5 of 7 sessions; 2 stay: their key names the machine"
     assert "`homeport uncordon den`" in said[1]
