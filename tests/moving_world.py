@@ -94,6 +94,12 @@ class Machines:
     async def leave(self, machine: str) -> None:
         raise TimeoutError
 
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        raise TimeoutError
+
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        return await asyncio.to_thread(self._report, machine.removeprefix("id-"))
+
     async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
         raise TimeoutError
 

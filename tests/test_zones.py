@@ -40,6 +40,7 @@ from router.snapshot import Model
 from serving.controller_app import Acts, ControllerApp
 from serving.join_routes import JoinRoutes
 from serving.model import WhenLost
+from serving.moving import Mover
 from serving.pin_index import PinIndex
 from serving.pins import Pin, merge, pin_from_json
 from tests.standins import AnswersHost, routed
@@ -160,6 +161,7 @@ class Head:
             wake=self._nobody,
             boots=dict,
             zone_of=lambda replica: world.zones[machine(replica)],
+            drain=lambda *_: None,
         )
         self.app = ControllerApp("", index, acts, cast(JoinRoutes, None))
 
@@ -292,7 +294,9 @@ class Zones(RuleBasedStateMachine):
             of=lambda *_: None,
             ended=homes.forget,
         )
-        people = Sessions(fleet, peers, finder, cast(Relay, relay), lambda: self.now)
+        people = Sessions(
+            fleet, peers, finder, cast(Relay, relay), Mover(wire, "token", lambda: self.now), lambda: self.now
+        )
         return OneRouter(fleet, homes, people)
 
     def host_at(self, replica: str) -> Host:
