@@ -58,7 +58,7 @@ __all__ = [
 INCARNATION = "HOMEPORT_INCARNATION"
 YIELD_SIGNAL = signal.SIGUSR1
 """To a host: end, and take up to 4 s to save what only it has. SIGTERM leaves it half of that."""
-YIELD_GRACE_S = 4.6
+YIELD_GRACE_S = 4.2
 """After that signal; then it is killed."""
 LAUNCH_TIMEOUT_S = 30.0
 

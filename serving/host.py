@@ -48,7 +48,7 @@ class Patience:
 
 
 STOP = Patience(2.2, 2.7)
-YIELD = Patience(3.8, 4.4)
+YIELD = Patience(3.5, 4.0)
 """The machine's person wants it back within 5 s."""
 CLOSE_STREAMS_S = 1
 HOUSEKEEPING_S = 30.0

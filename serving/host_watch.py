@@ -166,9 +166,9 @@ class HostWatch:
             await asyncio.to_thread(end, record)
         self.life, self.state = "absent", {}
 
-    def excuse(self, since_s: float) -> None:
-        """Whatever died from then on (seconds since the epoch) was ended for the machine's person."""
-        if (left := tuple(death for death in self.deaths if death < since_s)) != self.deaths:
+    def excuse(self, since: float) -> None:
+        """Whatever died from then on (on the monotonic clock) was ended for the machine's person."""
+        if (left := tuple(death for death in self.deaths if death < since)) != self.deaths:
             self.deaths, self.permanent, self.detail = left, None, ""
 
     def seen(self) -> Seen:

@@ -79,8 +79,9 @@ class OwnerWatch:
     async def _free(self) -> None:
         order, yielded = self._owner.order, self.yielded
         if order is not None and yielded is not None and yielded.by == PERSON:
+            given_at = time.monotonic() - max(0.0, time.time() - order.given_s)
             for watch in self._watches.values():
-                watch.excuse(order.given_s)
+                watch.excuse(given_at)
         await asyncio.gather(*(watch.free() for watch in self._watches.values() if watch.life == "alive"))
         self._changed()
 

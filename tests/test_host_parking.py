@@ -171,7 +171,7 @@ def test_a_yield_gives_a_save_more_time_than_a_stop_and_ends_within_five_seconds
     first(host, "ann")
     begun = time.monotonic()
     host.signal(YIELD_SIGNAL)
-    late = threading.Timer(STOP.exit_s + 0.5, gate.touch)
+    late = threading.Timer(STOP.exit_s + 0.2, gate.touch)
     late.start()
     assert host.wait_end(6.0) == 0
     late.join()
