@@ -85,7 +85,7 @@ class Sleepers:
         tower = self.machine("tower")
         began = time.monotonic()
         tower.ssh("echo sleep > /run/orders")
-        until(lambda: told(tower)[-1:] == ["-sleep/delay"], "nobody puts the sleep of tower off")
+        until(lambda: held(tower) == [], "nobody puts the sleep of tower off")
         print(f"  tower sleeps {time.monotonic() - began:.1f} s after logind said so")
         tower.freeze()
 
@@ -117,6 +117,17 @@ class Turn(threading.Thread):
 def told(machine: LabMachine) -> list[str]:
     """What the stand-in for logind there told."""
     return machine.ssh("cat /run/told").stdout.split()
+
+
+def held(machine: LabMachine) -> list[str]:
+    """Which locks its logind has given out and not got back."""
+    found: list[str] = []
+    for word in told(machine):
+        if word.startswith("+"):
+            found.append(word[1:])
+        elif word.startswith("-"):
+            found.remove(word[1:])
+    return found
 
 
 def mac_of(machine: LabMachine) -> str:
@@ -171,7 +182,7 @@ def test_the_next_turn_of_a_session_whose_home_sleeps_wakes_it_and_waits_with_co
     mac = mac_of(tower)
     heard = threading.Event()
     sleepers.wires.on_packet = lambda packet: heard.set() if packet.mac == mac else None
-    until(lambda: told(tower)[-1:] == ["+sleep/delay"], "tower puts its sleep off")
+    until(lambda: held(tower) == ["sleep/delay"], "tower puts its sleep off")
     parked = tower.home / ".local" / "state" / "homeport" / "replicas" / "0" / "parked"
     sleepers.sleeps()
     assert list(parked.iterdir()), "its session is on disk"
@@ -203,7 +214,7 @@ def test_the_next_turn_of_a_session_whose_home_sleeps_wakes_it_and_waits_with_co
 def test_a_person_wakes_it_and_sees_it_come(sleepers: Sleepers) -> None:
     tower, head = sleepers.machine("tower"), sleepers.several.head
     mac = mac_of(tower)
-    until(lambda: told(tower)[-1:] == ["+sleep/delay"], "tower puts its sleep off again")
+    until(lambda: held(tower) == ["sleep/delay"], "tower puts its sleep off again")
     before = len(sleepers.wires.packets)
     sleepers.sleeps()
     sleepers.becomes("tower", "asleep", 10.0)
