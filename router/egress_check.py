@@ -18,11 +18,11 @@ from cluster.join import LOOPBACK
 from cluster.network import listen
 from serving.ask_host import AWAY as NO_ANSWER
 from serving.ask_host import ask_host
+from serving.egress import LOOKUP_S, aside, look_up
 from serving.standing import AWAY
 
 ANSWER_S = 15.0
 """A host's own limits are shorter."""
-LOOKUP_S = 4.0
 LATE_S = 0.3
 """A datagram may come after its sender has told that it sent it."""
 NAME = "example.com"
@@ -36,7 +36,8 @@ async def check(machines: Sequence[Mapping[str, Any]], addresses: Sequence[str],
     `machines`: as /api/fleet has them; `addresses`: this machine's, at which it listens meanwhile. Raises OSError where
     it can listen at none.
     """
-    name = NAME if await _resolves(NAME) else None
+    # Where this machine cannot look it up either, no host proves anything by it.
+    name = NAME if await aside(lambda: look_up(NAME), LOOKUP_S, "timeout") == "ok" else None
     with _Ear(addresses) as ear:
         asked = [
             (machine, replica, secrets.token_hex(8))
@@ -72,15 +73,6 @@ async def _ask(replica: Mapping[str, Any], token: str, body: Mapping[str, Any]) 
         return await asyncio.wait_for(asking, ANSWER_S)
     except NO_ANSWER:
         return None
-
-
-async def _resolves(name: str) -> bool:
-    """Whether a name leads anywhere from here: else no host proves anything by it."""
-    try:
-        await asyncio.wait_for(asyncio.get_running_loop().getaddrinfo(name, 443), LOOKUP_S)
-    except (OSError, TimeoutError):
-        return False
-    return True
 
 
 class _Ear:

@@ -50,8 +50,8 @@ class Egress:
         """
         targets, name, word = _read(body)
         async with self._alone:
-            tries = [_aside(_both(*target, word), 2 * TRY_S + 0.5, LATE) for target in targets]
-            looked = None if name is None else _aside(lambda: _look_up(name), LOOKUP_S, "timeout")
+            tries = [aside(_both(*target, word), 2 * TRY_S + 0.5, LATE) for target in targets]
+            looked = None if name is None else aside(lambda: look_up(name), LOOKUP_S, "timeout")
             found = await asyncio.gather(*tries)
             said = None if looked is None else await looked
         told = [
@@ -120,7 +120,8 @@ def _send(address: str, port: int, word: bytes) -> str:
     return "ok"
 
 
-def _look_up(name: str) -> str:
+def look_up(name: str) -> str:
+    """`ok`, or what the resolver says."""
     try:
         socket.getaddrinfo(name, 443, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:
@@ -134,7 +135,7 @@ def _named(error: OSError) -> str:
     return errno.errorcode.get(error.errno or 0, str(error))
 
 
-def _aside(call: Callable[[], Any], limit_s: float, late: object) -> "asyncio.Future[Any]":
+def aside(call: Callable[[], Any], limit_s: float, late: object) -> "asyncio.Future[Any]":
     """What the call gives, or `late`. On a thread that keeps nobody from ending: a look-up cannot be ended itself."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Any] = loop.create_future()

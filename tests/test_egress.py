@@ -110,7 +110,7 @@ async def test_a_look_up_that_hangs_keeps_nobody(monkeypatch: pytest.MonkeyPatch
         go.wait(10)
         return "ok"
 
-    monkeypatch.setattr("serving.egress._look_up", hang)
+    monkeypatch.setattr("serving.egress.look_up", hang)
     monkeypatch.setattr("serving.egress.LOOKUP_S", 0.1)
     told = await Egress().attempt({"targets": [["127.0.0.1", 1]], "name": "example.com", "word": ""})
     go.set()
