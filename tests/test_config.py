@@ -39,7 +39,7 @@ DESIGN_KEYS = {
     ("router",): "listen keys_file names identity",
     ("router", "identity"): "headers fields",
     ("network",): "control ports private isolate lost_after files copy_rate models_disk",
-    ("machines",): "name address zone reserve wake yield_to",
+    ("machines",): "name address zone reserve yield_to wake",
     ("machines", "reserve"): "cores memory",
     ("machines", "wake"): "mac command",
     ("models",): "name engine source machines replicas needs take context sessions hold queue unload parking "

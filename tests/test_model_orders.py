@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.model_files import Content, Part
@@ -120,6 +120,7 @@ SEATS = st.lists(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SEATS, st.sampled_from([{}, KNOWN]))
 def test_at_most_one_machine_of_a_zone_fetches_and_no_copy_crosses_zones(
     seats: list[Seat], known: dict[str, Content]
@@ -142,6 +143,7 @@ def test_at_most_one_machine_of_a_zone_fetches_and_no_copy_crosses_zones(
                 assert order.machine in {h.name for h in here if h.id != each.id}
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(SEATS)
 def test_once_all_have_it_there_is_nothing_to_do(seats: list[Seat]) -> None:
     done = [replace(each, held=KNOWN) for each in seats]

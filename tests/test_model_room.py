@@ -1,7 +1,7 @@
 """Which fetched models go so that another one has room."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serving.model_room import Disk, Kept, NoRoom, percent, what_goes, words
@@ -52,6 +52,7 @@ KEPT = st.lists(
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(KEPT, st.integers(0, 200), st.integers(0, 200), st.one_of(st.none(), st.integers(0, 300)), st.data())
 def test_what_goes_makes_it_fit_and_is_named_by_nobody(
     held: list[Kept], needed: int, free: int, budget: int | None, data: st.DataObject
