@@ -24,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 import router.fleet
+from cluster.clocks import DayClock
 from router.decision import Ask, Refuse, Send, Wait
 from router.errors import Rejected
 from router.finding import Finder
@@ -163,7 +164,8 @@ class Head:
             zone_of=lambda replica: world.zones[machine(replica)],
             drain=lambda *_: None,
         )
-        self.app = ControllerApp("", index, acts, cast(JoinRoutes, None))
+        clock = DayClock(lambda: world.now, lambda: world.now)
+        self.app = ControllerApp("", index, acts, cast(JoinRoutes, None), clock)
 
     async def _nobody(self, *_: object) -> dict[str, Any]:
         raise AssertionError("nobody asks for that")
