@@ -208,7 +208,7 @@ class Controller:
 
     async def _give(self, machine: str) -> None:
         """Give a keeper its share of the revision; one that does not take it is away until it is heard of again."""
-        wanted = self._assign().get(machine)
+        wanted = self._shares().get(machine)
         if wanted is None or self._members is None:
             return
         number = self.revision["revision"]
@@ -389,14 +389,17 @@ class Controller:
         if is_new:
             self._assign()
             self._giving.heard()
-        self._models.heard()
+            self._models.heard()
 
-    def _assign(self) -> dict[str, list[dict[str, Any]]]:
+    def _shares(self) -> Mapping[str, list[dict[str, Any]]]:
         """By machine id: what it is to serve, as far as it fits there."""
+        return self._sharing.shares(self.revision["models"], self.roll.reports).machines
+
+    def _assign(self) -> None:
+        """Something is new: what there is to tell, and what does not fit."""
         self._fleet_text = None
-        told = self._sharing.shares(self.revision["models"], self.roll.reports)
-        self.problems = {model: dict(reasons) for model, reasons in told.left_out.items()}
-        return dict(told.machines)
+        left_out = self._sharing.shares(self.revision["models"], self.roll.reports).left_out
+        self.problems = {model: dict(reasons) for model, reasons in left_out.items()}
 
     def _read_revision(self) -> None:
         revision = read_json(self.paths.revision)
@@ -479,7 +482,7 @@ class _ForModels:
         return self._of._heard_of()
 
     def shares(self) -> Mapping[str, list[dict[str, Any]]]:
-        return self._of._assign()
+        return self._of._shares()
 
     def revision(self) -> Mapping[str, Any]:
         return self._of.revision
