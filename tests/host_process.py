@@ -131,6 +131,11 @@ class HostProcess:
                 pass
             time.sleep(0.02)
 
+    def faults(self) -> str:
+        """What it has said of faults; whether its machine lets itself be kept awake is none of its own."""
+        lines = self.errors().splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("homeport: this machine: "))
+
     def errors(self) -> str:
         return (self.folder / "host.err").read_text()
 

@@ -76,7 +76,7 @@ def test_a_resident_that_gives_way_is_resumed_and_only_its_new_tokens_are_evalua
     assert again(host, "ann") == ("resumed", None, WARM)
     parking = host.state()["parking"]
     assert (parking["sessions"], parking["resumes"], parking["failures"]) == (1, 1, 0)
-    assert host.errors() == ""
+    assert host.faults() == ""
 
 
 def test_a_session_that_is_resumed_and_cut_says_where(make_host: MakeHost) -> None:
@@ -142,7 +142,7 @@ def test_a_host_that_is_told_to_stop_writes_its_residents_first(make_host: MakeH
     host.signal(signal.SIGTERM)
     assert host.wait_end(3.5) == 0
     stream.close()
-    assert host.errors() == ""
+    assert host.faults() == ""
     host.start()
     for name in ("ann", "ben", "cem"):
         body = {"messages": [{"role": "user", "content": name}], "max_tokens": 1}
@@ -176,7 +176,7 @@ def test_a_yield_gives_a_save_more_time_than_a_stop_and_ends_within_five_seconds
     assert host.wait_end(6.0) == 0
     late.join()
     assert STOP.exit_s < time.monotonic() - begun < 5.0
-    assert host.errors() == ""
+    assert host.faults() == ""
     host.start()
     assert again(host, "ann") == ("resumed", None, WARM)
 
