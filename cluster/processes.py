@@ -27,7 +27,7 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """One process that homeport started. `role` is parent, ray, router or host."""
+    """One process that homeport started. `role` is parent, ray, router, host or models."""
 
     pid: int
     role: str

@@ -41,7 +41,7 @@ class Found:
 def look(hub: HubSource, name: str, commit: str | None) -> Found:
     """Ask the hub about a file of this repository, at `commit` where that is known already. Raises Trouble."""
     url = _url(hub, name, commit)
-    with _told(hub, name):
+    with _told(hub, name, commit):
         found = get_hf_file_metadata(url, token=None, user_agent=USER_AGENT)
     if not found.etag or found.size is None or not found.commit_hash:
         raise Trouble(
@@ -59,7 +59,7 @@ def download(hub: HubSource, found: Found, file: BinaryIO, at: int, wrote: Calla
     """
     counted = _Counted(file, at, wrote)
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
-    with _told(hub, found.name):
+    with _told(hub, found.name, found.commit):
         http_get(
             _url(hub, found.name, found.commit),
             counted,  # type: ignore[arg-type]  # what it uses of a file
@@ -110,7 +110,7 @@ def _url(hub: HubSource, name: str, commit: str | None) -> str:
 
 
 @contextmanager
-def _told(hub: HubSource, name: str) -> Iterator[None]:
+def _told(hub: HubSource, name: str, commit: str | None) -> Iterator[None]:
     """The hub's and the network's errors as Trouble."""
     page = f"{constants.ENDPOINT}/{hub.repo}"
     try:
@@ -125,7 +125,9 @@ def _told(hub: HubSource, name: str) -> Iterator[None]:
         remedy = f"Correct the name; if it is private: {_LOG_IN}"
         raise Trouble("not_found", f"{constants.ENDPOINT} has no repository {hub.repo}", remedy) from None
     except errors.RevisionNotFoundError:
-        raise Trouble("not_found", f"{hub.repo} has no revision {hub.revision}", f"Look at {page}") from None
+        raise Trouble(
+            "not_found", f"{hub.repo} has no revision {commit or hub.revision}", f"Look at {page}"
+        ) from None
     except errors.RemoteEntryNotFoundError:
         raise Trouble("not_found", f"{hub.repo} has no file {name}", f"Look at {page}/tree/main") from None
     except errors.HfHubHTTPError as error:

@@ -84,7 +84,7 @@ class ModelStore:
         if orders != self._orders:
             write_private(self._paths.model_orders, json.dumps(orders, indent=1))
             self._orders = orders
-            for source in [s for s in self._failures if self._sources().get(s) != before.get(s)]:
+            for source in [s for s in list(self._failures) if self._sources().get(s) != before.get(s)]:
                 self._failures.pop(source, None)
         self._wake()
 
@@ -104,8 +104,9 @@ class ModelStore:
         """
         self._held = self._folder.held()
         self._listen()
-        for source in [s for s in self._failures if s in self._held or s not in self._sources()]:
-            del self._failures[source]
+        for source in list(self._failures):  # orders come on another thread
+            if source in self._held or source not in self._sources():
+                self._failures.pop(source, None)
         wanted = self._wanted(needed)
         if self._under is not None:
             order = self._sources().get(self._under.source)

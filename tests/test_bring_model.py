@@ -435,3 +435,10 @@ def test_a_file_that_lost_its_stamp_is_checked_and_not_fetched_again(
     assert site.total == before
     digest = hashlib.sha256(small.read_bytes()).hexdigest()
     assert machine.folder.find(digest) is not None
+
+
+def test_a_commit_that_is_gone_is_named(machine: Machine, site: Hub, small: Path) -> None:
+    gone = Content("d" * 40, (part_of(small),))
+    code, sentence = machine.trouble(machine.order(content=gone))
+    assert code == "not_found"
+    assert f"o/r has no revision {'d' * 40}. Look at " in sentence
