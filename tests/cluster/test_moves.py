@@ -138,6 +138,9 @@ def whole(flowing: Traffic, session: str, since: float, moves: Moves) -> Turn:
 
 def test_a_machine_is_drained_while_turns_go_on_and_the_router_dies(moves: Moves, flowing: Traffic) -> None:
     session, head = lives(flowing, "tower"), moves.several.head
+    flowing.rest(
+        lives(flowing, "den-pc")
+    )  # the only other machine of the zone: two that talk do not share a place
     began, ended = time.time(), list[tuple[int, str]]()
     command = threading.Thread(
         target=lambda: ended.append(moves.homeport("drain", "tower", "--deadline", "8s", timeout=200))
