@@ -330,7 +330,7 @@ def model() -> Path:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("sentences", [60, pytest.param(285, marks=LONG)])
+@pytest.mark.parametrize("sentences", [25, pytest.param(285, marks=LONG)])
 async def test_a_long_session_says_after_a_move_what_it_would_have_said(
     make_host: Callable[..., HostProcess], model: Path, sentences: int
 ) -> None:
