@@ -341,7 +341,7 @@ async def test_a_long_session_says_after_a_move_what_it_would_have_said(
     den, attic = machines.hosts["den"], machines.hosts["attic"]
     await asyncio.gather(*(asyncio.to_thread(host.start) for host in (den, attic)))
     messages = [
-        {"role": "user", "content": "Tell me of a harbour and the ships that come home to it. " * 285}
+        {"role": "user", "content": "Tell me of a harbour and the ships that come home to it. " * sentences}
     ]
     began = time.monotonic()
     answer = await _asked(den, messages, 1)
