@@ -134,7 +134,7 @@ def test_a_context_goes_from_host_to_host_wherever_it_lies(make_host: MakeHost, 
     while f"{ANN}.kv" in files(old):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert (old.errors(), new.errors()) == ("", "")
+    assert (old.faults(), new.faults()) == ("", "")
 
 
 def test_a_turn_that_comes_meanwhile_waits_and_is_told_where_its_session_is(make_host: MakeHost) -> None:
@@ -257,7 +257,7 @@ def test_what_is_not_as_it_must_be_is_not_taken(
     taken = take(new, bytes(data), made_by, who)
     assert (taken.status, taken.code) == (status, code)
     new.wait_until(lambda _: files(new) == set())
-    assert new.errors() == ""
+    assert new.faults() == ""
 
 
 def test_half_a_context_is_not_kept_and_a_host_that_is_killed_keeps_none_that_has_no_session(
