@@ -7,7 +7,7 @@ import asyncio
 from collections.abc import Sequence
 
 from router.choose import allowed
-from router.decision import Ask
+from router.decision import Ask, machine_of
 from router.fleet import Fleet
 from router.identity import ANONYMOUS, key_scope
 from router.keys import Key
@@ -74,14 +74,17 @@ class Finder:
         return min(found.values(), key=_unused, default=None)
 
     async def _find(self, bases: Sequence[str], histories: Sequence[str], ask: Ask) -> dict[str, KnownPin]:
-        """By host, what those know that have any of these histories. Each tells of sessions whose home it is only."""
+        """By host, what those know that have any of these histories. What has moved has its home elsewhere."""
         scope = key_scope(ask.key.name)
         answers = await asyncio.gather(
             *(self._peers.find(base, histories, ask.model, scope) for base in bases), return_exceptions=True
         )
         _raise_faults(answers)
+        snapshot = self._fleet.snapshot()
         return {
-            base: found for base, found in zip(bases, answers, strict=True) if isinstance(found, KnownPin)
+            base: found
+            for base, found in zip(bases, answers, strict=True)
+            if isinstance(found, KnownPin) and allowed(ask, machine_of(found.pin), snapshot)
         }
 
     async def at_hosts(self, session: str, model: str) -> tuple[dict[str, KnownPin], list[str]]:
