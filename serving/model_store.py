@@ -23,13 +23,12 @@ from serving.file_server import FileServer
 from serving.model_files import HUB, Content
 from serving.model_folder import Held, ModelFolder
 from serving.model_room import words
-from serving.model_trouble import LASTING
+from serving.model_trouble import LASTING, WASTED, pause_s
 
-AGAIN_S = (1.0, 5.0, 15.0, 30.0, 60.0)
-"""How long after its first, second, … failure in a row a model is tried again."""
-LASTING_S = 60.0
 ROLE = "models"
 END_S = 5.0
+LINE_BYTES_MAX = 2**20
+"""Of what a process says that brings a model: its longest line names 200 parts, each by up to 300 letters."""
 ALONE = "127.0.0.1"
 """The address of a machine that nobody else reaches: nobody copies from it."""
 
@@ -69,6 +68,9 @@ class ModelStore:
         self._orders: dict[str, Any] = read_json(paths.model_orders) or {}
         self._held: dict[str, Held] = self._folder.held()
         self._failures: dict[str, Failure] = {}
+        self._wasted: dict[str, int] = {}
+        """By source: how often all of it came and was thrown away. Another order does not make that forgotten, or the
+        machines of a zone would take turns at it for ever."""
         self._under: Under | None = None
         self._task: asyncio.Task[None] | None = None
         self._server = FileServer(token, machine["zone"], self._folder.find)
@@ -204,12 +206,14 @@ class ModelStore:
             self._held = self._folder.held()
             before = self._failures.get(under.source)
             self._failures.pop(under.source, None)
-            if trouble is not None:
+            if trouble is None:
+                self._wasted.pop(under.source, None)
+            else:
                 log.warning("%s: %s", under.source, trouble["message"])
                 count = 1 + (before.count if before else 0)
-                pause = AGAIN_S[min(count, len(AGAIN_S)) - 1]
-                if trouble["code"] in LASTING:
-                    pause = LASTING_S
+                wasted = self._wasted.get(under.source, 0) + (trouble["code"] in WASTED)
+                self._wasted[under.source] = wasted
+                pause = pause_s(trouble["code"], wasted if trouble["code"] in WASTED else count)
                 self._failures[under.source] = Failure(count, trouble, time.monotonic() + pause)
                 asyncio.get_running_loop().call_later(pause, self._wake)
             self._under = self._task = None
@@ -227,6 +231,7 @@ class ModelStore:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=told,
                 start_new_session=True,
+                limit=LINE_BYTES_MAX,
             )
         assert process.stdin is not None
         assert process.stdout is not None

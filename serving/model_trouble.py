@@ -13,11 +13,27 @@ Code = Literal[
     "digest",
     "changed",
     "gguf",
+    "too_large",
     "busy",
     "ended",
 ]
-LASTING: frozenset[Code] = frozenset({"gated", "unauthorized", "not_found", "digest", "changed", "gguf"})
+LASTING: frozenset[Code] = frozenset(
+    {"gated", "unauthorized", "not_found", "digest", "changed", "gguf", "too_large"}
+)
 """Those that do not pass by themselves: a replica that waits for such files is `failed`."""
+AGAIN_S = (1.0, 5.0, 15.0, 30.0, 60.0)
+LASTING_S = 60.0
+WASTED: frozenset[Code] = frozenset({"digest", "gguf"})
+"""Those that show once all bytes are there, which are thrown away then."""
+WASTED_S = (60.0, 3600.0, 6 * 3600.0, 86400.0)
+
+
+def pause_s(code: str, count: int) -> float:
+    """How long after its first, second, … failure in a row (`count`) a model is tried again, where nobody gives another
+    order meanwhile. A try that may cost a whole download for nothing is a rare one."""
+    if code in WASTED:
+        return WASTED_S[min(count, len(WASTED_S)) - 1]
+    return LASTING_S if code in LASTING else AGAIN_S[min(count, len(AGAIN_S)) - 1]
 
 
 class Trouble(Exception):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from cluster.join import enter
 from cluster.machine import Reserve
 from cluster.paths import Paths, write_private
 from cluster.processes import ours
-from serving import model_store
+from serving import model_store, model_trouble
 from serving.keeper import Keeper
 from serving.model_files import Content
 from serving.model_giving import ModelGiving
@@ -27,7 +28,7 @@ from tests.e2e.installation import _free_ports
 from tests.fakes import Behaviour
 from tests.giver import TOKEN, part_of
 from tests.host_process import free_port, model_spec
-from tests.hub import COMMIT, Hub, add, hub
+from tests.hub import COMMIT, Hub, HubFile, add, hub
 from tests.test_config import cut_to_size, gguf_bytes
 from tests.test_keeper import retire
 
@@ -328,7 +329,7 @@ def test_a_host_starts_once_its_model_is_whole_and_says_meanwhile_how_far_it_is(
 def test_a_replica_whose_file_does_not_exist_has_failed_with_the_remedy_and_starts_once_it_does(
     make: Make, site: Hub, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model_store, "LASTING_S", 0.3)
+    monkeypatch.setattr(model_trouble, "LASTING_S", 0.3)
     cluster = make({"den": "home", "tower": "home"})
     serve(cluster, monkeypatch, "hf:o/r:later.gguf", "d", 1)
     cluster.until(lambda: replica(cluster)["state"] == "failed")
@@ -345,6 +346,41 @@ def test_a_machine_that_waits_for_another_one_says_what_is_wrong_there(
     cluster.all_want("hf:o/r:nope.gguf")
     cluster.until(lambda: replica(cluster)["state"] == "failed")
     assert replica(cluster)["detail"].startswith("on attic: o/r has no file nope.gguf. Look at ")
+
+
+def test_what_comes_wrong_each_time_is_not_fetched_over_and_over(
+    make: Make, site: Hub, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The two machines take turns at it, and neither begins from the start with its patience."""
+    monkeypatch.setattr(model_trouble, "WASTED_S", (0.05, 0.05, 3600.0))
+    site.files["o/r/m.gguf"] = HubFile(file, "ab" * 32)
+    cluster = make({"den": "home", "tower": "home"})
+    cluster.all_want(SOURCE)
+    den = cluster.keepers["den"].models
+    cluster.until(lambda: (den._wasted.get(SOURCE) or 0) >= 3 and SOURCE in den._failures)
+    assert den._failures[SOURCE].again_at - time.monotonic() > 3000.0
+    assert den.report()["bringing"][SOURCE]["trouble"]["code"] == "digest"
+
+
+def test_a_process_may_say_much_in_one_line(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a model in 200 parts with long names."""
+    told = {
+        "content": {"commit": COMMIT, "parts": [{"name": "m" * 300, "size": 1, "sha256": "ab" * 32}] * 200}
+    }
+    trouble = {"trouble": {"code": "not_found", "message": "it is not there", "remedy": "Look"}}
+    said = tmp_path / "said"
+    said.write_text(f"{json.dumps(told)}\n{json.dumps(trouble)}\n")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\nexec cat {said}\n")
+    program.chmod(0o700)
+    cluster = make({"den": "home"})
+    monkeypatch.setattr(model_store, "sys", SimpleNamespace(executable=str(program)))
+    cluster.all_want(SOURCE)
+    den = cluster.keepers["den"].models
+    cluster.until(lambda: SOURCE in den._failures)
+    assert den._failures[SOURCE].trouble["code"] == "not_found"
 
 
 def test_what_runs_goes_on_until_the_model_of_the_next_revision_is_whole(
