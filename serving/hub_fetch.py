@@ -49,6 +49,13 @@ def look(hub: HubSource, name: str, commit: str | None) -> Found:
             f"{constants.ENDPOINT} does not say size and digest of {name}",
             "Unset HF_ENDPOINT, or set it to a hub that does",
         )
+    if found.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        most = constants.MAX_HTTP_DOWNLOAD_SIZE // 10**9
+        raise Trouble(
+            "too_large",
+            f"{name} is larger than {most} GB, which the hub gives to nobody in one piece over HTTP",
+            "Name a model in several parts, or put the file there by hand and give its path",
+        )
     return Found(name, found.size, found.etag, found.commit_hash)
 
 
@@ -57,7 +64,7 @@ def download(hub: HubSource, found: Found, file: BinaryIO, at: int, wrote: Calla
 
     Raises Trouble, and OSError of the disk.
     """
-    counted = _Counted(file, at, wrote)
+    counted = _Counted(file, at, found, wrote)
     constants.DOWNLOAD_CHUNK_SIZE = CHUNK_BYTES
     with _told(hub, found.name, found.commit):
         http_get(
@@ -73,12 +80,17 @@ def download(hub: HubSource, found: Found, file: BinaryIO, at: int, wrote: Calla
 class _Counted:
     """The file, and how much there is of it. An error of the disk is told apart from those of the network."""
 
-    def __init__(self, file: BinaryIO, at: int, wrote: Callable[[int], None]) -> None:
+    def __init__(self, file: BinaryIO, at: int, found: Found, wrote: Callable[[int], None]) -> None:
         self._file = file
         self._at = at
+        self._found = found
         self._wrote = wrote
 
     def write(self, data: bytes) -> int:
+        if self._at + len(data) > self._found.size:
+            # Room was made for no more.
+            what = f"{constants.ENDPOINT} sends more of {self._found.name} than the {self._found.size} bytes it has"
+            raise Trouble("hub", what, "It is tried again")
         try:
             self._file.write(data)
             self._file.flush()
@@ -134,6 +146,8 @@ def _told(hub: HubSource, name: str, commit: str | None) -> Iterator[None]:
         raise _refusal(error, page) from None
     except (httpx2.HTTPError, errors.OfflineModeIsEnabled, OSError, ValueError) as error:
         words = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        if "bearer" in words.lower():  # a header that cannot be sent is quoted, and that one is the token
+            words = f"{type(error).__name__}: see that HF_TOKEN holds nothing but the token"
         remedy = "See that this machine reaches it, and that HF_HUB_OFFLINE is not set"
         raise Trouble("network", f"{constants.ENDPOINT} cannot be reached ({words})", remedy) from None
 

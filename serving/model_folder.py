@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,8 @@ from serving.source import fetched_path
 
 STALE_S = 7 * 86400.0
 """What is half there and was not touched for so long goes when room is needed."""
+STRAY_S = 86400.0
+"""Likewise a file of a model that is not whole."""
 SPARE_BYTES = 64 * 1024**2
 """Of the disk, these are left free."""
 READ_BYTES = 4 * 1024**2
@@ -99,6 +101,7 @@ class ModelFolder:
                 raise Trouble(
                     "busy", f"{name} is being fetched here by another process", "It is waited for"
                 ) from None
+            os.utime(path)  # it is not stale while somebody goes on with it
             file.seek(0, os.SEEK_END)
             yield file, path
 
@@ -142,13 +145,37 @@ class ModelFolder:
         free = max(0, shutil.disk_usage(self.folder).free - SPARE_BYTES)
         kept = [Kept(each.source, each.content.size, each.used_s) for each in held.values()]
         try:
-            going = what_goes(kept, named, Disk(self.taken(), free, budget), needed)
+            try:
+                going = what_goes(kept, named, Disk(self.taken(), free, budget), needed)
+            except NoRoom:
+                if budget is None or not (freed := self._remove_strays(held, named)):
+                    raise
+                going = what_goes(kept, named, Disk(self.taken(), free + freed, budget), needed)
         except NoRoom as error:
             remedy = "Make it larger" if "models_disk" in str(error) else FREE
             raise Trouble("disk", f"no room in {self.folder}: {error}", remedy) from None
         for source in going:
             self.remove(source, [part.name for part in held[source].content.parts])
         return going
+
+    def _remove_strays(self, held: Mapping[str, Held], named: Collection[str]) -> int:
+        """Remove files of which no stamp knows: the first parts of a model that was given up. Returns their bytes.
+
+        What a named source may still want stays, and so does what came of late: its other parts may be on their way.
+        """
+        names = {source: hub.parts for source in named if (hub := hub_source(source)) is not None}
+        names |= {source: tuple(part.name for part in each.content.parts) for source, each in held.items()}
+        stay = {self.path(source, name) for source, each in names.items() for name in each}
+        freed, before = 0, time.time() - STRAY_S
+        for path in list(self.folder.rglob("*")):
+            within = path.relative_to(self.folder).parts[0]
+            with suppress(OSError):
+                stat = path.lstat()
+                if within.startswith(".") or path in stay or not path.is_file() or stat.st_mtime > before:
+                    continue
+                path.unlink()
+                freed += stat.st_size
+        return freed
 
     def taken(self) -> int:
         """Bytes of all files below the folder."""

@@ -33,6 +33,8 @@ class HubFile:
     ignores_ranges: bool = False
     dies_at: int | None = None
     """An answer ends after so many bytes, once."""
+    excess: int = 0
+    """An answer has so many bytes more than the file."""
     slow: threading.Event | None = None
     """After the first block, an answer waits for this."""
 
@@ -141,7 +143,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("x-linked-size", str(size))
         if asked and not file.ignores_ranges:
             self.send_header("content-range", f"bytes {first}-{size - 1}/{size}")
-        self.send_header("content-length", str(size - first))
+        self.send_header("content-length", str(size - first + (file.excess if with_body else 0)))
         self.send_header("accept-ranges", "bytes")
         self.end_headers()
         if with_body:
@@ -169,6 +171,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 sent += len(data)
                 if file.slow is not None:
                     file.slow.wait(60)
+        try:
+            self.wfile.write(bytes(file.excess))
+        except OSError:
+            self.close_connection = True
         return sent
 
     def _refuse(self, status: int, code: str = "") -> None:

@@ -326,6 +326,58 @@ def test_room_is_made_by_what_no_config_names_and_was_used_longest_ago(
     assert not machine.folder.path("hf:o/r:c.gguf", "c.gguf").exists()
 
 
+def test_what_is_half_there_and_old_is_gone_on_with_and_not_removed(
+    machine: Machine, site: Hub, small: Path
+) -> None:
+    """Else its bytes would be counted as there, and more than the budget be taken."""
+    with machine.folder.open_partial(SOURCE, "m.gguf", part_of(small).sha256) as (file, partial):
+        file.write(small.read_bytes()[: 2 * MIB])
+    os.utime(partial, (1.0, 1.0))
+    machine.fetch(budget=4 * MIB)
+    assert site.total == small.stat().st_size - 2 * MIB
+
+
+def test_parts_of_a_model_that_was_given_up_make_room_unless_a_config_names_it(
+    machine: Machine, site: Hub, small: Path
+) -> None:
+    given_up = "hf:o/x:x-00001-of-00002.gguf"
+    stray = machine.folder.path(given_up, "x-00001-of-00002.gguf")
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(bytes(2 * MIB))
+    assert machine.trouble(machine.order(budget=4 * MIB))[0] == "disk", "its other part may be on its way"
+    os.utime(stray, (1.0, 1.0))
+    assert machine.trouble(machine.order(budget=4 * MIB, named=(given_up,)))[0] == "disk"
+    machine.fetch(budget=4 * MIB)
+    assert not stray.exists()
+    assert machine.folder.held().keys() == {SOURCE}
+
+
+def test_a_hub_that_sends_more_than_the_file_has_fills_no_disk(
+    machine: Machine, site: Hub, small: Path
+) -> None:
+    site.files["o/r/m.gguf"].excess = 8 * MIB
+    code, sentence = machine.trouble(machine.order())
+    assert code == "hub"
+    assert "sends more of m.gguf than the" in sentence
+    assert machine.folder.taken() <= small.stat().st_size
+
+
+def test_a_file_that_the_hub_gives_to_nobody_in_one_piece_is_told(
+    machine: Machine, site: Hub, small: Path
+) -> None:
+    os.truncate(small, 51 * 10**9)  # with holes: it takes no room
+    site.files["o/r/m.gguf"] = HubFile(small, "ab" * 32)
+    code, sentence = machine.trouble(machine.order())
+    assert code == "too_large"
+    assert "m.gguf is larger than 50 GB" in sentence
+
+
+def test_a_token_that_cannot_be_sent_is_not_quoted(machine: Machine, site: Hub) -> None:
+    code, sentence = machine.trouble(machine.order(), HF_TOKEN="hf_secret\x0bmore")
+    assert code == "network"
+    assert "hf_secret" not in sentence
+
+
 def test_a_full_disk_is_told(
     machine: Machine, small: Path, site: Hub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
