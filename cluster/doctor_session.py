@@ -79,7 +79,7 @@ def over_ssh(address: str, user: str, key: str | None) -> Target:
         words += ["-o", option]
     if key is not None:
         words += ["-o", "IdentitiesOnly=yes", "-i", str(Path(key).expanduser())]
-    return Target(address, (*words, f"{user}@{address}"))
+    return Target(address, (*words, "--", f"{user}@{address}"))
 
 
 async def look(targets: Sequence[Target], ranges: Sequence[PortRange]) -> Looked:
