@@ -25,7 +25,9 @@ SENT_S = 60.0
 """A machine that takes nothing for so long is left."""
 PIECE_BYTES = 1024**2
 AT_ONCE = 16
-"""Connections."""
+"""Files that are given."""
+OPEN_MAX = 256
+"""Connections, of strangers too."""
 REASONS = {
     200: "OK",
     206: "Partial Content",
@@ -51,6 +53,7 @@ class FileServer:
         self._rate = CopyRate(None)
         self._open: dict[asyncio.Task[Any] | None, asyncio.StreamWriter] = {}
         """Connections: who serves each."""
+        self._giving = 0
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop
         self._over: asyncio.Event
@@ -108,6 +111,8 @@ class FileServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._open[asyncio.current_task()] = writer
         try:
+            if len(self._open) > OPEN_MAX:
+                return
             async with asyncio.timeout(HEAD_S):
                 head = await reader.readuntil(b"\r\n\r\n")
             await self._answer(head, writer)
@@ -133,13 +138,20 @@ class FileServer:
             return await _refuse(writer, 403)
         if words[0] != b"GET":
             return await _refuse(writer, 405)
-        if len(self._open) > AT_ONCE:
+        if self._giving >= AT_ONCE:
             return await _refuse(writer, 503)
-        named = re.fullmatch(rb"/files/([0-9a-f]{64})", words[1])
+        self._giving += 1
+        try:
+            return await self._find_and_give(words[1], told.get(b"range"), writer)
+        finally:
+            self._giving -= 1
+
+    async def _find_and_give(self, name: bytes, asked: bytes | None, writer: asyncio.StreamWriter) -> None:
+        named = re.fullmatch(rb"/files/([0-9a-f]{64})", name)
         path = await asyncio.to_thread(self._find, named[1].decode()) if named else None
         if path is None:
             return await _refuse(writer, 404)
-        return await self._give(path, told.get(b"range"), writer)
+        return await self._give(path, asked, writer)
 
     async def _give(self, path: Path, asked: bytes | None, writer: asyncio.StreamWriter) -> None:
         with path.open("rb") as file:

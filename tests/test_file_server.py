@@ -123,15 +123,41 @@ def test_who_says_nothing_is_left(den: Giving, monkeypatch: pytest.MonkeyPatch) 
 
 def test_more_than_it_serves_at_once_are_told_so(den: Giving, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(file_server, "AT_ONCE", 2)
+    den.server.limit(100_000)
+    head = "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
     with (
-        socket.create_connection(("127.0.0.1", den.port)),
-        socket.create_connection(("127.0.0.1", den.port)),
+        socket.create_connection(("127.0.0.1", den.port)) as first,
+        socket.create_connection(("127.0.0.1", den.port)) as second,
     ):
-        deadline = time.monotonic() + 10
-        while ask(den)[0] != 503:
-            assert time.monotonic() < deadline
-    while ask(den)[0] != 200:
+        for each in (first, second):
+            each.sendall(f"GET /files/{DIGEST} HTTP/1.1\r\n{head}\r\n".encode())
+            assert each.recv(12) == b"HTTP/1.1 200"
+        assert ask(den, range="bytes=0-9")[0] == 503
+    deadline = time.monotonic() + 10
+    while ask(den, range="bytes=0-9")[0] != 206:
         assert time.monotonic() < deadline
+
+
+def test_strangers_who_say_nothing_keep_nobody_from_copying(
+    den: Giving, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_server, "OPEN_MAX", 40)
+    with contextlib.ExitStack() as strangers:
+        for _ in range(40):
+            strangers.enter_context(socket.create_connection(("127.0.0.1", den.port)))
+        while len(den.server._open) < 40:
+            time.sleep(0.01)
+        with socket.create_connection(("127.0.0.1", den.port), timeout=10) as one_more:
+            assert one_more.recv(1) == b""
+        strangers.pop_all().__exit__(None, None, None)
+    deadline = time.monotonic() + 10
+    with contextlib.ExitStack() as strangers:
+        for _ in range(30):
+            strangers.enter_context(socket.create_connection(("127.0.0.1", den.port)))
+        while len(den.server._open) != 30:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert ask(den)[0] == 200
 
 
 def test_all_connections_together_stay_below_the_rate(den: Giving) -> None:
