@@ -79,7 +79,7 @@ class FileServer:
         self.close()
         self._where, self.problem = (address, port), None
         started = threading.Event()
-        run = partial(asyncio.run, self._serve(address, port, started))
+        run = partial(self._run, address, port, started)
         self._thread = threading.Thread(target=run, name="files", daemon=True)
         self._thread.start()
         started.wait()
@@ -88,9 +88,19 @@ class FileServer:
         """Listen no longer; what is being given breaks off."""
         thread, self._thread, self._where = self._thread, None, None
         if thread is not None:
-            with suppress(RuntimeError):  # it has ended by itself
+            with suppress(RuntimeError, AttributeError):  # it has ended by itself, or never began
                 self._loop.call_soon_threadsafe(self._over.set)
             thread.join()
+
+    def _run(self, address: str, port: int, started: threading.Event) -> None:
+        serving = self._serve(address, port, started)
+        try:
+            asyncio.run(serving)
+        except OSError as error:  # there are no more descriptors for a loop
+            self.problem = f"models cannot be copied from here: {error.strerror or error}"
+        finally:
+            serving.close()
+            started.set()
 
     async def _serve(self, address: str, port: int, started: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()

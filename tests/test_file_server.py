@@ -1,6 +1,8 @@
 """Files of models over a real socket: who gets them, and which bytes."""
 
+import asyncio
 import contextlib
+import errno
 import http.client
 import os
 import socket
@@ -202,4 +204,18 @@ def test_a_port_that_is_taken_is_told_and_tried_again() -> None:
     other_port = free_port()
     server.listen("127.0.0.1", other_port)
     assert listens() == (other_port, None)
+    server.close()
+
+
+def test_a_server_that_cannot_even_begin_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(_: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    server, port = FileServer(TOKEN, ZONE, lambda _: None), free_port()
+    with monkeypatch.context() as patch:
+        patch.setattr(asyncio, "run", exhausted)
+        server.listen("127.0.0.1", port)
+    assert (server.port, server.problem) == (None, "models cannot be copied from here: Too many open files")
+    server.listen("127.0.0.1", port)
+    assert server.port == port
     server.close()
