@@ -149,7 +149,7 @@ def test_hosts_have_no_way_out_until_the_config_leaves_them_one(cluster: Several
 
 def _leave_them_their_network(head: LabMachine) -> None:
     config = head.home / "homeport" / "configs" / "homeport.yaml"
-    text, done = re.subn(r"(?m)^  private: true", "  private: true\n  isolate: false", config.read_text())
+    text, done = re.subn(r"(?m)^  isolate: true", "  isolate: false", config.read_text())
     assert done == 1
     config.unlink()  # its text is shared with other machines' files
     config.write_text(text)

@@ -87,7 +87,7 @@ def models(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
                 file.write(name.ljust(64).encode())
         files = " ".join(f"o/r/{name}=$HOME/{name}" for name in ("big.gguf", "second.gguf"))
         start = f".venv/bin/python -m tests.hub 0.0.0.0 {HUB_PORT} hub.log {files}"
-        made.laptop.ssh(f"cd homeport && touch hub.log && nohup {start} > hub.out 2>&1 < /dev/null &")
+        made.laptop.ssh(f"cd homeport && touch hub.log && {{ nohup {start} > hub.out 2>&1 < /dev/null & }}")
         up = made.ray("up")
         assert up.returncode == 0, up.stdout
         wait_for(lambda: made.ready() == set(NAMES), "all machines ready", PATIENCE_S, made.logs)
