@@ -28,7 +28,7 @@ from router.keys import Key, refuse_machine, refuse_model, refuse_zone
 from router.peers import KnownPin, NotYet, Peers, Unreachable
 from router.relay import Relay
 from serving.drain_plan import LONGEST_DRAIN_S
-from serving.moving import FACTS, Busy, Context, Mover, NotMoved
+from serving.moving import FACTS, Busy, Context, Ended, Mover, NotMoved
 from serving.pins import Pin, is_public_id
 from serving.yielding import wanted_yield
 
@@ -259,6 +259,8 @@ class Sessions:
         except Busy as busy:
             message = f"This session cannot be moved at this moment: {busy}. See `homeport sessions`."
             raise Rejected(ApiError(409, "session_busy", message, retry_after_s=2)) from busy
+        except Ended as error:
+            raise Rejected(session_not_found()) from error
         except NotMoved as error:
             message = f"The session stays at {pin.replica}: {error}."
             raise Rejected(ApiError(503, "machine_unavailable", message, retry_after_s=5)) from error

@@ -11,7 +11,8 @@ The steps, of a session whose home is the host A and is to be B (`move`):
 4. B learns that the session's home is B, one generation higher (`POST /pins`): the context becomes the session's, then
    the pin is written. From here on the session has moved
 5. A learns the same: it answers its waiting turns with 421 and the new home, says what was said last, and drops what it
-   has once the session is quiet. If a turn went on there in between, B hears what it said
+   has once the session is quiet. If a turn went on there in between, B hears what it said. If A no longer knows the
+   session, it was ended meanwhile, and B ends it too
 
 A session always has a home: A's pin holds until B's is on disk. No turn is lost or run twice: a turn runs at A or is
 sent to B before it began at A. A context is never more than a beginning of the conversation that it belongs to, so that
@@ -61,6 +62,10 @@ class Busy(NotMoved):
 
 class NotThere(NotMoved):
     """Its home does not have it: it was ended, or it has moved."""
+
+
+class Ended(NotMoved):
+    """It was ended while it moved, and is at neither."""
 
 
 class NoHost(NotMoved):
@@ -116,8 +121,8 @@ class Mover:
         ends_turns: bool = False,
     ) -> Context:
         """Have `made` be the session's pin. `source`, `target`: `http://address:port` of the hosts of its old home
-        (None: it cannot be reached) and its new one. `facts`: what the old home tells of it beside the pin. Raises
-        NotMoved, and then its home is where it was."""
+        (None: it cannot be reached) and its new one. `facts`: what the old home tells of it beside the pin.
+Raises NotMoved, and then its home is where it was."""
         began = self._clock()
         told = {**{name: facts.get(name) for name in FACTS}, **made.to_json()}
         context: Context = Anew("its home is away")
@@ -126,9 +131,13 @@ class Mover:
         await self.arrive(target, made, told)
         if source is not None:
             # Else it reads it in the journal (the controller), or is told by the controller when it is back.
-            last = None
+            last, is_known = None, True
             with suppress(*Away, ValueError):
-                last = await self.leave(source, {**told, "history": None})
+                last, is_known = await self.leave(source, {**told, "history": None})
+            if not is_known:
+                with suppress(*Away):
+                    await self._end(target, made)
+                raise Ended("it was ended while it moved")
             if last not in (None, told["history"]):
                 with suppress(*Away, ValueError):
                     await self._learn(target, [{**told, "history": last}])
@@ -164,16 +173,24 @@ class Mover:
     async def arrive(self, target: str, made: Pin, told: Mapping[str, Any]) -> None:
         """Step 4. Raises NotMoved."""
         try:
-            winners = [pin for pin, _ in await self._learn(target, [told])]
+            winners = [pin for pin, *_ in await self._learn(target, [told])]
         except (*Away, ValueError) as error:
             raise NoHost(f"{made.replica} could not write it down ({error})") from error
         if made not in winners:
             raise Busy("somebody else moved it at the same moment")
 
-    async def leave(self, source: str, told: Mapping[str, Any]) -> str | None:
-        """Step 5. The digest of what was said last in it there; None if it was not guessed. Raises one of Away, or
-        ValueError."""
-        return next((history for _, history in await self._learn(source, [told])), None)
+    async def leave(self, source: str, told: Mapping[str, Any]) -> tuple[str | None, bool]:
+        """Step 5. The digest of what was said last in it there (None if it was not guessed), and whether it is known
+        there at all: one that is not was ended meanwhile. Raises one of Away, or ValueError."""
+        answers = ((history, is_known) for _, history, is_known in await self._learn(source, [told]))
+        return next(answers, (None, True))
+
+    async def _end(self, base: str, pin: Pin) -> None:
+        url, query = f"{base}/pins/{pin.session}", {"model": pin.model}
+        async with self._client.request(
+            "DELETE", url, params=query, headers=self._headers, timeout=ANSWER
+        ) as answer:
+            await answer.read()
 
     async def _why_not(self, source: str, target: str) -> str | None:
         try:
@@ -209,8 +226,11 @@ class Mover:
             return Anew(f"it broke off on its way ({type(error).__name__})")
         return Carried(int(given.headers.get(TOKENS, "0")), int(size), self._clock() - began)
 
-    async def _learn(self, base: str, pins: Sequence[Mapping[str, Any]]) -> list[tuple[Pin, str | None]]:
-        """What holds from now on. Raises one of Away, or ValueError."""
+    async def _learn(
+        self, base: str, pins: Sequence[Mapping[str, Any]]
+    ) -> list[tuple[Pin, str | None, bool]]:
+        """What holds from now on, what was said last in it, and whether it is written down there. Raises one of Away,
+        or ValueError."""
         headers = {**self._headers, "content-type": "application/json"}
         async with self._client.request(
             "POST",
@@ -220,7 +240,11 @@ class Mover:
             timeout=ANSWER,
         ) as answer:
             told = _read(await answer.read(), answer.status).get("pins", ())
-        return [(pin_from_json(pin), pin.get("history")) for pin in told if isinstance(pin, dict)]
+        return [
+            (pin_from_json(pin), pin.get("history"), pin.get("known", True))
+            for pin in told
+            if isinstance(pin, dict)
+        ]
 
 
 async def _pieces(given: aiohttp.ClientResponse) -> AsyncIterator[bytes]:

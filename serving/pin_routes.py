@@ -245,12 +245,14 @@ class PinRoutes:
         return replace(facts, history=None) if known else facts
 
     def _learned(self, pin: Pin, before: Before) -> dict[str, Any]:
-        """A pin that holds; with what was said last here if it is elsewhere from now on: no turn says more here."""
+        """A pin that holds, and whether it is written down here; with what was said last here if it is elsewhere from
+        now on: no turn says more here."""
         after = self._desk.journal.entry(pin.session, pin.model)
         said = [each.history for each in (after, before[pin.session, pin.model]) if each is not None]
         last = next(filter(None, said), None)
+        told = {**pin.to_json(), "known": after is not None}
         away = pin.replica != self._desk.replica and last is not None
-        return {**pin.to_json(), "history": last} if away else pin.to_json()
+        return {**told, "history": last} if away else told
 
     async def _drop_quiet(self) -> None:
         desk = self._desk

@@ -302,6 +302,34 @@ async def test_a_session_that_was_ended_meanwhile_is_not_brought_back(make_world
     assert [world.host(name).state()["pins"] for name in (old, new)] == [0, 0]
 
 
+@pytest.mark.parametrize("ends_before", ["_hand_over", "arrive", "leave"])
+async def test_a_session_that_is_ended_while_it_moves_is_not_brought_back(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, ends_before: str
+) -> None:
+    world = await make_world(den=("home", FAKE), attic=("home", FAKE))
+    talk = Talk(world, "tea")
+    await talk.say()
+    old, new = talk.machine, other(world, talk.machine)
+    (pin,) = world.host(old).get("/pins").body["pins"]
+    made = Pin(pin["session"], pin["model"], f"{new}/0", 2, time.time())
+    async with new_client() as client:
+        mover = Mover(client, TOKEN)
+        goes_on = getattr(mover, ends_before)
+
+        async def ended_first(*args: Any) -> Any:
+            # As the router ends it, whose picture has it at its old home still.
+            status = world.host(old).delete(f"/pins/{pin['session']}").status
+            assert status == 200
+            return await goes_on(*args)
+
+        monkeypatch.setattr(mover, ends_before, ended_first)
+        source, target = (f"http://127.0.0.1:{world.host(name).port}" for name in (old, new))
+        with pytest.raises(NotMoved, match="it was ended"):
+            await mover.move(source, target, made, pin)
+    assert [world.host(name).state()["pins"] for name in (old, new)] == [0, 0]
+    assert [world.host(name).state()["parking"]["sessions"] for name in (old, new)] == [0, 0]
+
+
 async def test_a_host_that_dies_while_it_gives_costs_the_context_and_no_more(make_world: MakeWorld) -> None:
     world = await make_world(den=("home", FAKE), attic=("home", FAKE))
     talk = Talk(world, "tea")
