@@ -33,6 +33,7 @@ def drained(machine: Mapping[str, Any]) -> str:
     if told["anew"]:
         words += f", {sum(told['anew'].values())} evaluated anew: {', '.join(told['anew'])}"
     parts = [words, *(f"{count} {_stays(count)}: {why}" for why, count in stay.items())]
+    parts += [f"{count} {_waits(count)}: {why}" for why, count in told.get("silent", {}).items()]
     if left == 0:
         parts.append(NO_MORE)
     return "; ".join(parts)
@@ -58,3 +59,7 @@ def what_next(name: str) -> str:
 
 def _stays(count: int) -> str:
     return "stays" if count == 1 else "stay"
+
+
+def _waits(count: int) -> str:
+    return "waits" if count == 1 else "wait"

@@ -21,11 +21,14 @@ from serving.machine_book import MachineBook
 from serving.moving import ANSWER, Anew, Away, Busy, Mover, NotMoved
 from serving.pin_index import PinIndex
 from serving.pins import Pin, pin_from_json
+from serving.side import scratch_of
 
 LOOK_S = 2.0
 """How often it looks again while something is left."""
 DONE_LOOK_S = 10.0
 """And while nothing is: a child may still begin where its parent lived."""
+AGAIN_S = 30.0
+"""After that it is tried again before the deadline to move one whose context did not go along."""
 PINS = aiohttp.ClientTimeout(total=30.0)
 """100,000 pins take a second."""
 
@@ -46,8 +49,12 @@ class _Progress:
     """Whether it has looked since the deadline."""
     stay: Mapping[str, int] = field(default_factory=dict)
     """By reason: those of `left` that nobody takes."""
+    silent: Mapping[str, int] = field(default_factory=dict)
+    """By reason: those of `left` whose hosts do not serve at present."""
     waits: str = ""
     """What the whole machine waits for."""
+    again_s: dict[tuple[str, str], float] = field(default_factory=dict)
+    """By session and model: before then it is not tried again. On the book's clock."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -56,6 +63,7 @@ class _Progress:
             "left": self.left,
             "is_over": self.is_over,
             "stay": dict(self.stay),
+            "silent": dict(self.silent),
             "waits": self.waits,
         }
 
@@ -145,11 +153,14 @@ class Draining:
         resting = [each for name, home in homes.items() for each in _resting(name, home)]
         left_s = self._book.draining.get(machine, 0.0) - self._clock.steady()
         decided = plan(resting, targets, report["zone"], left_s)
-        progress.stay = {**decided.stays, **silent}
+        progress.stay, progress.silent = decided.stays, silent
         progress.left, progress.is_over = len(resting) + sum(silent.values()), left_s <= 0
         for go in decided.go:
             if machine not in self._book.draining:
                 return
+            key = (go.session.session, go.session.model)
+            if not go.ends_turns and progress.again_s.get(key, 0.0) > self._clock.steady():
+                continue
             if await self._go(go, homes[go.session.replica], _base_of(self._reports(), go), progress):
                 progress.left -= 1
 
@@ -165,11 +176,15 @@ class Draining:
             pin for pin in home.pins if pin["session"] == session.session and pin["model"] == session.model
         )
         try:
-            context = await Mover(self._http(), self._token).move(home.base, base, made, facts, go.ends_turns)
+            mover = Mover(self._http(), self._token)
+            context = await mover.move(
+                home.base, base, made, facts, ends_turns=go.ends_turns, needs_context=not go.ends_turns
+            )
         except Busy:
             return False  # It is looked at again.
         except NotMoved as error:
             log.warning("a session stays at %s: %s", session.replica, error)
+            progress.again_s[session.session, session.model] = self._clock.steady() + AGAIN_S
             return False
         self._index.confirm([made], made.replica, now=self._clock.steady())
         self._index.describe(made.session, str(facts.get("public") or ""), facts.get("scope"))
@@ -267,6 +282,10 @@ def _resting(name: str, home: _Home) -> list[Resting]:
     for told in home.pins:
         pin = pin_from_json(told)
         busy = told.get("state") in ("running", "waiting")
+        # It, or what it has aside: a title made aside leaves the session itself parked.
+        quiet_s = [
+            home.quiet_s[each] for each in (pin.session, scratch_of(pin.session)) if each in home.quiet_s
+        ]
         resident = told.get("state") == "resident"
         machines = told.get("machines")
         found.append(
@@ -276,7 +295,7 @@ def _resting(name: str, home: _Home) -> list[Resting]:
                 name,
                 pin.generation,
                 busy,
-                home.quiet_s.get(pin.session, 0.0) if busy or resident else None,
+                min(quiet_s, default=0.0) if busy or resident else None,
                 told.get("family"),
                 None if not machines else frozenset(str(machines).split(",")),
             )

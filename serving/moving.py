@@ -46,6 +46,7 @@ from serving.pins import Pin, pin_from_json
 
 ANSWER = aiohttp.ClientTimeout(total=5.0)
 CARRY = aiohttp.ClientTimeout(total=None, sock_connect=3.0, sock_read=30.0)
+NOTHING = "nothing of it was parked"
 FACTS = ("public", "scope", "family", "guessed", "history", "machines")
 """What goes along with a pin to its new home."""
 
@@ -119,15 +120,19 @@ class Mover:
         made: Pin,
         facts: Mapping[str, Any],
         ends_turns: bool = False,
+        needs_context: bool = False,
     ) -> Context:
         """Have `made` be the session's pin. `source`, `target`: `http://address:port` of the hosts of its old home
         (None: it cannot be reached) and its new one. `facts`: what the old home tells of it beside the pin.
-Raises NotMoved, and then its home is where it was."""
+        `needs_context`: it stays where a context is there and does not go along. Raises NotMoved, and then its home is
+        where it was."""
         began = self._clock()
         told = {**{name: facts.get(name) for name in FACTS}, **made.to_json()}
         context: Context = Anew("its home is away")
         if source is not None:
             context = await self.carry(source, target, made.session, ends_turns)
+        if needs_context and isinstance(context, Anew) and context.why != NOTHING:
+            raise NotMoved(f"its context does not go along: {context.why}")
         await self.arrive(target, made, told)
         if source is not None:
             # Else it reads it in the journal (the controller), or is told by the controller when it is back.
@@ -163,7 +168,7 @@ Raises NotMoved, and then its home is where it was."""
                 if reason is not None:
                     return Anew(reason)
                 if given.status == 204:
-                    return Anew("nothing of it was parked")
+                    return Anew(NOTHING)
                 if given.status != 200:
                     return Anew(f"its home did not give it ({given.status})")
                 return await self._hand_over(given, target, session, began)

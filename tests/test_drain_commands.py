@@ -61,6 +61,13 @@ def test_those_that_nobody_takes_are_waited_for_until_the_deadline_and_then_name
     assert "`homeport uncordon den`" in said[1]
 
 
+def test_one_whose_host_does_not_serve_is_waited_for_beyond_the_deadline() -> None:
+    silent = {"den/0 does not serve": 2}
+    code, said = followed(machine(2, 5, True, silent=silent), machine(0, 7, True))
+    assert code == 0
+    assert said[0] == "den: moved 5 of 7 sessions; 2 wait: den/0 does not serve"
+
+
 def test_one_that_stays_is_said_as_one() -> None:
     stay = {"no machine in zone office takes them": 1}
     words = moves_words.drained(machine(1, 0, stay=stay))

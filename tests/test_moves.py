@@ -548,6 +548,27 @@ async def test_a_drain_goes_on_without_a_router_and_with_another_controller(
             assert (talk.machine, talk.told["context"]) == ("attic", "resumed")
 
 
+async def test_before_the_deadline_a_session_whose_context_does_not_go_along_stays(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(self: Mover, *_: Any) -> Anew:
+        return Anew("it broke off on its way")
+
+    monkeypatch.setattr(Mover, "_hand_over", broken)
+    monkeypatch.setattr("serving.drain_plan.QUIET_S", 0.0)
+    world = await make_world(den=("home", FAKE), attic=("home", FAKE))
+    (talk,) = await talks_at(world, "den", ["one"])
+    await drain(world, "den", 600.0)
+    draining = world.controller._draining
+    await world.until(lambda _: any(each.again_s for each in draining._progress.values()), "it was tried")
+    assert (await world.fleet())["den"]["draining"]["moved"] == 0
+    await talk.say()
+    assert (talk.machine, talk.told["context"]) == ("den", "resident")
+    await drain(world, "den", 0.0)
+    told = await world.drained("den")
+    assert (told["moved"], told["anew"]) == (1, {"it broke off on its way": 1}), "then it goes all the same"
+
+
 async def test_an_uncordon_stops_a_drain_where_it_is(make_world: MakeWorld) -> None:
     world = await make_world(den=("home", FAKE), attic=("home", FAKE))
     (talk,) = await talks_at(world, "den", ["one"])
