@@ -12,7 +12,7 @@ from router.errors import ApiError
 from router.keys import refuse_machine, refuse_zone
 from router.snapshot import Replica, Snapshot
 from router.woken_homes import home_woken, somebody_woken, wakes
-from router.yields import all_yielded, home_yielded
+from router.yields import all_yielded, home_yielded, is_yielded
 from serving.pin_index import Candidate
 from serving.pins import Pin
 from serving.standing import AWAY
@@ -201,7 +201,7 @@ def _home(ask: Ask, home: Home, fleet: Snapshot, now: float, refused: Set[str]) 
             "Put it back into the config, or begin anew under another session name."
         )
         return Refuse(410, "home_removed", message, replica=pin.replica)
-    if _state_of(machine, fleet) == "yielded":
+    if machine not in fleet.forgotten and is_yielded(machine, fleet, now):
         return home_yielded(pin, fleet, now)
     if (waking := home_woken(pin, ask.when_lost, fleet, now)) is not None:
         return waking

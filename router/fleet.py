@@ -147,7 +147,8 @@ class Fleet:
     def _machine(self, told: ListedMachine) -> Machine:
         until = None if told.yielded is None else told.yielded.until
         free_at = None if until is None else self._clock() + until - self._wall()
-        return Machine(told.name, told.state, told.zone, told.cordoned, free_at, told.wakes)
+        yielded = told.yielded is not None
+        return Machine(told.name, told.state, told.zone, told.cordoned, free_at, told.wakes, yielded)
 
     @contextmanager
     def turn_at(self, replica: str) -> Iterator[None]:

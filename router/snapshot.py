@@ -97,6 +97,8 @@ class Machine:
     """Of one that is yielded: when it is to be back, on the router's clock; None: nobody knows."""
     wakes: bool = False
     """Whether it can be woken."""
+    yielded: bool = False
+    """Whether it is its person's, by its keeper's last word."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from router.decision import Wait, machine_of
 from router.snapshot import OUT_S, Replica, Snapshot
 from router.waking import BOOTS_S, PATIENCE_S
+from router.yields import is_yielded
 from serving.model import WhenLost
 from serving.pins import Pin
 from serving.standing import AWAY
@@ -25,10 +26,13 @@ def wakes(machine: str, fleet: Snapshot) -> bool:
 def _may_come(
     machine: str, replica: Replica | None, fleet: Snapshot, now: float, patience_s: float = BOOTS_S
 ) -> bool:
-    """Whether it sleeps or is away, can be woken, and has not had its time to come. One that falls silent just now may
-    still be falling asleep: no packet wakes it yet. A controller that has just begun knows nobody yet."""
+    """Whether it sleeps or is away, can be woken, is not its person's, and has not had its time to come. One that
+    falls silent just now may still be falling asleep: no packet wakes it yet. A controller that has just begun knows
+    nobody yet."""
     woken = fleet.woken.get(machine)
-    if not wakes(machine, fleet) or (woken is not None and woken.is_over(now, patience_s)):
+    if not wakes(machine, fleet) or is_yielded(machine, fleet, now):
+        return False
+    if woken is not None and woken.is_over(now, patience_s):
         return False
     if replica is None:
         return True

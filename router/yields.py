@@ -14,6 +14,14 @@ RETRY_S = 30.0
 """When to ask again where nobody knows when it is over."""
 
 
+def is_yielded(machine: str, fleet: Snapshot, now: float) -> bool:
+    """Whether its person has it. One that fell asleep meanwhile is theirs for as long as they said: nobody wakes it."""
+    known = fleet.machines.get(machine)
+    if known is None or known.state != "asleep":
+        return known is not None and known.state == "yielded"
+    return known.yielded and (known.free_at is None or now < known.free_at)
+
+
 def home_yielded(pin: Pin, fleet: Snapshot, now: float) -> Refuse:
     """The person of its machine has it: the session stays there, and nobody takes it elsewhere."""
     machine = machine_of(pin)

@@ -49,6 +49,29 @@ def test_one_that_falls_asleep_now_is_waited_for_and_not_woken_before_it_sleeps(
     assert decision.wake is None
 
 
+@pytest.mark.parametrize(("free_at", "retry_s"), [(None, 30.0), (NOW + 600.0, 600.0)])
+def test_a_machine_that_its_person_has_and_put_to_sleep_is_not_woken(
+    free_at: float | None, retry_s: float
+) -> None:
+    there = sleeping()
+    den = replace(there.machines["den"], yielded=True, free_at=free_at)
+    theirs = replace(there, machines={**there.machines, "den": den})
+    for when_lost in ("wait", "move", "fail"):
+        refused = choose(replace(ASK, when_lost=when_lost), home("den/0"), theirs, NOW)
+        assert isinstance(refused, Refuse)
+        assert (refused.code, refused.retry_s, refused.wake) == ("machine_yielded", retry_s, None)
+    alone = replace(theirs, replicas={"den/0": SILENT})
+    assert getattr(choose(ASK, None, alone, NOW), "wake", None) is None
+
+
+def test_its_persons_time_over_a_machine_that_sleeps_is_woken() -> None:
+    there = sleeping()
+    den = replace(there.machines["den"], yielded=True, free_at=NOW - 1.0)
+    decision = choose(ASK, home("den/0"), replace(there, machines={**there.machines, "den": den}), NOW)
+    assert isinstance(decision, Wait)
+    assert decision.wake == "den"
+
+
 def test_a_home_that_was_never_heard_by_this_router_is_woken_too() -> None:
     there = sleeping()
     unheard = replace(there, replicas={"attic/0": there.replicas["attic/0"]})
