@@ -181,7 +181,8 @@ class HostWatch:
         )
 
     def report(self, now: float) -> dict[str, Any]:
-        """What `status` shows: state starting | loading | ready | draining | failed | stopping, and why."""
+        """What `status` shows: state starting | loading | ready | draining | failed | stopping, and why. `pid`: for as
+        long as its process is there, also while it ends."""
         record, alive = self.record, self.life == "alive"
         died = self.life == "absent" and bool(self.deaths or self.permanent)
         reason = given_up(self.seen(), now) if died else None
@@ -198,7 +199,7 @@ class HostWatch:
             "detail": reason or self.state.get("detail") or self.detail,
             "stderr": list(self._last_lines()) if died and self.refused is None else [],
             "deaths": len(self.deaths),
-            "pid": record.pid if record and alive else None,
+            "pid": record.pid if record and self.lives else None,
             "incarnation": record.incarnation if record else 0,
             "pins": self.state.get("pins", 0),
             "journal": self.state.get("journal", ""),

@@ -1,12 +1,15 @@
 """When a keeper takes a host that does not answer for one that hangs."""
 
+import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from cluster import confine
 from cluster.clocks import AwakeClock
 from cluster.group import look
 from cluster.record import Limits, Record, write_record
@@ -60,6 +63,22 @@ async def test_a_keeper_that_stood_still_does_not_end_its_host(
     await host.look()
     assert host.report(0.0)["pid"] is None, "one that hangs is ended all the same"
     process.wait(5.0)
+
+
+async def test_a_host_that_ends_has_its_pid_until_it_is_gone(
+    tmp_path: Path, process: subprocess.Popen[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for its memory looks at that."""
+    may_end = threading.Event()
+    monkeypatch.setattr(confine, "free", lambda _: may_end.wait(10.0))
+    host = watch(tmp_path, process, Hands())
+    freeing = asyncio.create_task(host.free())
+    await asyncio.sleep(0)
+    told = host.report(0.0)
+    assert (told["state"], told["pid"]) == ("stopping", process.pid)
+    may_end.set()
+    await freeing
+    assert host.report(0.0)["pid"] is None
 
 
 @pytest.mark.parametrize("jump_s", [3600.0, -3600.0])
