@@ -96,7 +96,8 @@ class Keeper:
         Blocks for up to `wait_s`, then answers with what there is.
         """
         with self._news:
-            self._told = max(self._told, known)
+            if known <= self._version:  # Else the keeper before this one told it.
+                self._told = max(self._told, known)
             self._news.notify_all()
             self._news.wait_for(lambda: self._version != known, wait_s)
             return self._report

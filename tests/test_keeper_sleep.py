@@ -106,6 +106,13 @@ def ask_in_session(of: Machine) -> None:
         connection.close()
 
 
+def test_what_the_keeper_before_told_is_not_taken_for_told(machine: Machine) -> None:
+    version = machine.keeper.report(known=10**6)["version"]
+    assert not machine.keeper._wait_told(version, 0.05)
+    machine.keeper.report(known=version)
+    assert machine.keeper._wait_told(version, 0.05)
+
+
 def test_before_sleep_sessions_are_on_disk_and_the_controller_knows(
     machine: Machine, manager: Logind
 ) -> None:
