@@ -28,6 +28,9 @@ class Listing:
         self.listed = {str(id_): str(at) for id_, at in kept.items()} if isinstance(kept, dict) else {}
         self.off: frozenset[str] = frozenset()
         """Ids of those that were on the list."""
+        self._content: bytes | None = None
+        self._told: frozenset[str] | None = None
+        """What that content says."""
 
     def look(self, known: Mapping[str, Known]) -> bool:
         """Read the list anew, and compare it with where machines are. Whether others are off it than before."""
@@ -62,11 +65,21 @@ class Listing:
         try:
             list_ = Path(self._paths.machine_list.read_text().strip())
             with list_.open("rb") as file:
-                told = yaml.safe_load(file.read(FILE_BYTES_MAX))
-            provider = told["provider"]
-            return frozenset({str(provider["head_ip"]), *map(str, provider.get("worker_ips") or ())})
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError):
+                content = file.read(FILE_BYTES_MAX)
+        except (OSError, UnicodeDecodeError):
             return None
+        if content != self._content:  # reading YAML takes a hundred times as long as reading the file
+            self._content, self._told = content, addresses_of(content)
+        return self._told
+
+
+def addresses_of(content: bytes) -> frozenset[str] | None:
+    """Those that Ray's list names, the head's too; None where it is none."""
+    try:
+        provider = yaml.safe_load(content)["provider"]
+        return frozenset({str(provider["head_ip"]), *map(str, provider.get("worker_ips") or ())})
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def off_the_list(

@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from cluster.paths import Paths
+from serving import listing as listing_
 from serving.joining import Known
-from serving.listing import Listing, off_the_list
+from serving.listing import Listing, addresses_of, off_the_list
 
 DEN, ATTIC = Known("den", "home", "10.0.0.1"), Known("attic", "home", "10.0.0.2")
 SHED = Known("shed", "home", "10.0.0.9")
@@ -74,6 +75,27 @@ def test_a_machine_that_is_forgotten_is_on_no_list(paths: Paths) -> None:
     listing.look({"id-1": DEN})
     assert listing.off == frozenset()
     assert json.loads(paths.revision.with_name("listed.json").read_text()) == {"id-1": DEN.address}
+
+
+def test_a_list_that_is_as_it_was_is_not_parsed_again(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked at every two seconds, on the loop that answers routers."""
+    parsed: list[bytes] = []
+
+    def addresses(content: bytes) -> frozenset[str] | None:
+        parsed.append(content)
+        return addresses_of(content)
+
+    monkeypatch.setattr(listing_, "addresses_of", addresses)
+    give_list(paths, ATTIC.address)
+    listing = Listing(paths)
+    for _ in range(3):
+        listing.look(KNOWN)
+    assert len(parsed) == 1
+    give_list(paths)
+    assert listing.look(KNOWN)
+    assert (len(parsed), listing.off) == (2, {"id-2"})
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "provider: {}", "provider: {head_ip: 1, worker_ips: 7}"])
