@@ -154,6 +154,17 @@ def test_a_controller_that_is_away_does_not_keep_the_machine_awake(
     assert machine.keeper.report()["sleeping"] is True
 
 
+def test_what_a_keeper_before_this_one_told_is_not_taken_for_told(
+    machine: Machine, manager: Logind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(before_sleep, "TOLD_S", 0.5)
+    machine.keeper.report(1000)  # A controller asks so that followed the keeper before it.
+    manager.until(lambda held: held == ["sleep/delay"])
+    at = manager.prepare_for_sleep(True)
+    manager.until(lambda held: not held)
+    assert manager.heard[-1][0] - at > 0.4, "nobody has heard that it sleeps"
+
+
 def test_a_host_that_hangs_does_not_keep_the_machine_awake(
     machine: Machine, manager: Logind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
