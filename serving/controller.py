@@ -190,7 +190,7 @@ class Controller:
             await asyncio.sleep(TICK_S)
 
     async def _follow(self, members: Members, machine: str) -> None:
-        """Hear of every change on a machine as it happens."""
+        """Hear of every change on a machine as it happens, for as long as that is there."""
         version = -1
         while True:
             try:
@@ -201,6 +201,8 @@ class Controller:
                 version = self.roll.reports[machine]["version"]
             except AWAY as error:
                 log.warning("machine %s cannot be asked: %s", machine, error)
+                if machine not in (self._here or ()):
+                    return  # A keeper would be made for it again and again; it is followed once it is back.
                 await asyncio.sleep(TICK_S)
             except Exception:
                 log.exception("machine %s: a step failed; the controller goes on", machine)

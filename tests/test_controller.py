@@ -20,6 +20,7 @@ from cluster.join import RayIs, ray_of
 from cluster.machine import CpuCore, Hardware
 from cluster.paths import Paths, secret, write_private
 from cluster.slices import Need
+from serving import controller as controller_
 from serving.controller import Controller, Members
 from serving.journal_file import NOTHING, JournalNews, Mark
 from serving.machine_book import MachineBook
@@ -642,6 +643,39 @@ def test_a_keeper_that_is_silent_is_lost_and_back_when_it_is_heard_again(folder:
     assert [each["state"] for each in den["replicas"]] == ["unknown"]
     assert running.ask("/fleet")[1]["lost_after_s"] == 0.6
     members.answers.set()
+    running.until_stands("den", "ready")
+
+
+def test_nobody_asks_a_machine_that_is_gone_until_it_is_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try would have Ray make a keeper for it, every few seconds, for as long as it sleeps or is off."""
+    monkeypatch.setattr(controller_, "TICK_S", 0.05)
+
+    class Counts(OneMachine):
+        looks = tries = 0
+
+        def machines(self) -> list[str]:
+            self.looks += 1
+            return super().machines()
+
+        async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
+            if not self.here:
+                self.tries += 1
+            return await super().report(machine, known, wait_s)
+
+    members = Counts()
+    running = Running(folder, members, lost_after_s=1.0)
+    running.until_stands("den", "ready")
+    members.here = False
+    running.until_stands("den", "lost")
+    tries, looks = members.tries, members.looks
+    deadline = time.monotonic() + 10
+    while members.looks < looks + 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert members.tries == tries
+    members.here = True
     running.until_stands("den", "ready")
 
 
