@@ -141,9 +141,8 @@ class Service:
             join.settle(
                 self.paths, join.ask(head, secret(self.paths.cluster_token), self.paths, known.name, ANSWER_S)
             )
-        except (join.JoinRefused, join.HeadAway) as why:
+        except (join.JoinRefused, join.HeadAway, OSError) as why:
             log.warning("what the head says otherwise of this machine is not taken yet: %s", why)
-            return False
         return join.lasting(self.paths) != before
 
     def _running_node(self) -> tuple[int | None, str]:

@@ -105,6 +105,20 @@ def test_what_ray_does_not_know_of_a_machine_is_taken_without_ray(
         assert join.joined(paths) == join.Joined(head.url, answer.name, answer.told), "it was asked again"
 
 
+def test_a_disk_that_is_full_does_not_end_ray_for_what_cannot_be_kept(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Head(tmp_path) as head:
+        answer = join.ask(head.url, head.list_token, paths, None, 5.0)
+        join.settle(paths, answer)
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(service.join, "settle", full)
+        assert not Service(paths)._is_another(head.url, {**answer.told, "zone": "lab"})
+
+
 def test_a_machine_that_joined_nothing_says_how(paths: Paths) -> None:
     with pytest.raises(join.JoinRefused, match="homeport join ADDRESS"):
         asyncio.run(Service(paths)._live())
