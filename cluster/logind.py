@@ -33,6 +33,7 @@ class Bus:
     def __init__(self) -> None:
         """Raises NoLogind where there is no system bus."""
         try:
+            from jeepney import DBusErrorResponse
             from jeepney.io.blocking import open_dbus_connection
         except ImportError:
             raise NoLogind("jeepney is not installed; `make setup` does it") from None
@@ -41,6 +42,8 @@ class Bus:
         except (OSError, ValueError, RuntimeError) as error:  # also an address that cannot be read
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             raise NoLogind(f"there is no system D-Bus ({reason})") from None
+        except DBusErrorResponse as error:  # a user may have so many connections, and no more
+            raise NoLogind(f"the system D-Bus lets nobody in ({error.name.rpartition('.')[2]})") from None
 
     def inhibit(self, what: str, why: str, mode: str) -> int:
         """The descriptor of a lock, which holds until that is closed. `what`: sleep, idle, or both with a colon between

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from jeepney import DBusAddress, DBusErrorResponse, new_error, new_method_call
 
 from cluster import sleeping
 from cluster.logind import Bus, NoLogind, inhibit
@@ -66,6 +67,22 @@ def test_who_cannot_be_asked_says_why(address: str, monkeypatch: pytest.MonkeyPa
         Bus()
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "tcp:host=127.0.0.1")
     with pytest.raises(NoLogind, match="no system D-Bus"):
+        Bus()
+
+
+def test_a_bus_that_takes_no_more_connections_is_one_that_cannot_be_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that it is asked again: a thread that ends of it never would."""
+    asked = new_method_call(DBusAddress("/", "org.freedesktop.DBus", "org.freedesktop.DBus"), "Hello")
+    asked.header.serial = 1
+    full = DBusErrorResponse(new_error(asked, "org.freedesktop.DBus.Error.LimitsExceeded", "s", ("full",)))
+
+    def refuses(*_: object, **__: object) -> None:
+        raise full
+
+    monkeypatch.setattr("jeepney.io.blocking.open_dbus_connection", refuses)
+    with pytest.raises(NoLogind, match="LimitsExceeded"):
         Bus()
 
 
