@@ -89,7 +89,7 @@ def up(
     Path.cwd()  # Ray does not start in a folder that is gone
     paths = Paths.from_env(os.environ)
     following.start_signals()
-    lock = None
+    lock, takes_over = None, False
     try:
         lock = lifecycle.take_up_lock(paths)
         run = read_json(paths.run) or {}
@@ -113,7 +113,9 @@ def up(
         err.print(str(refused), style="red", markup=False, highlight=False)
         raise typer.Exit(getattr(refused, "code", WRONG)) from None
     except following.Ended:
-        if lock is not None:  # else it is somebody else's homeport that runs here
+        if takes_over:
+            err.print("The replicas go on as they are. `homeport up` again starts what is above them.")
+        elif lock is not None:  # else it is somebody else's homeport that runs here
             following.end(paths)
         raise typer.Exit(130) from None
     raise typer.Exit(following.follow(paths, parent, detach, keeps))

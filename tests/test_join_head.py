@@ -274,6 +274,22 @@ def test_homeport_up_takes_over_on_one_machine_too(
     assert "takes over" in done.output
 
 
+def test_a_signal_while_it_takes_over_ends_no_replica(
+    clone: Clone, restarter: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Paths] = []
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise following.Ended
+
+    monkeypatch.setattr(following, "end", ended.append)
+    monkeypatch.setattr(lifecycle, "start", interrupt)
+    restarter(build="an older one")
+    done = CliRunner().invoke(cli.app, ["up", "--detach", "--config", str(clone.config)])
+    assert (done.exit_code, ended) == (130, [])
+    assert "The replicas go on as they are" in done.output
+
+
 def test_a_signal_ends_what_this_call_started_and_nothing_that_ran_before(
     clone: Clone, started: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
