@@ -10,27 +10,28 @@ import logging
 import os
 import threading
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
-import uvicorn
 
 from cluster import magic_packet
 from cluster.clocks import AwakeClock, DayClock
 from cluster.paths import Paths, read_json, secret
-from cluster.ray_cluster import RayFailed
 from serving.controller_app import Acts, ControllerApp, MachineAway
 from serving.draining import Draining
 from serving.giving import Giving
 from serving.join_routes import JoinRoutes
-from serving.journal_file import JournalNews, Mark
 from serving.known_pins import KnownPins
+from serving.learning import Learning
+from serving.leaving import leave_all
 from serving.listing import Listing
 from serving.machine_book import MachineBook, NotForgotten
 from serving.machine_roll import STEP_S, MachineRoll
+from serving.membership import AWAY, Members
 from serving.model_giving import ModelGiving
 from serving.pin_index import PinIndex
-from serving.pins import Pin, pin_from_json
+from serving.pins import Pin
+from serving.quiet_server import quiet_server
 from serving.sharing import Sharing
 from serving.standing import AWAY as UNHEARD
 from serving.standing import LOST_AFTER_S
@@ -44,54 +45,8 @@ NEWS_S, NEWS_PART = 10.0, 1 / 3
 """How long it waits for news of a machine in one question: at most, and of the time after which that one is lost."""
 HEARD_S, HEARD_PART = 15.0, 1 / 2
 """How long what a keeper reported counts, likewise."""
-LEARN_S = 20.0
-"""How long new sessions wait for the journals of a machine that Ray counts as alive and whose keeper is silent."""
-
-AWAY = (RayFailed, TimeoutError, OSError)
-"""How a keeper that cannot be asked shows itself."""
 
 log = logging.getLogger(__name__)
-
-
-class Members(Protocol):
-    """The machines that joined, and their keepers. Ray's side of it is in serving/members.py."""
-
-    def machines(self) -> list[str]:
-        """Ids of the machines that are there now. Blocks a little."""
-        ...
-
-    async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
-        """The keeper's report, at once or when it is no longer version `known`, at the latest after `wait_s`.
-
-        Makes the keeper where there is none. Raises TimeoutError, OSError or RayFailed.
-        """
-        ...
-
-    async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
-        """By slot, what its journal says beyond what is known of it. Raises as `report`."""
-        ...
-
-    async def apply(
-        self, machine: str, revision: int, wishes: list[dict[str, Any]], head: str
-    ) -> dict[str, Any]:
-        """Give a keeper its share of a revision of `head`, a machine's id. Raises as `report`."""
-        ...
-
-    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
-        """Let a machine be its person's for so long, or until it `ends`: its report. Raises as `report`."""
-        ...
-
-    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
-        """Tell a keeper from where it gets which models. Returns its report; raises as `report`."""
-        ...
-
-    async def leave(self, machine: str) -> None:
-        """Let a machine end its part, as `homeport down` there would. Raises as `report`."""
-        ...
-
-    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
-        """Let a machine send a magic packet on those of its networks; on how many it did. Raises as `report`."""
-        ...
 
 
 class Controller:
@@ -115,12 +70,7 @@ class Controller:
         """What that text says of who is away and whose turn it is: nobody tells of a change of that."""
         self._make_members = members
         self._members: Members | None = None
-        self._unread: dict[str, float] = {}
-        """By machine: until when a claim waits for its journals; 0 once they were read. Empty before it looked."""
-        self._marks: dict[str, dict[int, Mark]] = {}
-        """By machine and slot: how far the journal was read."""
-        self._changes: dict[str, tuple[tuple[int, str], ...]] = {}
-        """By machine: what its replicas said of their journals when these were read last."""
+        self._learning = Learning(self.index, self._awake, self.index_clock.steady)
         self._here: set[str] | None = None
         """Ids of the machines that are there now; None before it looked."""
         self._deaf: set[str] = set()
@@ -158,16 +108,7 @@ class Controller:
     async def _main(self) -> None:
         self._read_revision()
         control = self.revision["control"]
-        server = _QuietServer(
-            uvicorn.Config(
-                self.app().asgi(),
-                host=control["host"],
-                port=control["port"],
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-            )
-        )
+        server = quiet_server(self.app().asgi(), control["host"], control["port"])
         await asyncio.gather(self._work(), server.serve())
 
     async def _work(self) -> None:
@@ -181,7 +122,7 @@ class Controller:
             for machine in self._here:
                 if machine not in following or following[machine].done():
                     following[machine] = asyncio.create_task(self._follow(members, machine))
-                    self._unread.setdefault(machine, self._awake() + LEARN_S)
+                    self._learning.expect(machine)
             self._awake()  # it has to be read now and then
             self._read_revision()
             if self.listing.look(self.book.remembered()):
@@ -196,7 +137,8 @@ class Controller:
             try:
                 news_s = min(NEWS_S, self.roll.lost_after_s * NEWS_PART)
                 self._heard(machine, await members.report(machine, version, news_s))
-                await self._learn(members, machine)
+                if await self._learning.read(members, machine, self.roll.reports[machine]):
+                    await self.known.save(self.index, self.roll)
                 await self._telling.tell(self.roll.reports[machine])
                 version = self.roll.reports[machine]["version"]
             except AWAY as error:
@@ -226,27 +168,6 @@ class Controller:
         reported = (self._here or set()) & self.roll.reports.keys() - self._deaf - self.book.asleep
         return {machine for machine in reported if self.roll.silent_s(machine) < heard_s}
 
-    async def _learn(self, members: Members, machine: str) -> None:
-        """Read what is new in the journals of a machine: those of hosts that are dead or no longer wanted too."""
-        report = self.roll.reports[machine]
-        changes = tuple((r.get("pins", 0), r.get("journal", "")) for r in report["replicas"])
-        if self._changes.get(machine) == changes:
-            return
-        marks = self._marks.setdefault(machine, {})
-        told = await members.pins(machine, marks)
-        for slot, news in told.items():
-            pins = map(pin_from_json, news.pins)
-            self.index.confirm(pins, f"{report['name']}/{slot}", news.whole, self.index_clock.steady())
-            for pin in news.pins:
-                self.index.describe(pin["session"], pin.get("public", ""), pin.get("scope"))
-            marks[slot] = news.mark
-        if silent := sorted(r["name"] for r in report["replicas"] if r.get("pins") and r["slot"] not in told):
-            log.warning("pins of %s are not known: the journal could not be read", ", ".join(silent))
-            return
-        self._changes[machine] = changes
-        self._unread[machine] = 0.0
-        await self.known.save(self.index, self.roll)
-
     def _ended(self, said: Mapping[str, Pin]) -> Awaitable[None]:
         """Let the hosts of these journals drop what they have of a session that was ended; those that are away, once
         they are back. That is on disk when it returns."""
@@ -262,8 +183,7 @@ class Controller:
             )
         for machine in self.book.forget(name, self._here):
             self.roll.forget(machine)
-            self._unread.pop(machine, None)
-            self._changes.pop(machine, None)  # Its journals are read again, should it come back.
+            self._learning.forget(machine)
         self.known.drop(name)
         self._assign()
 
@@ -305,35 +225,8 @@ class Controller:
         return 0 if self._members is None else await self._members.wake(machine, mac, networks)
 
     async def _leave(self) -> dict[str, Any]:
-        """Ask every machine but the head to end its part: by name, those that do, with their hosts, and the others."""
-        head = self._head()
-        names = {id_: known.name for id_, known in self.book.remembered().items() if id_ != head}
-        names |= {id_: self.roll.reports[id_]["name"] for id_ in self.roll.reports if id_ != head}
-        members, here = self._members, self._here or set()
-        asked = [id_ for id_ in names if members is not None and id_ in here]
-        answers = await asyncio.gather(*(self._leaves(members, id_) for id_ in asked if members is not None))
-        left = [id_ for id_, leaves in zip(asked, answers, strict=True) if leaves]
-        hosts = {
-            names[id_]: [
-                f"{r['address']}:{r['port']}" for r in self.roll.reports.get(id_, {}).get("replicas", ())
-            ]
-            for id_ in left
-        }
-        away = sorted(names[id_] for id_ in names if id_ not in left)
-        return {"left": sorted(hosts), "away": away, "hosts": hosts}
-
-    async def _leaves(self, members: Members, machine: str) -> bool:
-        try:
-            await members.leave(machine)
-        except AWAY as error:
-            log.warning("machine %s cannot be asked to leave: %s", machine, error)
-            return False
-        return True
-
-    def _has_learned(self) -> bool:
-        """Whether a session that the index does not know is new: every machine's journals were read, or given up."""
-        now = self._awake()
-        return bool(self._unread) and all(until < now for until in self._unread.values())
+        known, here = self.book.remembered(), self._here or set()
+        return await leave_all(self._members, here, self._head(), known, self.roll.reports)
 
     async def _yield(self, name: str, for_s: float | None, ends: bool) -> dict[str, Any]:
         """Let a machine be its person's, or end that. Returns how it stands then, as its keeper says."""
@@ -426,7 +319,7 @@ class Controller:
     def app(self) -> ControllerApp:
         acts = Acts(
             self._fleet,
-            self._has_learned,
+            self._learning.has_all,
             self._forget,
             self._cordon,
             self._yield,
@@ -497,10 +390,3 @@ class _ForModels:
             self._of._heard(machine, await members.bring(machine, message))
         except AWAY as error:
             log.warning("machine %s cannot be told of models: %s", machine, error)
-
-
-class _QuietServer(uvicorn.Server):
-    """uvicorn without its ten wakes a second: this one runs until its process is killed."""
-
-    async def main_loop(self) -> None:
-        await asyncio.Event().wait()

@@ -78,7 +78,15 @@ def addresses_of(content: bytes) -> frozenset[str] | None:
     try:
         provider = yaml.safe_load(content)["provider"]
         return frozenset({str(provider["head_ip"]), *map(str, provider.get("worker_ips") or ())})
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError, KeyError, TypeError, AttributeError):
+    except (
+        yaml.YAMLError,
+        UnicodeDecodeError,
+        RecursionError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+    ):
         return None
 
 

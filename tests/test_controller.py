@@ -21,9 +21,10 @@ from cluster.machine import CpuCore, Hardware
 from cluster.paths import Paths, secret, write_private
 from cluster.slices import Need
 from serving import controller as controller_
-from serving.controller import Controller, Members
+from serving.controller import Controller
 from serving.journal_file import NOTHING, JournalNews, Mark
 from serving.machine_book import MachineBook
+from serving.membership import Members
 from serving.model import ModelSpec
 
 GIB = 1024**3
@@ -529,7 +530,7 @@ FORGOTTEN = {"id": "id-1", "name": "den", "zone": "default"}
 
 def test_a_machine_that_is_gone_can_be_forgotten_until_it_is_here_again(folder: Path) -> None:
     members = OneMachine()
-    running = Running(folder, members)
+    running = Running(folder, members, lost_after_s=3.0)  # It is asked every second, not every ten.
     running.until("/claim", CLAIM, 200)
     status, answer = running.ask("/machines/den/forget", {})
     assert status == 409

@@ -115,7 +115,7 @@ def test_a_disk_that_is_full_does_not_end_ray_for_what_cannot_be_kept(
         def full(*_: object) -> None:
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(service.join, "settle", full)
+        monkeypatch.setattr(join, "settle", full)
         assert not Service(paths)._is_another(head.url, {**answer.told, "zone": "lab"})
 
 
