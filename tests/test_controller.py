@@ -341,7 +341,15 @@ def kept(replica: str = "den/0", generation: int = 1, **more: Any) -> dict[str, 
     return pin | more
 
 
+def was_here(folder: Path, name: str) -> None:
+    """A machine of that name was here once: its zone is known, which a home in another's stead must share."""
+    paths = Paths(folder / "home", folder / "locks")
+    paths.make()
+    MachineBook(paths.revision.with_name("machines.json")).here(f"id-{name}", name, "default")
+
+
 def test_a_session_whose_home_is_lost_moves_once_whoever_asks(folder: Path) -> None:
+    was_here(folder, "attic")
     running = Running(folder, OneMachine([kept("attic/0")]))
     running.until("/claim", CLAIM, 200)
     lost = {"replica": "attic/0", "generation": 1}
@@ -438,6 +446,7 @@ def test_a_journal_that_could_not_be_read_is_not_one_without_pins(folder: Path, 
 
 
 def test_a_home_is_not_lost_while_its_keeper_says_that_it_is_ready(folder: Path, host: Hears) -> None:
+    was_here(folder, "attic")
     members = OneMachine([kept()])
     members.hosts = [replica_at(host)]
     running = Running(folder, members)
