@@ -29,7 +29,7 @@ test: python ## set up, run all the tests
 	@.venv/bin/python -m tests.cluster.packages
 	@exec .venv/bin/python -m pytest $(ARGS)
 
-test-cluster: python ## set up, run the tests of whole clusters in a laboratory (as root, 11 min)
+test-cluster: python ## set up, run the tests of whole clusters in a laboratory (as root; takes longest)
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/python -m tests.cluster.packages
 	@exec .venv/bin/python -m pytest -m cluster tests/cluster $(ARGS)
