@@ -245,12 +245,12 @@ class PinRoutes:
         return replace(facts, history=None) if known else facts
 
     def _learned(self, pin: Pin, before: Before) -> dict[str, Any]:
-        """A pin that holds, and whether it is written down here; with what was said last here if it is elsewhere from
-        now on: no turn says more here."""
+        """A pin that holds, and if it is not written down here, that; with what was said last here if it is elsewhere
+        from now on: no turn says more here."""
         after = self._desk.journal.entry(pin.session, pin.model)
         said = [each.history for each in (after, before[pin.session, pin.model]) if each is not None]
         last = next(filter(None, said), None)
-        told = {**pin.to_json(), "known": after is not None}
+        told = pin.to_json() | ({} if after is not None else {"known": False})
         away = pin.replica != self._desk.replica and last is not None
         return {**told, "history": last} if away else told
 

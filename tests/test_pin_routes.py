@@ -191,7 +191,9 @@ async def test_an_older_pin_is_answered_with_the_one_that_holds(routes: Routes) 
 
 async def test_pins_of_others_that_were_never_here_are_not_kept(routes: Routes) -> None:
     stranger = pin(BEN, "attic/0")
-    assert await routes.ask("POST", "/pins", {"pins": [stranger.to_json()]}) == {"pins": [stranger.to_json()]}
+    assert await routes.ask("POST", "/pins", {"pins": [stranger.to_json()]}) == {
+        "pins": [{**stranger.to_json(), "known": False}]
+    }
     assert routes.journal.count() == 0
 
 

@@ -160,9 +160,9 @@ async def test_what_a_crossing_turn_said_at_the_former_home_is_handed_over(
         pin |= {"guessed": True, "history": before}
         leave = Mover.leave
 
-        async def crossed(mover: Mover, base: str, pin: dict[str, Any]) -> str:
-            assert await leave(mover, base, pin) is None
-            return after
+        async def crossed(mover: Mover, base: str, pin: dict[str, Any]) -> tuple[str, bool]:
+            assert await leave(mover, base, pin) == (None, True)
+            return after, True
 
         monkeypatch.setattr(Mover, "leave", crossed)
         assert (await move(router, new.replica.partition("/")[0])).status == 200
