@@ -392,7 +392,14 @@ class Zones(RuleBasedStateMachine):
         assert ask.machine in (None, host.name)
         assert ask.zone in (None, zone)
         began = self.began.get(ask.session or "", zone)
+        if zone != began and self.head is None and not self.may_go_everywhere(ask.key, began):
+            # Its key was changed, and who is silent there is no home for it.
+            self.began[ask.session or ""] = zone
+            return
         assert zone == began, f"it began in {began} and goes to {host.name} in {zone}"
+
+    def may_go_everywhere(self, key: Key, zone: str) -> bool:
+        return all(key.allows_place(name, zone) for name, its in self.zones.items() if its == zone)
 
     # what people do
 
