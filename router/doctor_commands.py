@@ -8,7 +8,6 @@ import asyncio
 import json
 import os
 from collections import Counter
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -20,7 +19,6 @@ from cluster.doctor_pairs import PortRange, findings_between, ranges
 from cluster.doctor_session import Looked, Target, look, over_ssh
 from cluster.join import LOOPBACK
 from cluster.paths import Paths
-from cluster.proof import machine_token
 from cluster.restarting import running
 from router import api_client, egress_check, following, live
 from router.head_service import list_of
@@ -132,17 +130,14 @@ def _egress(paths: Paths) -> list[Finding]:
         _refuse("homeport does not run here. Run this on the head, after `homeport up`.", NOT_RUNNING)
     if following.is_worker(run):
         _refuse(following.worker_line(paths, run) + " Ask there.", WRONG)
-    secret = api_client.owners_secret(paths)
+    token = api_client.owners_secret(paths)
     try:
-        fleet = api_client.ask(run["url"], "GET", "/api/fleet", secret=secret, timeout_s=ANSWER_S)
-        trust = api_client.trust(paths)
+        fleet = api_client.ask(run["url"], "GET", "/api/fleet", secret=token, timeout_s=ANSWER_S)
     except (api_client.Away, api_client.Refused, KeyError) as error:
         _refuse(f"The router cannot answer: {error}", FAILED)
     address = run.get("address", LOOPBACK)
     addresses = own_addresses() if address == LOOPBACK else [address]
-    found = asyncio.run(
-        egress_check.check(fleet["machines"], addresses[:4], partial(machine_token, secret), trust)
-    )
+    found = asyncio.run(egress_check.check(fleet["machines"], addresses[:4], token))
     if not found:
         _refuse("No host runs yet, so nothing could be asked. `homeport status` says how far it is.", FAILED)
     return found

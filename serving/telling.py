@@ -6,8 +6,7 @@ What there is to tell says the index; which hosts there are, a keeper's report.
 import asyncio
 import json
 import logging
-import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -26,17 +25,11 @@ log = logging.getLogger(__name__)
 
 
 class Telling:
-    """`token` gives the token of a machine, by its id. `tls`: whom to trust; None where hosts are asked in clear."""
+    """`token` is the cluster's."""
 
-    def __init__(
-        self,
-        index: PinIndex,
-        token: Callable[[str], str],
-        tls: Callable[[], ssl.SSLContext | None] = lambda: None,
-    ) -> None:
+    def __init__(self, index: PinIndex, token: str) -> None:
         self._index = index
         self._token = token
-        self._tls = tls
         self._ending: set[asyncio.Task[bool]] = set()
 
     async def tell(self, report: Report) -> None:
@@ -85,13 +78,7 @@ class Telling:
         """Whether the host has done it."""
         try:
             asking = ask_host.ask_host(
-                report["address"],
-                replica["port"],
-                self._token(report["id"]),
-                method,
-                path,
-                json.dumps(body).encode(),
-                self._tls(),
+                report["address"], replica["port"], self._token, method, path, json.dumps(body).encode()
             )
             await asyncio.wait_for(asking, TELL_S)
         except ask_host.AWAY as error:
