@@ -61,7 +61,7 @@ def test_the_person_of_a_machine_comes_first(fresh: Homeport, program: subproces
     fresh.up()
     limits = machine(fresh)["limits"]
     assert limits["enforced"]
-    assert {*limits["enforced"], *limits["watched"]} == {"cores", "gpus", "memory", "threads"}
+    assert {*limits["enforced"], *limits["watched"]} == {"cores", "gpus", "memory", "network", "threads"}
     tea = Conversation(fresh.url, "tea")
     home = tea.say(STORY).headers["x-homeport-replica"]
     by_command(fresh, tea, home)
