@@ -20,15 +20,13 @@ class Limits:
 
     enforced: tuple[str, ...]
     watched: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    """Why some are not kept: `network: unshare: Operation not permitted`."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"enforced": list(self.enforced), "watched": list(self.watched), "notes": list(self.notes)}
+        return {"enforced": list(self.enforced), "watched": list(self.watched)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(tuple(data["enforced"]), tuple(data["watched"]), tuple(data.get("notes", ())))
+        return cls(tuple(data["enforced"]), tuple(data["watched"]))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from cluster.paths import Paths
 from cluster.restarting import running
 from router import api_client, apply_words, following, lifecycle, renewing
 from router.renewing import Renewal
-from serving.plan import Plan, Step, away_of, plan, yielded_of
+from serving.plan import Plan, Step, away_of, plan
 
 LOOK_S = 0.5
 SILENT_S = 120.0
@@ -38,8 +38,8 @@ class Proposal:
 
     renewal: Renewal
     plan: Plan
-    renewed: tuple[str, ...]
-    """Machines of whose zone or reserve the config says otherwise."""
+    rejoin: tuple[str, ...]
+    """Machines of which the config says something that they take when they join anew."""
 
     @property
     def is_empty(self) -> bool:
@@ -63,8 +63,8 @@ def propose(paths: Paths, config: Path, env: Mapping[str, str]) -> Proposal:
             f"The controller cannot be asked what runs: {error}. Nothing was changed; try again in a moment.",
             FAILED,
         ) from None
-    renewed = renewing.machines_renewed(prepared.config.machines, fleet, renewal.machine.name)
-    return Proposal(renewal, plan(renewal.wanted, renewal.before, fleet), renewed)
+    rejoin = renewing.machines_later(prepared.config.machines, fleet, renewal.machine.name)
+    return Proposal(renewal, plan(renewal.wanted, renewal.before, fleet), rejoin)
 
 
 def describe(proposal: Proposal) -> list[str]:
@@ -83,8 +83,8 @@ def describe(proposal: Proposal) -> list[str]:
             f"Not changed, holds after `homeport down` and `homeport up`: {', '.join(renewal.later)}."
         )
     lines += [
-        f"{name} takes its new zone, reserve or yield_to by itself, within half a minute; its replicas go on."
-        for name in proposal.renewed
+        f"Not changed, holds after `homeport join` on {name}: its zone or reserve."
+        for name in proposal.rejoin
     ]
     return lines
 
@@ -109,8 +109,7 @@ def fleet_of(paths: Paths, renewal: Renewal) -> dict[str, Any]:
 def _follow(paths: Paths, proposal: Proposal, say: Say) -> int:
     """Until every change is carried out, or its machine is away."""
     revision = proposal.renewal.wanted["revision"]
-    later = {*proposal.plan.away, *proposal.plan.yielded}
-    left: list[Step] = [step for step in proposal.plan.changes if step.machine not in later]
+    left: list[Step] = [step for step in proposal.plan.changes if step.machine not in proposal.plan.away]
     heard_at, failures, told = time.monotonic(), 0, set[str]()
 
     def tell(line: str) -> None:
@@ -140,7 +139,7 @@ def _follow(paths: Paths, proposal: Proposal, say: Say) -> int:
                 if note := apply_words.waits_for(step, fleet, revision):
                     tell(note)
             if not left:
-                say(_done(revision, failures, (*away_of(fleet), *yielded_of(fleet))))
+                say(_done(revision, failures, away_of(fleet)))
                 return FAILED if failures else 0
         time.sleep(LOOK_S)
 
@@ -160,8 +159,6 @@ def _look(
     for step in left:
         if step.machine in away_of(fleet):
             done.append((True, f"{step.machine} is away: its part comes when it is back"))
-        elif step.machine in yielded_of(fleet):
-            done.append((True, f"{step.machine} is yielded: its part comes when that is over"))
         elif (found := apply_words.outcome(step, fleet, revision)) is None:
             under_way.append(step)
         else:

@@ -4,6 +4,7 @@ Exit codes as in `router.cli`: 0 done, 1 it failed, 2 the input is wrong (nothin
 """
 
 import os
+import time
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -85,7 +86,7 @@ def join_token() -> None:
             WRONG,
         )
     try:
-        token = join_tokens.make(paths, join_tokens.Now.here())
+        token = join_tokens.make(paths, time.time())
     except OSError as error:
         _refuse(f"{paths.join_tokens}: {error.strerror}. Run as its owner.", FAILED)
     port = (read_json(paths.revision) or {}).get("control", {}).get("port", JOIN_PORT)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.join import LOOPBACK, note_programs
+from cluster.join import LOOPBACK
 from cluster.machine import Hardware, Machine, Reserve
 from cluster.paths import Paths, read_json
 from router import lifecycle
@@ -53,18 +53,14 @@ def compare(paths: Paths, run: Mapping[str, Any], prepared: Prepared) -> Renewal
 
 
 def renew(paths: Paths, renewal: Renewal) -> None:
-    """Write the revision down; the controller finds it there. Raises OSError.
-
-    To which programs this machine yields its keeper finds beside it.
-    """
-    note_programs(paths, renewal.config.machine(renewal.machine.name).yield_to)
+    """Write the revision down; the controller finds it there. Raises OSError."""
     lifecycle.write_revision(paths, renewal.config, renewal.machine, renewal.ports)
 
 
-def machines_renewed(
+def machines_later(
     machines: tuple[MachineConfig, ...], fleet: Mapping[str, Any], head: str
 ) -> tuple[str, ...]:
-    """Machines that joined of whose zone or reserve the config says otherwise: they take it by themselves."""
+    """What the config says otherwise of machines that joined, which they take when they join anew."""
     found = []
     for report in fleet.get("machines", ()):
         entry = next(
@@ -74,8 +70,7 @@ def machines_renewed(
         if entry is None or report["name"] == head or "hardware" not in report:
             continue
         hardware, reserve = Hardware.from_json(report["hardware"]), Reserve.from_json(report["reserve"])
-        told = report["zone"], reserve, tuple(report.get("yield_to", entry.yield_to))
-        if (entry.zone, entry.reserve(hardware), entry.yield_to) != told:
+        if (entry.zone, entry.reserve(hardware)) != (report["zone"], reserve):
             found.append(str(report["name"]))
     return tuple(found)
 
