@@ -60,8 +60,7 @@ def take_up_lock(paths: Paths) -> int | None:
 
     Raises OSError for a state folder that cannot be written.
     """
-    paths.make()
-    lock = os.open(paths.up_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _open_up_lock(paths)
     for _ in range(LOCK_TRIES):  # `running` holds it for an instant, to look
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -75,10 +74,14 @@ def take_up_lock(paths: Paths) -> int | None:
 
 def wait_up_lock(paths: Paths) -> int:
     """As `take_up_lock`, once whoever has it ends. Raises OSError."""
-    paths.make()
-    lock = os.open(paths.up_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    lock = _open_up_lock(paths)
     fcntl.flock(lock, fcntl.LOCK_EX)
     return lock
+
+
+def _open_up_lock(paths: Paths) -> int:
+    paths.make()
+    return os.open(paths.up_lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
 
 def inherited_up_lock() -> int | None:

@@ -3,21 +3,18 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from cluster.paths import Paths
 from router import applying, live
+from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG
 from router.lifecycle import UpRefused
 from serving.config import ConfigError
 
 out = live.console()
 err = live.console(stderr=True)
-
-FAILED, WRONG = 1, 2
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "homeport.yaml"
 
 
 def apply(

@@ -59,12 +59,12 @@ def _row(step: Step) -> tuple[str, str, str]:
 
 def outcome(step: Step, fleet: Mapping[str, Any], revision: int) -> tuple[bool, str] | None:
     """Whether this step succeeded, and a line about it; None while it is under way."""
-    report = next((each for each in fleet["machines"] if each["name"] == step.machine), None)
+    report = _named(step.machine, fleet["machines"])
     if report is None:
         return False, f"{step.machine} is gone"
     if report["revision"] < revision:
         return None
-    replica = next((each for each in report["replicas"] if each["name"] == step.replica), None)
+    replica = _named(step.replica, report["replicas"])
     match step:
         case Keep():
             return True, ""
@@ -94,13 +94,17 @@ def _serving(step: Start | Drain, replica: Mapping[str, Any] | None) -> tuple[bo
 
 def waits_for(step: Step, fleet: Mapping[str, Any], revision: int) -> str | None:
     """What a step that is under way waits for, where a person would ask."""
-    report = next((each for each in fleet["machines"] if each["name"] == step.machine), None)
+    report = _named(step.machine, fleet["machines"])
     if report is None or report["revision"] < revision:
         return None
-    replica = next((each for each in report["replicas"] if each["name"] == step.replica), None)
+    replica = _named(step.replica, report["replicas"])
     if not isinstance(step, Drain) or replica is None or replica["state"] != "ready":
         return None
     return f"{step.replica}: finishes its turns first"
+
+
+def _named(name: str, told: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+    return next((each for each in told if each["name"] == name), None)
 
 
 def passed_lines(fleet: Mapping[str, Any], others: Iterable[str]) -> list[str]:

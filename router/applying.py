@@ -12,13 +12,13 @@ from cluster.join import LOOPBACK
 from cluster.paths import Paths
 from cluster.restarting import running
 from router import api_client, apply_words, following, lifecycle, renewing
+from router.command_line import FAILED, NOT_RUNNING, WRONG
 from router.renewing import Renewal
 from serving.plan import Plan, Step, away_of, plan
 
 LOOK_S = 0.5
 SILENT_S = 120.0
 """How long a controller that does not answer is waited for: Ray starts it again."""
-FAILED, WRONG, NOT_RUNNING = 1, 2, 3
 INTERRUPTED = 130
 
 Say = Callable[[str], None]

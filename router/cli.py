@@ -28,6 +28,7 @@ from router import (
     live,
     service_commands,
 )
+from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, WRONG
 from serving.config import ConfigError
 
 app = typer.Typer(
@@ -44,7 +45,6 @@ app.command(name="join-token")(join_commands.join_token)
 out = live.console()
 err = live.console(stderr=True)
 
-FAILED, WRONG, NOT_RUNNING = 1, 2, 3
 READY_S = 180.0
 ACT_S = 10.0
 REFRESH_S = 0.5
@@ -77,7 +77,7 @@ def up(
         if lock is None:
             following.say_running(read_json(paths.run) or {})
             return
-        prepared = lifecycle.prepare(paths, config or _default_config(), os.environ)
+        prepared = lifecycle.prepare(paths, config or DEFAULT_CONFIG, os.environ)
         parent = lifecycle.start(paths, prepared, os.environ, os.getpid(), lock)
     except (ConfigError, lifecycle.UpRefused) as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
@@ -273,10 +273,6 @@ def _input() -> str:
     except (EOFError, KeyboardInterrupt):
         print()
         return ""
-
-
-def _default_config() -> Path:
-    return Path(__file__).resolve().parent.parent / "configs" / "homeport.yaml"
 
 
 def _running_or_exit(as_json: bool) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from cluster.ending import end_everything
 from cluster.join import LOOPBACK, joined
 from cluster.paths import Paths, read_json
 from router import api_client, lifecycle, live
+from router.command_line import FAILED
 
-FAILED = 1
 READY_S = 180.0
 REFRESH_S = 0.5
 QUIET_REFRESH_S = 1.0

@@ -6,7 +6,7 @@ Exit codes as in `router.cli`: 0 done, 1 it failed, 2 the input is wrong (nothin
 import os
 import time
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -14,16 +14,13 @@ from cluster.join import JOIN_PORT, LOOPBACK
 from cluster.paths import Paths, read_json
 from cluster.restarting import running
 from router import following, join_head, join_worker, live
+from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, PLAIN, WRONG
 from router.lifecycle import UpRefused
 from serving import join_tokens
 from serving.config import ConfigError
 
 out = live.console()
 err = live.console(stderr=True)
-
-FAILED, WRONG, NOT_RUNNING = 1, 2, 3
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "homeport.yaml"
 
 
 def join(

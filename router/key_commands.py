@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from router import key_store
+from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG
 from serving.config import keys_file_of
 from serving.config_keys import KeySection, lets_anybody_in, read_keys, refusal
 from serving.config_problems import ConfigError
@@ -25,10 +26,7 @@ app = typer.Typer(help="Who may use homeport.", no_args_is_help=True, pretty_exc
 out = Console()
 err = Console(stderr=True)
 
-FAILED, WRONG = 1, 2
 OPTIONS = {"requests_per_minute": "per-minute"}
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "homeport.yaml"
 
 ConfigPath = Annotated[
     Path | None,

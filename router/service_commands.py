@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,6 +17,7 @@ from cluster.join import joined
 from cluster.paths import Paths
 from cluster.restarting import running
 from router import following, lifecycle, live
+from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG
 from router.head_service import list_of
 from router.join_head import read_list
 from serving.config import ConfigError
@@ -24,10 +25,6 @@ from serving.config import ConfigError
 app = typer.Typer(help="homeport from boot on, by the user's systemd.", no_args_is_help=True)
 out = live.console()
 err = live.console(stderr=True)
-
-FAILED, WRONG = 1, 2
-PLAIN: dict[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
-DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "homeport.yaml"
 
 
 @app.command()
