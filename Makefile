@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-loss test-schedules check bench bench-engine bench-sessions clean lock python
+.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-schedules check bench bench-controller bench-engine bench-sessions clean lock python
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -29,10 +29,14 @@ test: python ## set up, run all the tests
 	@.venv/bin/python -m tests.cluster.packages
 	@exec .venv/bin/python -m pytest $(ARGS)
 
-test-cluster: python ## set up, run the tests of whole clusters in a laboratory (as root, 11 min)
+test-cluster: python ## set up, run the tests of whole clusters in a laboratory (as root; takes longest)
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/python -m tests.cluster.packages
 	@exec .venv/bin/python -m pytest -m cluster tests/cluster $(ARGS)
+
+test-fleet: python ## kill at random above 24 machines with stand-in engines, hundreds of sessions on them (4 min)
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m pytest -s -m fleet tests/fleet $(ARGS)
 
 test-loss: python ## lose machines in every way while turns go on, also those that take minutes (as root)
 	@$(PYTHON) -m $(SETUP) dev --quiet
@@ -61,6 +65,10 @@ bench-engine: python ## measure the engine beside bare llama.cpp and its own ser
 bench-sessions: python ## measure what becomes of sessions and pins when processes are killed, and write the table
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m benchmarks.sessions $(ARGS)
+
+bench-controller: python ## measure what 50 machines with 400 replicas cost the head, and write the table
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m benchmarks.controller $(ARGS)
 
 clean: ## stop what runs, remove .venv and the tools' caches (wheels, models and state stay)
 	@if [ -x .venv/bin/homeport ]; then .venv/bin/homeport down || true; fi

@@ -1,9 +1,10 @@
 """Starts a host as a process of nobody, confined to its slice before it execs, and finds and ends it again.
 
 How a host starts: `launch` runs `python -m cluster.confine` with the order on its stdin. That launcher forks;
-its child begins a session of its own, takes the locks of the slice, confines itself, writes the record and
-execs the command. The launcher hears by a pipe that closes on exec that it went well, prints the record and
-ends, so that the host is nobody's child and its end is seen only by its pid.
+its child begins a session of its own, takes the locks of the slice, makes the socket on which the host is asked,
+confines itself (its network too, see `network`), writes the record and execs the command. The launcher hears by a
+pipe that closes on exec that it went well, prints the record and ends, so that the host is nobody's child and its
+end is seen only by its pid.
 
 How the locks live: `flock` belongs to the open file. The files stay open over that one exec; the host then
 calls `adopt_locks`, so that programs which it or its engine starts do not inherit them, and the kernel frees
@@ -19,6 +20,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,11 +29,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
-from cluster import cgroup, group
+from cluster import cgroup, group, network
 from cluster.locks import LOCK_FDS, LockTaken, adopt_locks, holds_locks, take_lock, take_slice
 from cluster.paths import write_private
 from cluster.record import Limits, Record, read_record, write_record
 from cluster.slices import Slice
+from cluster.sockets import recover_soon
 
 __all__ = [
     "Launch",
@@ -43,14 +46,20 @@ __all__ = [
     "alive",
     "cap_file",
     "end_group",
+    "free",
     "holds_locks",
     "launch",
     "read_record",
+    "records",
     "slice_environment",
     "tail",
 ]
 
 INCARNATION = "HOMEPORT_INCARNATION"
+YIELD_SIGNAL = signal.SIGUSR1
+"""To a host: end, and take up to 4 s to save what only it has. SIGTERM leaves it half of that."""
+YIELD_GRACE_S = 4.2
+"""After that signal; then it is killed."""
 LAUNCH_TIMEOUT_S = 30.0
 
 THREAD_COUNTS = (
@@ -85,6 +94,11 @@ class Launch:
     locks: Path
     port: int
     config_digest: str
+    address: str | None = None
+    """Where the host is asked: a socket that listens there, on `port`, is handed down. None: it makes its own, which
+    nobody else reaches if it is isolated."""
+    isolate: bool = True
+    """Whether to take the network away, where that is permitted."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -97,6 +111,8 @@ class Launch:
             "locks": str(self.locks),
             "port": self.port,
             "config_digest": self.config_digest,
+            "address": self.address,
+            "isolate": self.isolate,
         }
 
     @classmethod
@@ -111,6 +127,8 @@ class Launch:
             Path(data["locks"]),
             data["port"],
             data["config_digest"],
+            data.get("address"),
+            data.get("isolate", False),  # a keeper of an earlier version, below which the files were replaced
         )
 
 
@@ -150,10 +168,21 @@ def alive(record: Record) -> bool:
     return group.runs(record.pid, record.start_time)
 
 
-def end_group(record: Record, grace_s: float) -> bool:
-    """End the host and all that it started: SIGTERM, `grace_s` seconds, SIGKILL. True when nothing is
+def end_group(record: Record, grace_s: float, first: signal.Signals = signal.SIGTERM) -> bool:
+    """End the host and all that it started: `first`, `grace_s` seconds, SIGKILL. True when nothing is
     left."""
-    return group.end(record.pid, record.start_time, grace_s)
+    return group.end(record.pid, record.start_time, grace_s, first)
+
+
+def free(record: Record) -> bool:
+    """The same within 5 s, for a person who wants the machine: its contexts are saved as far as that allows."""
+    return end_group(record, YIELD_GRACE_S, YIELD_SIGNAL)
+
+
+def records(locks: Path, run_id: str) -> list[Record]:
+    """Of the hosts of one installation that live."""
+    found = (read_record(path) for path in sorted(locks.glob(f"{run_id}-*.json")))
+    return [record for record in found if record is not None and alive(record)]
 
 
 def cap_file(path: Path, max_bytes: int) -> bool:
@@ -223,6 +252,7 @@ def _become_host(order: Launch, pipe: int) -> NoReturn:
         folder = f"the folder {order.folder}"
         descriptors = [take_lock(order.folder / "host.lock", folder, order.replica, 0o600)]
         descriptors += take_slice(order.locks, order.slice, order.replica)
+        listener = _listen(order)
         incarnation = _next_incarnation(order.folder / "incarnation")
         limits = _confine(order)
         _redirect(order.folder / "host.err")
@@ -235,6 +265,7 @@ def _become_host(order: Launch, pipe: int) -> NoReturn:
             **slice_environment(order.slice),
             INCARNATION: str(incarnation),
             LOCK_FDS: ",".join(str(descriptor) for descriptor in descriptors),
+            **({} if listener is None else network.hand_down(listener)),
         }
         os.execvpe(order.command[0], order.command, env)  # noqa: S606
     except LockTaken as taken:
@@ -247,6 +278,16 @@ def _become_host(order: Launch, pipe: int) -> NoReturn:
     with contextlib.suppress(OSError):
         os.write(pipe, json.dumps(answer).encode())
     os._exit(1)
+
+
+def _listen(order: Launch) -> socket.socket | None:
+    if order.address is None:
+        return None
+    try:
+        return recover_soon(network.listen(order.address, order.port))
+    except OSError as error:
+        where = f"{order.address}:{order.port}"
+        raise LaunchFailed(f"cannot listen on {where} ({error.strerror}); end what listens there") from error
 
 
 def slice_environment(carved: Slice) -> dict[str, str]:
@@ -283,9 +324,12 @@ def _confine(order: Launch) -> Limits:
         "memory": lambda: cgroup.enter_ceiling(f"homeport-{order.record.stem}", order.slice.memory_bytes),
     }
     done = {name: keep() for name, keep in kept.items()}
+    why_not = network.leave() if order.isolate else "network.isolate is false in the config"
+    done["network"] = why_not is None
     return Limits(
         tuple(name for name, kept in done.items() if kept),
         tuple(name for name, kept in done.items() if not kept),
+        () if why_not is None else (f"network: {why_not}",),
     )
 
 
@@ -330,6 +374,8 @@ def _record(order: Launch, incarnation: int, limits: Limits) -> Record:
 
 def _reason(failure: Exception, order: Launch) -> str:
     match failure:
+        case LaunchFailed():
+            return str(failure)
         case FileNotFoundError(filename=str(name)) if name == order.command[0]:
             return f"the program {name} does not exist"
         case OSError(errno=errno.ENOSPC):

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from cluster import llama_wheel
 from cluster.commands import Progress, SetupError, run
-from cluster.install import BUILD_LOCK, LOCKS, NODEPS_LOCK, ROOT, cache_folder, sentence_for
+from cluster.install import ROOT, cache_folder, sentence_for
 from cluster.llama_build import duration, locked
+from cluster.stamp import BUILD_LOCK, LOCKS, NODEPS_LOCK
 from cluster.wheelhouse import FOLDER, copy_llama, pip_environment, seal, wanted
 
 LLAMA = "llama-cpp-python"

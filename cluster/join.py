@@ -21,6 +21,7 @@ from cluster.inventory import measure
 from cluster.machine import Hardware, Machine, Reserve, default_reserve
 from cluster.paths import Paths, read_json, write_private
 from cluster.proof import is_proven, key_of, proven
+from cluster.record import boot_id
 from cluster.slices import usable_cores
 
 LOOPBACK = "127.0.0.1"
@@ -35,6 +36,7 @@ REFUSALS = frozenset(
         "other_build",
         "name_taken",
         "name_wrong",
+        "id_taken",
         "is_head",
         "other_address",
         "alone",
@@ -79,6 +81,10 @@ class Answer:
     """None: the default for the machine's hardware."""
     reserve_memory_bytes: int | None
     ports: tuple[int, int]
+    yield_to: tuple[str, ...] = ()
+    """Programs of its person's that it yields to."""
+    told: Mapping[str, Any] = field(default_factory=dict)
+    """All that the head said of this machine, as it said it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +95,8 @@ class RayIs:
     """`IP:PORT`."""
     is_heard: bool
     """Whether the head hears that machine's keeper."""
+    machine: Mapping[str, Any] | None = None
+    """What it would say of that machine, if it joined now; None: no word about that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +105,8 @@ class Joined:
 
     head: str
     name: str
+    told: Mapping[str, Any] | None = None
+    """All that the head said of it; None where an earlier version did not keep that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +158,7 @@ def enter(
     reserve: Reserve,
     ports: Sequence[int],
     address: str = LOOPBACK,
+    yield_to: Sequence[str] = (),
 ) -> Machine:
     """Write `machine.json` for this machine and return it. An id that is there already stays for ever."""
     machine = Machine(
@@ -159,11 +170,24 @@ def enter(
         reserve=reserve,
         state="ready",
     )
-    kept = {"id": machine.id, "name": name, "zone": zone, "address": machine.address}
-    write_private(
-        paths.machine, json.dumps({**kept, "reserve": reserve.to_json(), "ports": list(ports)}, indent=1)
-    )
+    kept = {
+        "id": machine.id,
+        "name": name,
+        "zone": zone,
+        "address": machine.address,
+        "reserve": reserve.to_json(),
+        "ports": list(ports),
+        "yield_to": list(yield_to),
+    }
+    write_private(paths.machine, json.dumps(kept, indent=1))
     return machine
+
+
+def note_programs(paths: Paths, programs: Sequence[str]) -> None:
+    """Have this machine yield to these programs from now on: its keeper sees it within a second. Raises OSError."""
+    known: dict[str, Any] | None = read_json(paths.machine)
+    if known is not None and tuple(known.get("yield_to", ())) != tuple(programs):
+        write_private(paths.machine, json.dumps({**known, "yield_to": list(programs)}, indent=1))
 
 
 def control_url(address: str) -> str:
@@ -199,9 +223,17 @@ def joined(paths: Paths) -> Joined | None:
     """Which head this machine joined; None where it did not."""
     kept = read_json(paths.joined)
     try:
-        return Joined(str(kept["head"]), str(kept["name"]))
+        head, name, told = str(kept["head"]), str(kept["name"]), kept.get("told")
+        return Joined(head, name, told if isinstance(told, dict) else None)
     except (KeyError, TypeError):
         return None
+
+
+def lasting(paths: Paths) -> dict[str, Any]:
+    """What a keeper reads of `machine.json` when it begins, and what Ray's books say by it; other keys it looks at now
+    and then."""
+    kept: dict[str, Any] = read_json(paths.machine) or {}
+    return {key: kept.get(key) for key in ("name", "zone", "address", "reserve", "ports")}
 
 
 def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float) -> Answer:
@@ -216,6 +248,7 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
         "name": name,
         "build": build_id(),
         "host_name": socket.gethostname(),
+        "boot": boot_id(),
     }
     status, told = _post(
         head, "/join", lambda mine: proven(key, "join", {**asked, "address": mine}), timeout_s
@@ -239,6 +272,8 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
             reserve_cores=None if cores is None else int(cores),
             reserve_memory_bytes=None if memory is None else int(memory),
             ports=(int(first), int(last)),
+            yield_to=tuple(map(str, machine.get("yield_to", ()))),
+            told=dict(machine),
         )
     except (KeyError, TypeError, ValueError):
         raise _no_homeport(head, "its answer is of another shape") from None
@@ -257,7 +292,10 @@ def ray_of(head: str, token: str, machine: str, timeout_s: float) -> RayIs | Non
         return None
     if status != 200 or not is_proven(key, "ray_is", told, nonce):
         return None
-    return RayIs(str(told.get("ray")), told.get("is_heard") is True)
+    machine_ = told.get("machine")
+    return RayIs(
+        str(told.get("ray")), told.get("is_heard") is True, machine_ if isinstance(machine_, dict) else None
+    )
 
 
 def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) -> Machine:
@@ -272,8 +310,19 @@ def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) ->
         usual.cores if answer.reserve_cores is None else answer.reserve_cores,
         usual.memory_bytes if answer.reserve_memory_bytes is None else answer.reserve_memory_bytes,
     )
-    machine = enter(paths, answer.name, answer.zone, hardware, reserve, answer.ports, answer.address)
-    write_private(paths.joined, json.dumps({"head": answer.head, "name": answer.name}, indent=1))
+    machine = enter(
+        paths,
+        answer.name,
+        answer.zone,
+        hardware,
+        reserve,
+        answer.ports,
+        answer.address,
+        answer.yield_to,
+    )
+    write_private(
+        paths.joined, json.dumps({"head": answer.head, "name": answer.name, "told": answer.told}, indent=1)
+    )
     return machine
 
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+FETCHED = "models"
+"""The folder of what came from Hugging Face, below the state folder."""
 SOCKET_PATH_LIMIT = 40
 """Bytes that Ray's session folder may take: its socket names add about 65, and the kernel allows 107."""
 
@@ -43,6 +45,11 @@ class Paths:
         return self.home / "joined.json"
 
     @property
+    def yielded(self) -> Path:
+        """For how long its person wants this machine for themselves."""
+        return self.home / "yielded.json"
+
+    @property
     def join_token(self) -> Path:
         """With this, machines of a list join, any number of times, for as long as it lies there."""
         return self.home / "join" / "token"
@@ -56,6 +63,21 @@ class Paths:
     def known_pins(self) -> Path:
         """What the machines' journals said last."""
         return self.home / "head" / "known.sqlite"
+
+    @property
+    def fetched(self) -> Path:
+        """Models that came from Hugging Face, here or through another machine."""
+        return self.home / FETCHED
+
+    @property
+    def model_orders(self) -> Path:
+        """From where this machine is to get which models, as the controller said last."""
+        return self.home / "models.json"
+
+    @property
+    def known_models(self) -> Path:
+        """What sources on Hugging Face turned out to be, and which were asked for by `homeport pull`."""
+        return self.home / "head" / "models.json"
 
     @property
     def slots(self) -> Path:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from cluster.group import look, runs
 from cluster.paths import Paths, read_json
 from cluster.record import boot_id
 
@@ -26,12 +27,13 @@ ROUNDS = 5
 
 @dataclass(frozen=True, slots=True)
 class Ours:
-    """One process that homeport started. `role` is parent, ray, router or host."""
+    """One process that homeport started. `role` is parent, ray, router, host or models."""
 
     pid: int
     role: str
     name: str
-    created_s: float
+    started: int
+    """Clock ticks since boot: the time of day may be set meanwhile."""
 
 
 def mark(paths: Paths, role: str) -> dict[str, str]:
@@ -48,24 +50,26 @@ def ours(paths: Paths, *roles: str) -> list[Ours]:
     """Our living processes, of these roles or of all. Never this process or one that it descends from."""
     recorded = read_json(paths.ray_processes) or {}
     session = recorded.get("session") if recorded.get("boot") == boot_id() else None
-    since = recorded.get("since", 0.0)
+    since = recorded.get("started", 0)
     self_and_above = _self_and_above()
     found = []
-    for process in psutil.process_iter(["pid", "name", "create_time", "status"]):
+    for process in psutil.process_iter(["pid", "name", "status"]):
         info = process.info
         if info["pid"] in self_and_above or info["status"] == psutil.STATUS_ZOMBIE:
+            continue
+        if (seen := look(info["pid"])) is None:
             continue
         role = _role(process, paths.run_id)
         if (
             role is None
             and session
-            and info["create_time"] >= since - 1
-            and _session_of(info["pid"]) == session
+            and seen.start_time >= since
+            and seen.session == session
             and _is_rays(process, paths)
         ):
             role = "ray"
         if role and (not roles or role in roles):
-            found.append(Ours(info["pid"], role, info["name"] or "", info["create_time"]))
+            found.append(Ours(info["pid"], role, info["name"] or "", seen.start_time))
     return found
 
 
@@ -117,7 +121,7 @@ def port_holder(port: int) -> str:
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
     """An environment without what would point a child at somebody else's Ray or at another replica's slice, and without
     what `ray up` exports to every command for Ray's own sake. Who sets one of the two alone, or otherwise, keeps it."""
-    dropped = ("RAY_", "HOMEPORT_INCARNATION", "HOMEPORT_LOCK_FDS")
+    dropped = ("RAY_", "HOMEPORT_INCARNATION", "HOMEPORT_LOCK_FDS", "HOMEPORT_LISTEN_FD")
     rays = RAY_UP if RAY_UP.items() <= env.items() else {}
     return {name: value for name, value in env.items() if not name.startswith(dropped) and name not in rays}
 
@@ -149,13 +153,6 @@ def _is_rays(process: psutil.Process, paths: Paths) -> bool:
     return command.startswith("ray::") or str(paths.ray_folder) in command
 
 
-def _session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return None
-
-
 def _signal(process: Ours, number: signal.Signals) -> bool:
     if not _alive(process):
         return False
@@ -167,11 +164,7 @@ def _signal(process: Ours, number: signal.Signals) -> bool:
 
 
 def _alive(process: Ours) -> bool:
-    try:
-        seen = psutil.Process(process.pid)
-        return seen.create_time() == process.created_s and seen.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+    return runs(process.pid, process.started)
 
 
 def _wait(alive: dict[int, Ours], seconds: float) -> None:
@@ -181,4 +174,12 @@ def _wait(alive: dict[int, Ours], seconds: float) -> None:
             del alive[pid]
         if not alive or time.monotonic() >= deadline:
             return
-        psutil.wait_procs([psutil.Process(pid) for pid in alive if psutil.pid_exists(pid)], timeout=0.1)
+        psutil.wait_procs(list(filter(None, map(_found, alive))), timeout=0.1)
+
+
+def _found(pid: int) -> psutil.Process | None:
+    """None for one that has ended meanwhile."""
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None

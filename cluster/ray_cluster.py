@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.build import build_id
+from cluster.group import look
 from cluster.join import LOOPBACK
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import clean_environment, end, mark, ours, port_is_free
@@ -343,7 +344,9 @@ def _start(paths: Paths, env: Mapping[str, str], arguments: list[str]) -> None:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        written = {"session": process.pid, "since": time.time(), "boot": boot_id()}
+        seen = look(process.pid)
+        started = 0 if seen is None else seen.start_time
+        written = {"session": process.pid, "started": started, "boot": boot_id()}
         write_private(paths.ray_processes, json.dumps(written))
         code = process.wait()
     if code != 0:

@@ -20,13 +20,15 @@ class Limits:
 
     enforced: tuple[str, ...]
     watched: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    """Why some are not kept: `network: unshare: Operation not permitted`."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"enforced": list(self.enforced), "watched": list(self.watched)}
+        return {"enforced": list(self.enforced), "watched": list(self.watched), "notes": list(self.notes)}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(tuple(data["enforced"]), tuple(data["watched"]))
+        return cls(tuple(data["enforced"]), tuple(data["watched"]), tuple(data.get("notes", ())))
 
 
 @dataclass(frozen=True, slots=True)

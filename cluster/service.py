@@ -11,8 +11,11 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from cluster import join, ray_cluster
+from cluster.build import build_id
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret
 from cluster.processes import end_all
@@ -31,8 +34,9 @@ from cluster.restarting import (
 ANSWER_S = 10.0
 LOOK_S = 5.0
 """How often this machine's address is looked at: what it costs is one route looked up in the kernel."""
-ASK_S = 30.0
-"""How often the head is asked where its Ray is: for one that has moved, the node here would wait ten minutes."""
+ASK_S = 15.0
+"""How often the head is asked where its Ray is, since for one that has moved the node here would wait ten minutes, and
+whether its config says otherwise of this machine."""
 RAYLET = ("raylet",)
 WAIT = "--wait"
 
@@ -44,7 +48,7 @@ class Service:
 
     def __init__(self, paths: Paths) -> None:
         self.paths = paths
-        self.run = Run(paths, role="worker", owner=None)
+        self.run = Run(paths, role="worker", owner=None, build=build_id())
         self.run.data.setdefault("since", time.time())
 
     async def main(self) -> None:
@@ -112,15 +116,34 @@ class Service:
                 return f"this machine's address is {now} and no longer {address}: it joins anew"
             if time.monotonic() > ask_at:
                 told = await asyncio.to_thread(self._ask_ray, head)
-                ray, ask_at = ray or told, time.monotonic() + ASK_S
-                if told not in (None, ray):
-                    return f"the head's Ray is at {told} now: it joins anew"
+                ask_at = time.monotonic() + ASK_S
+                if told is None:
+                    continue
+                ray = ray or told.ray
+                if told.ray != ray:
+                    return f"the head's Ray is at {told.ray} now: it joins anew"
+                if await asyncio.to_thread(self._is_another, head, told.machine):
+                    return "the head's config says otherwise of this machine now: it joins anew"
 
-    def _ask_ray(self, head: str) -> str | None:
-        """Where the head says that its Ray is."""
+    def _ask_ray(self, head: str) -> join.RayIs | None:
+        """Where the head says that its Ray is, and what this machine is to be."""
         token, machine = secret(self.paths.cluster_token), join.machine_id(self.paths)
-        told = join.ray_of(head, token, machine, LOOK_S)
-        return None if told is None else told.ray
+        return join.ray_of(head, token, machine, LOOK_S)
+
+    def _is_another(self, head: str, told: Mapping[str, Any] | None) -> bool:
+        """Take in what the head says otherwise of this machine than before. Whether Ray's part has to begin anew for
+        it: the rest is in `machine.json`, where the keeper looks."""
+        known = join.joined(self.paths)
+        if told is None or known is None or known.told in (None, told):
+            return False
+        before = join.lasting(self.paths)
+        try:
+            join.settle(
+                self.paths, join.ask(head, secret(self.paths.cluster_token), self.paths, known.name, ANSWER_S)
+            )
+        except (join.JoinRefused, join.HeadAway, OSError) as why:
+            log.warning("what the head says otherwise of this machine is not taken yet: %s", why)
+        return join.lasting(self.paths) != before
 
     def _running_node(self) -> tuple[int | None, str]:
         """The node that an earlier service left, and its address, if it is still where this machine is."""

@@ -5,6 +5,7 @@ no replica.
 """
 
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from router.decision import Ask
 from router.errors import Rejected, bad_request, session_not_found
 from router.finding import Finder, owns
 from router.fleet import Fleet
-from router.homes import Homes
+from router.homes import REMEMBERED, Homes
 from router.identity import (
     NOBODY,
     BadName,
@@ -60,6 +61,8 @@ class Addressing:
         self._models = models
         self._options = options
         self._new_id = new_id
+        self._zones: OrderedDict[str, str] = OrderedDict()
+        """By what a guessed turn said: the zone where it was said."""
 
     def read(self, endpoint: Endpoint, head: Head, address: Address, wanted: Wanted, key: Key) -> Addressed:
         """Asks nobody. Raises Rejected (400)."""
@@ -115,11 +118,26 @@ class Addressing:
         return Addressed(replace(ask, session=session), identity, self._who(identity, session))
 
     def part(self, addressed: Addressed) -> Addressed:
-        """A guess that nobody knows, or that went another way than the session it was taken for: one of its own."""
+        """A guess that nobody knows, or that went another way than the session it was taken for: one of its own.
+
+        What it goes on from was said in a zone, and it stays there, as far as this router remembers.
+        """
         ask, identity = addressed.ask, addressed.identity
         scope = scope_of(identity.machine, identity.zone)
         session = guessed_session(ask.key.name, scope, self._new_id())
-        return Addressed(replace(ask, session=session), identity, self._who(identity, session))
+        began = next((self._zones[said] for said in identity.continues if said in self._zones), ask.zone)
+        zone = began if ask.zone is None else ask.zone
+        return Addressed(replace(ask, session=session, zone=zone), identity, self._who(identity, session))
+
+    def went(self, addressed: Addressed, machine: str) -> None:
+        """A host there has the turn."""
+        said, zone = addressed.identity.history, self._fleet.snapshot().zone_of(machine)
+        if said is None or zone is None:
+            return
+        self._zones[said] = zone
+        self._zones.move_to_end(said)
+        while len(self._zones) > REMEMBERED:
+            self._zones.popitem(last=False)
 
     async def _session(self, public: str, ask: Ask) -> str | None:
         """The session of this key that has that public id, for this model or for another."""

@@ -4,7 +4,7 @@ Sessions appear by their public ids only. Reads the picture and asks hosts; chan
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import msgspec
@@ -13,8 +13,9 @@ from router.choose import ADMIN_SEES
 from router.fleet import Fleet, Known
 from router.identity import key_scope, public_id
 from router.keys import Key
-from router.peers import HostState, ListedMachine, Peers, Unreachable
+from router.peers import HostState, ListedMachine, ListedReplica, Peers, Unreachable
 from router.relay import Relay
+from serving.standing import AWAY
 
 
 def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: Key) -> dict[str, Any]:
@@ -30,7 +31,7 @@ def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: 
         return all_of_it or key.allows_place(name, zone)
 
     machines: dict[str, dict[str, Any]] = {
-        machine.name: _machine(machine, wall_s)
+        machine.name: _machine(machine, wall_s, all_of_it)
         for machine in fleet.listed.machines
         if told(machine.name, machine.zone)
     }
@@ -38,7 +39,7 @@ def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: 
         known = fleet.known[name]
         if not told(known.machine.name, known.machine.zone):
             continue
-        machine = machines.setdefault(known.machine.name, _machine(known.machine, wall_s))
+        machine = machines.setdefault(known.machine.name, _machine(known.machine, wall_s, all_of_it))
         replica = _replica(known, digest_key, now, all_of_it)
         if all_of_it:
             machine["replicas"].append(replica)
@@ -164,9 +165,18 @@ def _session(model: str, replica: str, state: str) -> dict[str, Any]:
     }
 
 
-def _machine(machine: ListedMachine, wall_s: float) -> dict[str, Any]:
-    """`away_s`: for how long one that is away has not been heard; None: since before the controller began."""
+def _machine(machine: ListedMachine, wall_s: float, all_of_it: bool) -> dict[str, Any]:
+    """`away_s`: for how long one that is away has not been heard; None: since before the controller began.
+
+    `limits`: what the system keeps replicas to, and what is only watched. Which programs a machine's person runs is
+    told to admins alone.
+    """
     plain: dict[str, Any] = msgspec.structs.asdict(machine)
+    if (yielded := machine.yielded) is not None:
+        plain["yielded"] = {"by": yielded.by if all_of_it else None, "until": yielded.until}
+    plain["limits"] = limits_of(machine.replicas)
+    if not all_of_it or not plain["models"]:
+        del plain["models"]
     heard_s = plain.pop("heard_s")
     away_s = None if heard_s is None else round(max(0.0, wall_s - heard_s), 1)
     return plain | {"away_s": away_s, "replicas": []}
@@ -174,6 +184,7 @@ def _machine(machine: ListedMachine, wall_s: float) -> dict[str, Any]:
 
 def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.structs.asdict(known.listed)
+    plain["foreign"] = [msgspec.structs.asdict(each) for each in known.listed.foreign]
     replica, host = known.replica(), known.state
     residents = [
         {
@@ -187,6 +198,7 @@ def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[s
     plain |= {
         "state": replica.state,
         "reach": replica.reach(now),
+        "silent_s": None if replica.heard_at is None else round(max(0.0, now - replica.heard_at), 1),
         "progress": replica.progress,
         "detail": replica.detail,
         "incarnation": replica.incarnation,
@@ -209,8 +221,27 @@ def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[s
 
 
 def _unlogged(replica: dict[str, Any]) -> dict[str, Any]:
-    """Without what may come from a host's log."""
-    return replica | {"detail": ADMIN_SEES if replica["state"] == "failed" else "", "stderr": []}
+    """Without what may come from a host's log, and without the programs that its machine's person runs."""
+    detail = ADMIN_SEES if replica["state"] == "failed" else ""
+    told = {key: value for key, value in replica.items() if key != "foreign"}
+    return told | {"detail": detail, "stderr": []}
+
+
+def foreign_shares(fleet: Fleet) -> dict[str, float]:
+    """By replica: what processes that are not its own take of its cores, in cores; of machines that are heard."""
+    return {
+        name: round(sum(each.share for each in known.listed.foreign), 2)
+        for name, known in fleet.known.items()
+        if known.is_listed and known.machine.state not in AWAY
+    }
+
+
+def limits_of(replicas: Iterable[ListedReplica]) -> dict[str, list[str]]:
+    """Of a machine: `enforced` is what the system keeps each of its replicas to; `watched` the rest."""
+    told = [each.limits for each in replicas if each.limits and any(each.limits.values())]
+    names = sorted({name for limits in told for kind in ("enforced", "watched") for name in limits[kind]})
+    enforced = [name for name in names if all(name in limits["enforced"] for limits in told)]
+    return {"enforced": enforced, "watched": [name for name in names if name not in enforced]}
 
 
 def _by_slot(name: str) -> tuple[str, int]:

@@ -16,6 +16,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import quote
@@ -26,6 +27,9 @@ import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from cluster.clocks import AwakeClock, DayClock
+from cluster.sockets import connecting
+from router import admin
 from router.addressing import Addressing
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
 from router.finding import Finder
@@ -54,8 +58,11 @@ from router.request import (
 )
 from router.sessions import Sessions
 from router.snapshot import Model
+from router.wakings import Wakings
 from serving.config import RouterConfig
+from serving.known_pins import last_known
 from serving.model import ModelSpec
+from serving.moving import Mover
 
 ASKS_HOSTS = "/api/sessions"
 """What is answered here and below asks every host: it counts as a request, as a turn does."""
@@ -76,6 +83,8 @@ class Settings:
     digest_key: bytes
     fleet_file: Path
     models: tuple[ModelSpec, ...]
+    known_file: Path | None = None
+    """What the controller knew last of sessions' homes, where its disk is this machine's."""
     keys_file: Path | None = None
     """None: everybody may come in, from this machine only."""
     names: tuple[str, ...] = ()
@@ -178,22 +187,27 @@ def build(
     settings: Settings,
     client: aiohttp.ClientSession,
     registry: CollectorRegistry,
-    clock: Callable[[], float] = time.monotonic,
-    wall: Callable[[], float] = time.time,
+    clock: Callable[[], float] | None = None,
+    wall: Callable[[], float] | None = None,
 ) -> Parts:
-    """The router's parts, wired. `fleet.run()` must run beside the app."""
+    """The router's parts, wired. `fleet.run()` must run beside the app, and reads the clock once a second."""
+    clock, latest = clock or AwakeClock(), wall or DayClock().latest
+    wall = wall or time.time
     peers = Peers(client, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
-    fleet = Fleet(peers, settings.fleet_file, models, clock)
-    homes = Homes(fleet, peers, clock, wall)
+    fleet = Fleet(peers, settings.fleet_file, models, clock, wall=wall)
+    file = settings.known_file
+    kept = None if file is None else partial(last_known, file)
+    homes = Homes(fleet, peers, clock, latest, wake=Wakings(fleet, peers, clock).ask, last_known=kept)
     finder = Finder(fleet, peers)
-    metrics = Metrics(registry, version(), lambda: _pins(fleet))
+    metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet))
     specs = {spec.name: spec for spec in settings.models}
     addressing = Addressing(fleet, homes, finder, specs, settings.digest_key, settings.identity)
     relay = Relay(fleet, homes, addressing, client, settings.token, specs, metrics, clock)
     fleet.on_lost = relay.lost
     ring, keys = key_ring(settings.keys_file, settings.token)
-    sessions = Sessions(fleet, peers, finder, relay, wall)
+    mover = Mover(client, settings.token, clock)
+    sessions = Sessions(fleet, peers, finder, relay, mover, wall)
     pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
     front = Front(relay, pages, metrics, names, ring, naming_headers(settings.identity), clock)
@@ -203,7 +217,7 @@ def build(
 def new_client() -> aiohttp.ClientSession:
     """The one pooled client of a router: no cookies, no proxies, no decoding. Needs a running loop."""
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0, socket_factory=connecting),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("accept", "accept-encoding", "user-agent", "content-type"),
@@ -268,6 +282,7 @@ def read_settings(path: Path) -> Settings:
         digest_key=Path(data["digest_key_file"]).read_text().strip().encode(),
         fleet_file=Path(data["fleet_file"]),
         models=tuple(ModelSpec.from_json(model) for model in data["models"]),
+        known_file=Path(data["known_file"]) if "known_file" in data else None,
         keys_file=None if router.keys_file is None else Path(router.keys_file),
         names=router.names,
         identity=IdentityOptions(router.identity.headers, router.identity.fields),

@@ -3,18 +3,15 @@
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from cluster.paths import Paths
-from router import applying, live
-from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG
+from router import applying
+from router.command_line import DEFAULT_CONFIG, FAILED, WRONG, refuse, say
 from router.lifecycle import UpRefused
 from serving.config import ConfigError
-
-out = live.console()
-err = live.console(stderr=True)
 
 
 def apply(
@@ -32,23 +29,23 @@ def apply(
     try:
         proposal = applying.propose(paths, config or DEFAULT_CONFIG, os.environ)
         for line in applying.describe(proposal):
-            _say(line)
+            say(line)
         if proposal.is_empty or dry_run:
             return
         if proposal.renewal.is_new and not yes and not _agrees():
-            _say("Nothing was changed.")
+            say("Nothing was changed.")
             return
-        code = applying.carry_out(paths, proposal, _say)
+        code = applying.carry_out(paths, proposal, say)
     except (applying.NotApplied, UpRefused, ConfigError) as refused:
-        _refuse(str(refused), getattr(refused, "code", WRONG))
+        refuse(str(refused), getattr(refused, "code", WRONG))
     except OSError as error:
-        _refuse(f"{error.filename or paths.home}: {error.strerror}. Nothing was changed.", FAILED)
+        refuse(f"{error.filename or paths.home}: {error.strerror}. Nothing was changed.", FAILED)
     raise typer.Exit(code)
 
 
 def _agrees() -> bool:
     if not _has_terminal():
-        _refuse(
+        refuse(
             "There is no terminal to ask on. Run it with --yes to do this, or with --dry-run to look.", WRONG
         )
     return typer.confirm("Do this?")
@@ -56,12 +53,3 @@ def _agrees() -> bool:
 
 def _has_terminal() -> bool:
     return sys.stdin.isatty()
-
-
-def _say(line: str) -> None:
-    out.print(line, **PLAIN)
-
-
-def _refuse(message: str, code: int) -> NoReturn:
-    err.print(message, style="red", **PLAIN)
-    raise typer.Exit(code)

@@ -18,7 +18,10 @@ def plan_lines(plan: Plan) -> list[str]:
     lines = []
     for machine in machines:
         steps = [step for step in plan.steps if step.machine == machine]
-        lines.append(f"{machine}{' (is away: this comes when it is back)' if machine in plan.away else ''}")
+        away = " (is away: this comes when it is back)" if machine in plan.away else ""
+        lines.append(
+            f"{machine}{' (is yielded: this comes when that is over)' if machine in plan.yielded else away}"
+        )
         rows = [_row(step) for step in steps] or [("", UNKNOWN if machine in plan.away else "nothing", "")]
         widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
         lines += [

@@ -12,14 +12,13 @@ from cluster.join import LOOPBACK
 from cluster.paths import Paths
 from cluster.restarting import running
 from router import api_client, apply_words, following, lifecycle, renewing
-from router.command_line import FAILED, NOT_RUNNING, WRONG
+from router.command_line import FAILED, INTERRUPTED, NOT_RUNNING, WRONG
 from router.renewing import Renewal
-from serving.plan import Plan, Step, away_of, plan
+from serving.plan import Plan, Step, away_of, plan, yielded_of
 
 LOOK_S = 0.5
 SILENT_S = 120.0
 """How long a controller that does not answer is waited for: Ray starts it again."""
-INTERRUPTED = 130
 
 Say = Callable[[str], None]
 
@@ -38,8 +37,8 @@ class Proposal:
 
     renewal: Renewal
     plan: Plan
-    rejoin: tuple[str, ...]
-    """Machines of which the config says something that they take when they join anew."""
+    renewed: tuple[str, ...]
+    """Machines of whose zone or reserve the config says otherwise."""
 
     @property
     def is_empty(self) -> bool:
@@ -63,8 +62,8 @@ def propose(paths: Paths, config: Path, env: Mapping[str, str]) -> Proposal:
             f"The controller cannot be asked what runs: {error}. Nothing was changed; try again in a moment.",
             FAILED,
         ) from None
-    rejoin = renewing.machines_later(prepared.config.machines, fleet, renewal.machine.name)
-    return Proposal(renewal, plan(renewal.wanted, renewal.before, fleet), rejoin)
+    renewed = renewing.machines_renewed(prepared.config.machines, fleet, renewal.machine.name)
+    return Proposal(renewal, plan(renewal.wanted, renewal.before, fleet), renewed)
 
 
 def describe(proposal: Proposal) -> list[str]:
@@ -83,8 +82,8 @@ def describe(proposal: Proposal) -> list[str]:
             f"Not changed, holds after `homeport down` and `homeport up`: {', '.join(renewal.later)}."
         )
     lines += [
-        f"Not changed, holds after `homeport join` on {name}: its zone or reserve."
-        for name in proposal.rejoin
+        f"{name} takes its new zone, reserve or yield_to by itself, within half a minute; its replicas go on."
+        for name in proposal.renewed
     ]
     return lines
 
@@ -109,7 +108,8 @@ def fleet_of(paths: Paths, renewal: Renewal) -> dict[str, Any]:
 def _follow(paths: Paths, proposal: Proposal, say: Say) -> int:
     """Until every change is carried out, or its machine is away."""
     revision = proposal.renewal.wanted["revision"]
-    left: list[Step] = [step for step in proposal.plan.changes if step.machine not in proposal.plan.away]
+    later = {*proposal.plan.away, *proposal.plan.yielded}
+    left: list[Step] = [step for step in proposal.plan.changes if step.machine not in later]
     heard_at, failures, told = time.monotonic(), 0, set[str]()
 
     def tell(line: str) -> None:
@@ -139,7 +139,7 @@ def _follow(paths: Paths, proposal: Proposal, say: Say) -> int:
                 if note := apply_words.waits_for(step, fleet, revision):
                     tell(note)
             if not left:
-                say(_done(revision, failures, away_of(fleet)))
+                say(_done(revision, failures, (*away_of(fleet), *yielded_of(fleet))))
                 return FAILED if failures else 0
         time.sleep(LOOK_S)
 
@@ -159,6 +159,8 @@ def _look(
     for step in left:
         if step.machine in away_of(fleet):
             done.append((True, f"{step.machine} is away: its part comes when it is back"))
+        elif step.machine in yielded_of(fleet):
+            done.append((True, f"{step.machine} is yielded: its part comes when that is over"))
         elif (found := apply_words.outcome(step, fleet, revision)) is None:
             under_way.append(step)
         else:

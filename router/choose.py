@@ -11,13 +11,19 @@ from router.decision import Ask, Decision, Home, Move, PinOutcome, Refuse, Route
 from router.errors import ApiError
 from router.keys import refuse_machine, refuse_zone
 from router.snapshot import Replica, Snapshot
+from router.woken_homes import home_woken, somebody_woken, wakes
+from router.yields import all_yielded, home_yielded, is_yielded
 from serving.pin_index import Candidate
 from serving.pins import Pin
 from serving.standing import AWAY
 
 COMING = ("starting", "loading", "draining", "stopping", "unknown")
 """States of a replica that end by themselves."""
+SERVING = ("ready", "cordoned", "draining", "yielded")
+"""States of a machine that is there: what it tells of its replicas holds."""
 ADMIN_SEES = "an admin sees why in `homeport status`"
+GONE = ("asleep", "lost")
+"""Machines that nobody is to wait for, unless they are woken."""
 LOST_RETRY_S = 30.0
 """When to ask again for a session whose machine is lost."""
 
@@ -28,7 +34,9 @@ def choose(
     """The place of one turn.
 
     1. the model is not in the config, or the key not for it -> Refuse
-    2. the session has a home            -> Send it there if that serves, else Wait for it; a lost one: `when_lost`
+    2. the session has a home            -> Send it there if that serves, else Wait for it, woken if it sleeps; a
+                                            lost one: `when_lost`; one whose machine is yielded: Refuse, whatever
+                                            `when_lost` says
     3. it names a machine or a zone that is unknown or that its key may not use -> Refuse
     4. the session that began it has one -> the same as 2 with that one
     5. some replica serves the model     -> Send it to the best of `ranked`
@@ -193,6 +201,10 @@ def _home(ask: Ask, home: Home, fleet: Snapshot, now: float, refused: Set[str]) 
             "Put it back into the config, or begin anew under another session name."
         )
         return Refuse(410, "home_removed", message, replica=pin.replica)
+    if machine not in fleet.forgotten and is_yielded(machine, fleet, now):
+        return home_yielded(pin, fleet, now)
+    if (waking := home_woken(pin, ask.when_lost, fleet, now)) is not None:
+        return waking
     if is_lost(pin, fleet, now):
         return _lost(ask, pin, fleet, now)
     if replica is None or replica.model != pin.model:
@@ -242,9 +254,9 @@ def is_lost(pin: Pin, fleet: Snapshot, now: float) -> bool:
         return True
     replica = fleet.replicas.get(pin.replica)
     if replica is None or replica.reach(now) in ("up", "suspect"):
-        return replica is None and _state_of(machine, fleet) == "lost"
+        return replica is None and _state_of(machine, fleet) in GONE
     state = _state_of(machine, fleet)
-    if state == "lost":
+    if state in GONE:
         return True
     if state == "unknown" and fleet.is_current:
         return False
@@ -255,12 +267,16 @@ def _lost(ask: Ask, pin: Pin, fleet: Snapshot, now: float) -> Move | Refuse:
     machine = machine_of(pin)
     forgotten = machine in fleet.forgotten
     where = f"This session's home is {pin.replica} on {machine}, which "
-    where += "was forgotten (`homeport forget`)" if forgotten else "is lost"
+    asleep = _state_of(machine, fleet) == "asleep"
+    where += "was forgotten (`homeport forget`)" if forgotten else "sleeps" if asleep else "is lost"
+    wake = machine if not forgotten and wakes(machine, fleet) else None
+    if wake is not None:
+        where += " and did not come when it was woken"
     if ask.when_lost == "fail" and not forgotten:
         message = (
             f"{where}, and sessions of {pin.model} are not moved. Begin anew under another session name."
         )
-        return Refuse(410, "machine_lost", message, replica=pin.replica)
+        return Refuse(410, "machine_lost", message, replica=pin.replica, wake=wake)
     if ask.machine is not None:
         why = "The request names this machine, so that it goes to no other; ask again when it is back."
     elif ask.when_lost == "move" or forgotten:
@@ -270,7 +286,8 @@ def _lost(ask: Ask, pin: Pin, fleet: Snapshot, now: float) -> Move | Refuse:
             "It is not moved elsewhere; ask again when its machine is back, send x-homeport-when-lost: move, "
             f"or give the machine up with `homeport forget {machine}`."
         )
-    wait = Refuse(503, "machine_lost", f"{where}. {why}", retry_s=LOST_RETRY_S, replica=pin.replica)
+    message = f"{where}. {why}"
+    wait = Refuse(503, "machine_lost", message, retry_s=LOST_RETRY_S, replica=pin.replica, wake=wake)
     if ask.session is None or not fleet.is_current or not (ask.when_lost == "move" or forgotten):
         return wait
     order = movable(ask, pin, fleet, now)
@@ -288,7 +305,7 @@ def _removed(pin: Pin, fleet: Snapshot) -> bool:
     state = fleet.machines.get(machine)
     told = [replica for replica in fleet.replicas.values() if replica.machine == machine]
     here = any(replica.name == pin.replica and replica.model == pin.model for replica in told)
-    return state is not None and state.state in ("ready", "cordoned", "draining") and bool(told) and not here
+    return state is not None and state.state in SERVING and bool(told) and not here
 
 
 def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
@@ -300,13 +317,17 @@ def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
         (says, wait_s, replica)
         for replica, says, wait_s in whys
         if _takes_new(replica, fleet)
-        and (replica.reach(now) == "up" or _machine_state(replica, fleet) != "lost")
+        and (replica.reach(now) == "up" or _machine_state(replica, fleet) not in GONE)
         and (replica.state in COMING or (replica.state == "ready" and replica.reach(now) != "up"))
     ]
     if coming:
         says, wait_s, replica = min(coming, key=lambda item: item[1])
         message = f"No replica of {model} serves yet: {replica.name} {says}. Ask again in a moment."
         return Wait("machine_unavailable", message, now + wait_s)
+    able = [replica for replica in replicas if _takes_new(replica, fleet)]
+    able.sort(key=lambda replica: _weight(ask, replica.name))
+    if (waking := somebody_woken(able, fleet, now)) is not None:
+        return waking
     if not whys and there and not any(allowed(_unplaced(ask), each.machine, fleet) for each in there):
         message = (
             f"This key is for no machine that has a replica of {model}. "
@@ -319,6 +340,8 @@ def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
     if not whys:
         message = f"No machine has reported a replica of {model} yet. Ask again soon; see `homeport status`."
         return Wait("machine_unavailable", message, now + 2.0)
+    if all(_machine_state(replica, fleet) == "yielded" for replica in replicas):
+        return all_yielded(model, {replica.machine for replica in replicas}, fleet, now)
     reasons = tuple(f"{replica.name} {_refusal(replica, says, fleet)}" for replica, says, _ in whys)
     message = (
         f"No replica of {model} can serve: {'; '.join(reasons)}. See `homeport status` for what to mend."
@@ -335,7 +358,8 @@ def _refusal(replica: Replica, says: str, fleet: Snapshot) -> str:
     if _takes_new(replica, fleet):
         return says
     known = fleet.machines.get(replica.machine)
-    state = "cordoned" if known is not None and known.cordoned else _machine_state(replica, fleet)
+    state = _machine_state(replica, fleet)
+    state = "cordoned" if known is not None and known.cordoned and state != "draining" else state
     return f"takes no new session (its machine is {state})"
 
 

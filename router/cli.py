@@ -15,20 +15,29 @@ from urllib.parse import quote
 
 import typer
 
+from cluster.join import LOOPBACK
 from cluster.paths import Paths, read_json
 from cluster.processes import ours
 from router import (
     api_client,
     apply_commands,
+    doctor_commands,
     down_all,
+    drain_commands,
     following,
     join_commands,
     key_commands,
     lifecycle,
     live,
+    moves_words,
+    pull_commands,
     service_commands,
+    upgrading,
+    wake_commands,
+    yield_commands,
 )
-from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, WRONG
+from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, WRONG, err, out
+from router.head_service import list_of
 from serving.config import ConfigError
 
 app = typer.Typer(
@@ -40,13 +49,20 @@ app = typer.Typer(
 app.add_typer(key_commands.app, name="key")
 app.add_typer(service_commands.app, name="service")
 app.command(name="apply")(apply_commands.apply)
+app.command(name="yield")(yield_commands.yield_machine)
+app.command(name="doctor")(doctor_commands.doctor)
+app.command(name="wake")(wake_commands.wake)
+app.command(name="cordon")(drain_commands.cordon)
+app.command(name="uncordon")(drain_commands.uncordon)
+app.command(name="drain")(drain_commands.drain)
 app.command(name="join")(join_commands.join)
 app.command(name="join-token")(join_commands.join_token)
-out = live.console()
-err = live.console(stderr=True)
+app.command(name="pull")(pull_commands.pull)
 
 READY_S = 180.0
 ACT_S = 10.0
+MOVE_S = 600.0
+"""A long context over a slow network."""
 REFRESH_S = 0.5
 QUIET_REFRESH_S = 1.0
 
@@ -71,22 +87,36 @@ def up(
     Path.cwd()  # Ray does not start in a folder that is gone
     paths = Paths.from_env(os.environ)
     following.start_signals()
-    lock = None
+    lock, takes_over = None, False
     try:
         lock = lifecycle.take_up_lock(paths)
-        if lock is None:
-            following.say_running(read_json(paths.run) or {})
+        run = read_json(paths.run) or {}
+        takes_over = lock is None and not following.is_worker(run) and upgrading.is_due(run)
+        if lock is None and not takes_over:
+            following.say_running(run)
             return
-        prepared = lifecycle.prepare(paths, config or DEFAULT_CONFIG, os.environ)
-        parent = lifecycle.start(paths, prepared, os.environ, os.getpid(), lock)
+        machines, address = None, None
+        if takes_over:
+            machines, address = list_of(paths), run.get("address")
+        prepared = lifecycle.prepare(
+            paths, config or DEFAULT_CONFIG, os.environ, None if address == LOOPBACK else address
+        )
+        if lock is None:
+            out.print(upgrading.words(run), markup=False)
+            lock = upgrading.take_over(paths)
+        keeps = takes_over and detach
+        owner = None if keeps else os.getpid()
+        parent = lifecycle.start(paths, prepared, os.environ, owner, lock, machines)
     except (ConfigError, lifecycle.UpRefused) as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
         raise typer.Exit(getattr(refused, "code", WRONG)) from None
     except following.Ended:
-        if lock is not None:  # else it is somebody else's homeport that runs here
+        if takes_over:
+            err.print("The replicas go on as they are. `homeport up` again starts what is above them.")
+        elif lock is not None:  # else it is somebody else's homeport that runs here
             following.end(paths)
         raise typer.Exit(130) from None
-    raise typer.Exit(following.follow(paths, parent, detach))
+    raise typer.Exit(following.follow(paths, parent, detach, keeps))
 
 
 @app.command()
@@ -150,11 +180,12 @@ def move(
     ],
     machine: Annotated[str, typer.Argument(help="The machine that is to be its home.")],
 ) -> None:
-    """Give a session another home. Its context is evaluated anew there at its next turn."""
+    """Give a session another home, with its context where that can go along."""
     run = _running_or_exit(False)
     path = f"/api/sessions/{quote(session, safe='')}/move"
-    done = _ask_or_exit(run, "POST", path, {"machine": machine})
-    out.print(f"{done['id']} has its home at {', '.join(done['replicas'])} now.")
+    done = _ask_or_exit(run, "POST", path, {"machine": machine}, timeout_s=MOVE_S)
+    for line in moves_words.moved(done):
+        out.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -165,26 +196,6 @@ def forget(
     run = _running_or_exit(False)
     _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/forget")
     out.print(f"{machine} is forgotten. Should it come back, it joins anew.", markup=False)
-
-
-@app.command()
-def cordon(
-    machine: Annotated[str, typer.Argument(help="A machine that is to take no new sessions.")],
-) -> None:
-    """Let a machine take no new sessions. Those that have their home there are served as before."""
-    run = _running_or_exit(False)
-    _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/cordon")
-    out.print(f"{machine} is cordoned: no new session gets its home there.", markup=False)
-
-
-@app.command()
-def uncordon(
-    machine: Annotated[str, typer.Argument(help="A machine that was cordoned.")],
-) -> None:
-    """Let a cordoned machine take new sessions again."""
-    run = _running_or_exit(False)
-    _ask_or_exit(run, "POST", f"/api/machines/{quote(machine, safe='')}/uncordon")
-    out.print(f"{machine} takes new sessions again.", markup=False)
 
 
 @app.command()
@@ -297,10 +308,12 @@ def _get_or_exit(run: dict[str, Any], path: str) -> Any:
     return _ask_or_exit(run, "GET", path)
 
 
-def _ask_or_exit(run: dict[str, Any], method: str, path: str, body: Any = None) -> Any:
+def _ask_or_exit(
+    run: dict[str, Any], method: str, path: str, body: Any = None, timeout_s: float = ACT_S
+) -> Any:
     secret = _secret()
     try:
-        return api_client.ask(run["url"], method, path, body, secret=secret, timeout_s=ACT_S)
+        return api_client.ask(run["url"], method, path, body, secret=secret, timeout_s=timeout_s)
     except api_client.Refused as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
     except (api_client.Away, KeyError) as error:

@@ -66,6 +66,8 @@ class Wait:
     message: str
     until: float
     replica: str | None = None
+    wake: str | None = None
+    """A machine to be woken meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,8 @@ class Refuse:
     retry_s: float | None = None
     replica: str | None = None
     """The home that it is about."""
+    wake: str | None = None
+    """A machine to be woken all the same, for whoever asks again."""
 
 
 @dataclass(frozen=True, slots=True)

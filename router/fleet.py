@@ -5,6 +5,7 @@ Decides no routes (see `choose`). A host that does not answer delays nobody: eac
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from router.peers import (
     read_fleet,
 )
 from router.snapshot import OUT_S, SUSPECT_S, Machine, Model, Replica, Snapshot
+from router.waking import Woken
 from serving.standing import AWAY
 
 POLL_S = 1.0
@@ -46,8 +48,17 @@ class Known:
     state: HostState | None = None
     heard_at: float | None = None
     refused: bool = False
+    _made: Replica | None = None
+    _made_of: tuple[object, ...] = ()
 
     def replica(self) -> Replica:
+        """As a snapshot has it: the one of before where nothing of it has changed, since there may be hundreds."""
+        made_of = (self.state, self.heard_at, self.refused, self.known_at, self.listed, self.machine)
+        if self._made is None or self._made_of != made_of:
+            self._made, self._made_of = self._make(), made_of
+        return self._made
+
+    def _make(self) -> Replica:
         host = None if self.refused else self.state
         listed = self.listed
         return Replica(
@@ -80,16 +91,22 @@ class Fleet:
         models: Sequence[Model],
         clock: Callable[[], float],
         on_lost: Callable[[str], None] = lambda replica: None,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         """`models` hold until the controller tells others. `on_lost`: the turns of this replica are lost."""
         self.on_lost = on_lost
         self.controller_reachable: bool | None = None
         """None until the first poll has ended."""
+        self.has_heard_controller = False
+        """Whether it has answered since this router began."""
         self.listed = ListedFleet()
         self.known: dict[str, Known] = {}
+        self.woken: dict[str, Woken] = {}
+        """By machine, when this router tried to wake it; until it is heard."""
         self._peers = peers
         self._saved = saved
         self._clock = clock
+        self._wall = wall
         self._models = {model.name: model for model in models}
         self._text = b""
         self._membership: object = None
@@ -113,19 +130,25 @@ class Fleet:
 
     def snapshot(self) -> Snapshot:
         if self._snapshot is None:
+            machines = {known.machine.name: known.machine for known in self.known.values()}
+            machines |= {machine.name: machine for machine in self.listed.machines}
             self._snapshot = Snapshot(
                 models=dict(self._models),
-                machines={
-                    machine.name: Machine(machine.name, machine.state, machine.zone, machine.cordoned)
-                    for machine in (*(known.machine for known in self.known.values()), *self.listed.machines)
-                },
+                machines={name: self._machine(machine) for name, machine in machines.items()},
                 replicas={name: known.replica() for name, known in self.known.items()},
                 open_turns=MappingProxyType(self._open),
                 is_current=self.controller_reachable is True,
                 forgotten={each.name: self._zones.get(each.name, each.zone) for each in self._forgotten()},
                 lost_after_s=self.listed.lost_after_s,
+                woken=MappingProxyType(self.woken),
             )
         return self._snapshot
+
+    def _machine(self, told: ListedMachine) -> Machine:
+        until = None if told.yielded is None else told.yielded.until
+        free_at = None if until is None else self._clock() + until - self._wall()
+        yielded = told.yielded is not None
+        return Machine(told.name, told.state, told.zone, told.cordoned, free_at, told.wakes, yielded)
 
     @contextmanager
     def turn_at(self, replica: str) -> Iterator[None]:
@@ -199,7 +222,7 @@ class Fleet:
         if self.controller_reachable is False:
             log.info("controller reachable again")
         if not self.controller_reachable:
-            self.controller_reachable = True
+            self.controller_reachable = self.has_heard_controller = True
             self._changed()
         if text != self._text:
             self._text = text
@@ -242,6 +265,8 @@ class Fleet:
         }
         for machine in listed.machines:
             self._zones[machine.name] = machine.zone
+            if machine.state not in AWAY:
+                self.woken.pop(machine.name, None)
             for replica in machine.replicas:
                 base = _base(replica.address or machine.address, replica.port)
                 before = self.known.get(replica.name)
@@ -326,8 +351,11 @@ class Fleet:
                     machine,
                     state="unknown",
                     heard_s=None,
+                    yielded=None,
                     replicas=tuple(
-                        msgspec.structs.replace(replica, stderr=(), state="unknown", progress=0.0, detail="")
+                        msgspec.structs.replace(
+                            replica, stderr=(), state="unknown", progress=0.0, detail="", foreign=()
+                        )
                         for replica in machine.replicas
                     ),
                 )

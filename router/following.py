@@ -17,14 +17,11 @@ from cluster.ending import end_everything
 from cluster.join import LOOPBACK, joined
 from cluster.paths import Paths, read_json
 from router import api_client, lifecycle, live
-from router.command_line import FAILED
+from router.command_line import FAILED, err, out
 
 READY_S = 180.0
 REFRESH_S = 0.5
 QUIET_REFRESH_S = 1.0
-
-out = live.console()
-err = live.console(stderr=True)
 
 Show = Callable[[dict[str, Any], dict[str, Any], list[dict[str, Any]], bool], None]
 """Shows the parent's run, the fleet, the sessions, and whether it is ready."""
@@ -47,8 +44,11 @@ def start_signals() -> None:
             signal.signal(number, ended)
 
 
-def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
-    """Show the start, and in the foreground what comes after it. Returns the exit code."""
+def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool, keeps: bool = False) -> int:
+    """Show the start, and in the foreground what comes after it. Returns the exit code.
+
+    What did not become ready is ended; with `keeps`, for a parent without owner, it goes on trying.
+    """
     try:
         if out.is_terminal:
             with Live(console=out, auto_refresh=False, transient=detach) as view:
@@ -56,15 +56,21 @@ def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool) -> int:
         else:
             code = _watch(paths, parent, _plain(), detach)
         if code == 0 and detach:
-            lifecycle.release(paths, parent)
+            if not keeps:
+                lifecycle.release(paths, parent)
             say_running(read_json(paths.run) or {})
             return 0
     except Ended:
+        if keeps:
+            err.print("It goes on by itself. `homeport status` shows how far it is.")
+            return 130
         end(paths)
         return 130 if detach else 0
     except lifecycle.UpRefused as refused:
         err.print(str(refused), style="red", markup=False)
         code = refused.code
+    if keeps:
+        return code
     started = (read_json(paths.run) or {}).get("parent")
     if started in (None, parent.pid):  # else somebody started another one meanwhile
         end(paths)
@@ -105,6 +111,7 @@ def _plain() -> Show:
 
 def _watch(paths: Paths, parent: subprocess.Popen[bytes], show: Show, detach: bool) -> int:
     deadline, ready, shown = time.monotonic() + READY_S, False, None
+    progress: list[Any] = []
     fleet: dict[str, Any] = {}
     found: list[dict[str, Any]] = []
     use: list[Any] = []
@@ -121,13 +128,19 @@ def _watch(paths: Paths, parent: subprocess.Popen[bytes], show: Show, detach: bo
             pass
         replicas = live.replicas_of(fleet)
         ready = ready or _is_settled(run, fleet, revision)
-        picture = (run.get("steps"), [(r["name"], r["state"], r.get("progress")) for r in replicas], found)
+        looks = [(r["name"], r["state"], r.get("progress"), r.get("detail")) for r in replicas]
+        picture = (run.get("steps"), looks, found)
+        if (now := [look for look in looks if look[1] == "starting" and look[2]]) != progress:
+            progress, deadline = (
+                now,
+                time.monotonic() + READY_S,
+            )  # A model is on its way: that may take hours.
         if picture != shown:
             show(run, fleet, found, ready)
             shown = picture
         if ready and detach:
             mine = _own_replicas(run, fleet)
-            return 0 if not mine or any(r["state"] == "ready" for r in mine) else FAILED
+            return 0 if not mine or any(r["state"] in ("ready", "yielded") for r in mine) else FAILED
         if not ready and time.monotonic() > deadline:
             err.print(f"Not ready after {READY_S:.0f} s. Logs: {paths.logs}", style="red")
             return FAILED
@@ -147,7 +160,7 @@ def _is_settled(run: dict[str, Any], fleet: dict[str, Any], revision: int | None
         return False
     if not mine:  # what is wanted may run elsewhere
         return bool(run["machine"]["address"] != LOOPBACK)
-    return all(replica["state"] in ("ready", "failed") for replica in mine)
+    return all(replica["state"] in ("ready", "failed", "yielded") for replica in mine)
 
 
 def _own_replicas(run: dict[str, Any], fleet: dict[str, Any]) -> list[dict[str, Any]]:

@@ -6,12 +6,12 @@ What is remembered here is never the truth: the host that gets the turn decides,
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import reduce
 
-from router.choose import choose, model_barred, ranked
+from router.choose import allowed, choose, model_barred, ranked
 from router.decision import Ask, Decision, Home, Move, Routed, Send, Wait, machine_of
 from router.fleet import Fleet
 from router.peers import NotYet, Peers, Unreachable
@@ -22,8 +22,6 @@ REMEMBERED = 100_000
 """Homes kept in memory, the least recently used go first."""
 ASK_AGAIN_S = 2.0
 """How often the controller is asked whether the home of a waiting session has changed."""
-PATIENCE_S = 3.0
-"""How long a session that nobody knows waits for a host that cannot be asked, while there is no controller."""
 
 log = logging.getLogger("homeport.router")
 Key = tuple[str, str]
@@ -63,12 +61,18 @@ class Homes:
         clock: Callable[[], float],
         wall: Callable[[], float],
         size: int = REMEMBERED,
+        wake: Callable[[str], None] = lambda machine: None,
+        last_known: Callable[[str, str], Pin | None] | None = None,
     ) -> None:
+        """`wake`: a turn wants this machine to be woken. `last_known`: what the controller wrote down of a session, for
+        when it cannot be asked; it may block."""
         self._fleet = fleet
         self._peers = peers
         self._clock = clock
         self._wall = wall
         self._size = size
+        self._wake = wake
+        self._last_known = last_known
         self._homes: OrderedDict[Key, _Remembered] = OrderedDict()
         self._zones: OrderedDict[Key, str] = OrderedDict()
         """Where a session that moves must stay, while the home that it was to have is given up."""
@@ -81,7 +85,10 @@ class Homes:
         Until `settle_at` a session counts as new without a controller only if every host says so.
         """
         try:
-            return await self._decide(ask, refused, settle_at)
+            routed = await self._decide(ask, refused, settle_at)
+            if not isinstance(routed, Send) and routed.wake is not None:
+                self._wake(routed.wake)
+            return routed
         except NotYet:
             message = "The controller is still reading which sessions have a home. Ask again in a moment."
             lost = self._homes.get((ask.session or "", ask.model))  # its home until it has another
@@ -189,7 +196,8 @@ class Homes:
         try:
             return await self._peers.indexed_pin(*key, written=written)
         except Unreachable:
-            return (await self._ask_hosts(key))[0]
+            pin, told, _ = await self._ask_hosts(key)
+            return pin or await self._kept_pin(key, told)
 
     def forget(self, session: str, model: str) -> None:
         """The session was ended: its next turn begins anew."""
@@ -297,9 +305,10 @@ class Homes:
             found = await self._peers.indexed_pin(*key, written=True)
         except Unreachable as error:
             log.info("controller gives no pin (%s); asking the hosts", error)
-            found, silent = await self._ask_hosts(key)
+            found, told, silent = await self._ask_hosts(key)
+            found = found or await self._kept_pin(key, told)
             if found is None:
-                return self._settle_alone(ask, key, refused, None if self._clock() >= settle_at else silent)
+                return self._settle_alone(ask, key, refused, silent, is_late=self._clock() >= settle_at)
         return None if found is None else self.told(found)
 
     def _check_held(self, pin: Pin, known: bool, order: Sequence[Candidate], refused: set[str]) -> None:
@@ -309,18 +318,26 @@ class Homes:
             refused.discard(pin.replica)
             raise _Held(pin.replica)
 
-    def _settle_alone(self, ask: Ask, key: Key, refused: set[str], silent: str | None) -> Home | None:
-        """No head, and no host knows the session: choose on the own picture.
+    def _settle_alone(
+        self, ask: Ask, key: Key, refused: set[str], silent: Sequence[str], is_late: bool
+    ) -> Home | None:
+        """No head, and no host that answers knows the session: choose on the own picture.
 
-        Raises _Unproven where `silent` may know it.
+        A host that is silent may know it all the same: it is waited for, and once that `is_late` the session begins in
+        that one's zone, or nowhere. Raises _Unproven meanwhile.
         """
         if key in self._homes:  # another turn of it was faster
             return self._homes[key].home
-        order = ranked(ask, self._fleet.snapshot(), self._clock())
+        snapshot = self._fleet.snapshot()
+        order = ranked(ask, snapshot, self._clock())
         if not order:
             return None
-        if silent is not None:
-            raise _Unproven(silent)
+        machines = {name: name.rpartition("/")[0] for name in silent}
+        unsure = [name for name, machine in machines.items() if allowed(ask, machine, snapshot)]
+        zones = {snapshot.zone_of(machines[name]) for name in unsure}
+        order = [each for each in order if zones <= {snapshot.zone_of(each.replica.rpartition("/")[0])}]
+        if unsure and not (is_late and order):
+            raise _Unproven(unsure[0])
         best = next((candidate for candidate in order if candidate.replica not in refused), order[0])
         return self._remember(Pin(*key, best.replica, 1, self._wall()), fresh=True)
 
@@ -336,8 +353,14 @@ class Homes:
             return home
         return home if found is None else self.told(found)
 
-    async def _ask_hosts(self, key: Key) -> tuple[Pin | None, str | None]:
-        """What the reachable hosts know of the session, twins merged; a replica of the model that told nothing."""
+    async def _kept_pin(self, key: Key, told: Collection[str]) -> Pin | None:
+        """The home that the controller wrote down, unless the host there has told that it is none."""
+        pin = None if self._last_known is None else await asyncio.to_thread(self._last_known, *key)
+        return None if pin is None or pin.replica in told else pin
+
+    async def _ask_hosts(self, key: Key) -> tuple[Pin | None, set[str], list[str]]:
+        """What the reachable hosts know of the session, twins merged; which have told; the replicas of the model that
+        have not."""
         bases = {name: base for name in self._fleet.reachable() if (base := self._fleet.base(name))}
         answers = await asyncio.gather(
             *(self._peers.host_pin(base, *key) for base in bases.values()), return_exceptions=True
@@ -350,7 +373,7 @@ class Homes:
             name for name, answer in zip(bases, answers, strict=True) if not isinstance(answer, Unreachable)
         }
         silent = {replica.name for replica in self._fleet.snapshot().of_model(key[1])} - told
-        return (reduce(merge, pins) if pins else None), min(silent, default=None)
+        return (reduce(merge, pins) if pins else None), told, sorted(silent)
 
     def _remember(self, pin: Pin, fresh: bool) -> Home:
         home = Home(pin, fresh)

@@ -4,23 +4,19 @@ Exit codes as in `router.cli`: 0 done, 1 it failed, 2 the input is wrong (nothin
 """
 
 import os
-import time
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
 from cluster.join import JOIN_PORT, LOOPBACK
 from cluster.paths import Paths, read_json
 from cluster.restarting import running
-from router import following, join_head, join_worker, live
-from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, PLAIN, WRONG
+from router import following, join_head, join_worker
+from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, PLAIN, WRONG, err, out, refuse, say
 from router.lifecycle import UpRefused
 from serving import join_tokens
 from serving.config import ConfigError
-
-out = live.console()
-err = live.console(stderr=True)
 
 
 def join(
@@ -45,22 +41,22 @@ def join(
     """Let this machine serve the head at ADDRESS, from now on. Safe to run again."""
     paths = Paths.from_env(os.environ)
     if (address is None) == (head is None):
-        _refuse(
+        refuse(
             "Give the head's address, or with --head a machine list of which this machine is the head.", WRONG
         )
     if head is not None and (token, token_file, name) != (None, None, None):
-        _refuse("--token, --token-file and --name are for a machine that joins; the head needs none.", WRONG)
+        refuse("--token, --token-file and --name are for a machine that joins; the head needs none.", WRONG)
     if token is not None and token_file is not None:
-        _refuse("Give --token or --token-file, not both.", WRONG)
+        refuse("Give --token or --token-file, not both.", WRONG)
     try:
         if head is not None:
             raise typer.Exit(_be_head(paths, head, config or DEFAULT_CONFIG))
         given = join_worker.Given(token, token_file, name)
-        done = join_worker.join_head(paths, address or "", given, os.environ, _say)
+        done = join_worker.join_head(paths, address or "", given, os.environ, say)
     except (UpRefused, ConfigError, join_worker.NotJoined) as refused:
-        _refuse(str(refused), getattr(refused, "code", WRONG))
+        refuse(str(refused), getattr(refused, "code", WRONG))
     except OSError as error:
-        _refuse(
+        refuse(
             f"{error.filename or paths.home}: {error.strerror}. See to it, or set HOMEPORT_HOME to another folder.",
             FAILED,
         )
@@ -73,19 +69,19 @@ def join_token() -> None:
     paths = Paths.from_env(os.environ)
     run = running(paths)
     if run is None:
-        _refuse("homeport does not run here. Run this on the head, after `homeport up`.", NOT_RUNNING)
+        refuse("homeport does not run here. Run this on the head, after `homeport up`.", NOT_RUNNING)
     if following.is_worker(run):
-        _refuse(following.worker_line(paths, run) + " Make the token there.", WRONG)
+        refuse(following.worker_line(paths, run) + " Make the token there.", WRONG)
     if run.get("address", LOOPBACK) == LOOPBACK:
-        _refuse(
+        refuse(
             "homeport serves this machine alone here. Give it its `address` below `machines` in the config, set "
             "`network: {private: true}`, then run `homeport down` and `homeport up`.",
             WRONG,
         )
     try:
-        token = join_tokens.make(paths, time.time())
+        token = join_tokens.make(paths, join_tokens.Now.here())
     except OSError as error:
-        _refuse(f"{paths.join_tokens}: {error.strerror}. Run as its owner.", FAILED)
+        refuse(f"{paths.join_tokens}: {error.strerror}. Run as its owner.", FAILED)
     port = (read_json(paths.revision) or {}).get("control", {}).get("port", JOIN_PORT)
     where = run["address"] if port == JOIN_PORT else f"{run['address']}:{port}"
     print(token)
@@ -99,15 +95,6 @@ def join_token() -> None:
 def _be_head(paths: Paths, head: Path, config: Path) -> int:
     following.start_signals()
     try:
-        return join_head.make_head(paths, join_head.read_list(head), config, os.environ, _say)
+        return join_head.make_head(paths, join_head.read_list(head), config, os.environ, say)
     except following.Ended:
         return 130  # What was started in this call is ended by make_head; a homeport that ran before goes on.
-
-
-def _say(line: str) -> None:
-    out.print(line, **PLAIN)
-
-
-def _refuse(message: str, code: int) -> NoReturn:
-    err.print(message, style="red", **PLAIN)
-    raise typer.Exit(code)

@@ -14,10 +14,9 @@ from typing import Any
 import psutil
 import yaml
 
-from cluster.build import build_id
 from cluster.paths import Paths, secret
 from cluster.restarting import running
-from router import api_client, following, lifecycle, renewing
+from router import api_client, following, lifecycle, live, renewing, upgrading
 from router.lifecycle import Prepared, UpRefused
 from serving.standing import AWAY
 
@@ -41,6 +40,9 @@ class MachineList:
     cluster: str
     head: str
     workers: tuple[str, ...]
+    user: str | None = None
+    """Who is let in over SSH; None: it is not said."""
+    key: str | None = None
 
 
 def read_list(path: Path) -> MachineList:
@@ -66,11 +68,25 @@ def read_list(path: Path) -> MachineList:
             raise refuse(
                 f"{address} is not an address that other machines reach", "Write each machine's IPv4 address"
             )
-    return MachineList(path, str(told.get("cluster_name", "default")), provider["head_ip"], tuple(workers))
+    auth = told.get("auth")
+    user, key = (
+        (auth.get(name) for name in ("ssh_user", "ssh_private_key"))
+        if isinstance(auth, dict)
+        else (None, None)
+    )
+    return MachineList(
+        path,
+        str(told.get("cluster_name", "default")),
+        provider["head_ip"],
+        tuple(workers),
+        user if isinstance(user, str) else None,
+        key if isinstance(key, str) else None,
+    )
 
 
 def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str, str], say: Say) -> int:
-    """Start a head here, or give a running one its list and its config. Returns the exit code.
+    """Start a head here, give a running one its list and its config, or take over from one of another version. Returns
+    the exit code.
 
     Raises UpRefused and ConfigError; following.Ended where a signal asked for the end: what was started here is ended
     then, and what ran before goes on.
@@ -84,8 +100,16 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
     prepared = lifecycle.prepare(paths, config, env, listed.head)
     lock = lifecycle.take_up_lock(paths)
     if lock is None:
-        _renew(paths, listed, prepared, say)
-        code = 0
+        run: dict[str, Any] = running(paths) or {}
+        renewal = _compare(paths, run, listed, prepared)
+        if upgrading.is_due(run):
+            say(upgrading.words(run))
+            _make_token(paths)
+            parent = lifecycle.start(paths, prepared, env, None, upgrading.take_over(paths), listed.path)
+            code = following.follow(paths, parent, detach=True, keeps=True)
+        else:
+            _renew(paths, run, renewal, listed, say)
+            code = 0
     else:
         try:
             lifecycle.leave_former_cluster(paths)
@@ -116,8 +140,11 @@ def describe(listed: MachineList, machines: list[dict[str, Any]], rays_words: Ma
         for address in (listed.head, *listed.workers)
         if address not in here
     ]
+    notes = [live.unlisted_text(each["name"]) for each in machines if each.get("unlisted")]
     widths = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
-    return [f"  {name:<{widths[0]}}  {address:<{widths[1]}}  {words}" for name, address, words in rows]
+    return [
+        f"  {name:<{widths[0]}}  {address:<{widths[1]}}  {words}" for name, address, words in rows
+    ] + notes
 
 
 def own_addresses() -> list[str]:
@@ -126,9 +153,8 @@ def own_addresses() -> list[str]:
     return sorted(filter(_is_address, found))
 
 
-def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> None:
-    """Give a running head its list, and a revision where the config has changed."""
-    run: dict[str, Any] = running(paths) or {}
+def _compare(paths: Paths, run: dict[str, Any], listed: MachineList, prepared: Prepared) -> renewing.Renewal:
+    """The config beside that of a head which runs. Raises UpRefused where it cannot have these."""
     if run.get("role") == "worker":
         raise UpRefused(
             "This machine serves a head elsewhere. End that with `homeport down`, then try again.", 1
@@ -140,12 +166,6 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
             "again.",
             1,
         )
-    if run.get("build") != (mine := build_id()):
-        raise UpRefused(
-            f"Another version of homeport runs here ({run.get('build', 'an older one')}; these files are {mine}). Run "
-            "`ray down`, then `ray up`.",
-            1,
-        )
     renewal = renewing.compare(paths, run, prepared)
     if "network.control" in renewal.later:
         raise UpRefused(
@@ -153,6 +173,13 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
             "again.",
             1,
         )
+    return renewal
+
+
+def _renew(
+    paths: Paths, run: dict[str, Any], renewal: renewing.Renewal, listed: MachineList, say: Say
+) -> None:
+    """Give a running head its list, and a revision where the config has changed."""
     _make_token(paths)
     lifecycle.give_list(paths, listed.path)
     renewing.renew(paths, renewal)
@@ -168,8 +195,8 @@ def _renew(paths: Paths, listed: MachineList, prepared: Prepared, say: Say) -> N
         )
     if renewal.wanted["machines"] != renewal.before.get("machines"):
         say(
-            "New names, zones and reserves of machines that are in already hold after `homeport join` there, with the "
-            "head's address."
+            "Machines that are in already take a new zone or reserve by themselves, within half a minute; a new name "
+            "after `homeport join` there, with the head's address."
         )
 
 

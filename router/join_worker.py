@@ -15,10 +15,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cluster import join
+from cluster.build import ROOT, build_id
 from cluster.machine import Machine
-from cluster.paths import Paths, read_json, write_private
+from cluster.paths import Paths, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours
 from cluster.restarting import UP_LOCK_FD, running, take_up_lock
+from router import upgrading
+from router.refused import Refused
 
 ANSWER_S = 10.0
 PATIENCE_S = 30.0
@@ -32,12 +35,8 @@ SERVICE = ("-m", "cluster.service")
 Say = Callable[[str], None]
 
 
-class NotJoined(Exception):
-    """This machine is not in the cluster. The message says why and what to do; `code` is the exit code."""
-
-    def __init__(self, message: str, code: int = 1) -> None:
-        super().__init__(message)
-        self.code = code
+class NotJoined(Refused):
+    """This machine is not in the cluster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +60,10 @@ def join_head(paths: Paths, address: str, given: Given, env: Mapping[str, str], 
     _may_serve(paths, head)
     tokens = _tokens(paths, head, given)
     answer = _ask(paths, head, tokens, given.name, say)
-    before = read_json(paths.machine)
+    before = join.lasting(paths)
     machine = join.settle(paths, answer, env)
-    has_changed = read_json(paths.machine) != before
+    run = running(paths)
+    has_changed = join.lasting(paths) != before or (run is not None and upgrading.is_due(run))
     if _serve(paths, head, machine, has_changed, env):
         say(f"{machine.name}: the head lets it in; Ray is starting here")
     _wait(paths, head, machine, say)
@@ -138,7 +138,8 @@ def _ask(paths: Paths, head: str, tokens: list[str], name: str | None, say: Say)
 
 
 def _serve(paths: Paths, head: str, machine: Machine, has_changed: bool, env: Mapping[str, str]) -> bool:
-    """See that a service runs, with Ray as this machine is now. Hosts live on: the next keeper adopts them.
+    """See that a service of this version runs, with Ray as this machine is now. Hosts live on: the next keeper adopts
+    them.
 
     Whether it was started here.
     """
@@ -156,6 +157,7 @@ def _serve(paths: Paths, head: str, machine: Machine, has_changed: bool, env: Ma
             end_all(paths, "ray")
         run = {
             "role": "worker",
+            "build": build_id(),
             "head": head,
             "owner": None,
             "machine": machine.to_json(),
@@ -172,6 +174,7 @@ def _serve(paths: Paths, head: str, machine: Machine, has_changed: bool, env: Ma
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=ROOT,  # the folder in which a person stands may be deleted
                 start_new_session=True,
             )
     finally:

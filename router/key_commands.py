@@ -13,18 +13,15 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.table import Table
 
 from router import key_store
-from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG
+from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG, err, out
 from serving.config import keys_file_of
 from serving.config_keys import KeySection, lets_anybody_in, read_keys, refusal
 from serving.config_problems import ConfigError
 
 app = typer.Typer(help="Who may use homeport.", no_args_is_help=True, pretty_exceptions_enable=False)
-out = Console()
-err = Console(stderr=True)
 
 OPTIONS = {"requests_per_minute": "per-minute"}
 

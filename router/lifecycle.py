@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import restarting
-from cluster.build import build_id
+from cluster.build import ROOT, build_id
 from cluster.ending import HOST_GRACE_S, end_everything
 from cluster.fit import NoFit, fit
 from cluster.inventory import measure
@@ -29,6 +29,7 @@ from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder, port_is_free
 from cluster.restarting import UP_LOCK_FD, running
+from router.refused import Refused
 from serving.config import Config, MachineConfig, line_of, load
 from serving.model import digest
 from serving.source import content_digest
@@ -54,12 +55,10 @@ ROUTER_GRACE_S = 1.0
 FREE_BYTES_MIN = 64 * 1024**2
 
 
-class UpRefused(Exception):
-    """Nothing was started; the message says why and what to do. `code` is the exit code."""
+class UpRefused(Refused):
+    """Nothing was started."""
 
-    def __init__(self, message: str, code: int = 2) -> None:
-        super().__init__(message)
-        self.code = code
+    usual_code = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +123,15 @@ def start(
     paths: Paths,
     prepared: Prepared,
     env: Mapping[str, str],
-    owner: int,
+    owner: int | None,
     lock: int,
     machines: Path | None = None,
 ) -> subprocess.Popen[bytes]:
     """Write the revision and start the parent. Hosts that still live are left for the next keeper to adopt.
 
-    `owner`: the process whose end ends everything (a foreground `up`). `lock`: from `take_up_lock`; it is the parent's
-    from here on. `machines`: Ray's list of those that it is to set up. Raises UpRefused for a taken port, a full or
-    read-only state folder.
+    `owner`: the process whose end ends everything (a foreground `up`); None: there is none. `lock`: from
+    `take_up_lock`; it is the parent's from here on. `machines`: Ray's list of those that it is to set up. Raises
+    UpRefused for a taken port, a full or read-only state folder.
     """
     try:
         settle(paths, prepared, owner, machines)
@@ -144,6 +143,7 @@ def start(
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
+                cwd=ROOT,  # the folder in which a person stands may be deleted
                 start_new_session=True,
             )
     except OSError as error:
@@ -171,6 +171,7 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
         prepared.machine.reserve,
         (network.first, network.last),
         prepared.machine.address,
+        prepared.config.machine(prepared.machine.name).yield_to,
     )
     give_list(paths, machines)
     write_revision(paths, config, machine, (network.first, network.last))
@@ -232,6 +233,11 @@ def wanted_revision(
             "port": config.network.control,
             "lost_after_s": config.network.lost_after_s,
         },
+        "files": {
+            "port": config.network.files,
+            "rate": config.network.copy_rate,
+            "budget": config.network.models_disk,
+        },
         "machines": [entry.to_json() for entry in config.machines],
         "machine": {
             "name": machine.name,
@@ -259,6 +265,7 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
         "token_file": str(paths.cluster_token),
         "digest_key_file": str(paths.digest_key),
         "fleet_file": str(paths.fleet),
+        "known_file": str(paths.known_pins),
         "models": [model.to_json() for model in config.models],
     }
     write_private(paths.router_settings, json.dumps(router, indent=1))

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,6 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.slices import bytes_text
+from router import moves_words
+from serving.model_room import words
+from serving.yielding import PERSON
 
 SYSTEM = "You are a helpful AI assistant."
 """What a model is told first where the person does not say: small models need it."""
@@ -21,8 +26,10 @@ MARKS = {
     "loading": ("◌", "yellow"),
     "draining": ("◌", "yellow"),
     "stopping": ("◌", "yellow"),
+    "yielded": ("◌", "yellow"),
     "failed": ("✗", "red"),
     "lost": ("✗", "red"),
+    "asleep": ("☾", "blue"),
 }
 
 
@@ -78,7 +85,7 @@ def up_view(
     for machine in fleet.get("machines", ()):
         state = standing_text(machine)
         facts = ", ".join(_hardware_facts(machine)[:2])
-        mark = _mark("ready" if state == "cordoned" else state)
+        mark = _mark("ready" if machine["state"] == "cordoned" else machine["state"])
         grid.add_row(mark, f"keeper of {machine['name']}", state, Text(facts, style="dim"))
         for replica in machine["replicas"]:
             grid.add_row(*_host_row(replica))
@@ -106,10 +113,17 @@ def plain_lines(run: Mapping[str, Any], fleet: Mapping[str, Any], ready: bool) -
                 f"host {replica['name']} on core {cores}: {replica['state']} {replica['model']}{why}"
             )
             lines += [f"  {line}" for line in replica.get("stderr") or ()]
+        elif replica["state"] == "starting" and "fetching" in (replica.get("detail") or ""):
+            lines.append(f"host {replica['name']}: {tenths(replica['detail'])}")
     if ready and fleet.get("models"):
         url = run.get("url", "")
         lines += [f"Listening on {url}/v1", curl_line(run, fleet["models"][0]["name"])]
     return lines
+
+
+def tenths(detail: str) -> str:
+    """`fetching 43 % of …` as `fetching 40 % of …`: a line in a log for every tenth is enough."""
+    return re.sub(r"(?<!\d)(\d?)\d %", lambda found: f"{found[1]}0 %" if found[1] else "0 %", detail)
 
 
 def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableType:
@@ -118,16 +132,44 @@ def status_view(fleet: Mapping[str, Any], run: Mapping[str, Any]) -> RenderableT
     if not fleet.get("controller", {}).get("reachable", True):
         parts.append(Text("The controller does not answer: this is what was known last.", style="yellow"))
     for machine in fleet.get("machines", ()):
-        parts += [Text(), _machine_line(machine), _slices_table(machine)]
+        parts += [Text(), _machine_line(machine)]
+        if machine.get("power"):
+            parts.append(Text(f"  power: {machine['power']}", style="dim"))
+        parts.append(_slices_table(machine))
+        parts += [Text(f"  {line}", style=style) for line, style in _onlooker_lines(machine)]
+        if machine.get("unlisted"):
+            parts.append(Text(f"  {unlisted_text(machine['name'])}", style="yellow"))
         parts += [
             Text(f"  {r['name']}: {line}", style="red")
             for r in machine["replicas"]
             for line in r.get("stderr") or ()
         ]
+        parts += [Text(f"  {line}", style=style) for line, style in model_lines(machine)]
     for model, reasons in (fleet.get("problems") or {}).items():
         for where, reason in reasons.items():
             parts.append(Text(f"model {model} does not run on {where}: {reason}", style="yellow"))
     return Group(*parts)
+
+
+def model_lines(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a machine gets from Hugging Face or another machine, what its replicas wait for, and what is wrong; each
+    with its style."""
+    lines = [
+        (f"{replica['name']}: {replica['detail']}", "red" if replica["state"] == "failed" else "dim")
+        for replica in machine["replicas"]
+        if replica["state"] in ("starting", "failed") and replica.get("detail") and not replica.get("stderr")
+    ]
+    models = machine.get("models") or {}
+    for source, told in (models.get("bringing") or {}).items():
+        if told.get("doing"):
+            lines.append(
+                (f"{source}: {words(told['doing'], told['got'], told['size'], told['from'])}", "dim")
+            )
+        elif trouble := told.get("trouble"):
+            lines.append((f"{source}: {trouble['message']}. {trouble['remedy']}", "yellow"))
+    if models.get("problem"):
+        lines.append((str(models["problem"]), "yellow"))
+    return lines
 
 
 LONGEST_ID = 27
@@ -175,16 +217,57 @@ def age_text(seconds: float) -> str:
 
 
 def standing_text(machine: Mapping[str, Any]) -> str:
-    """How a machine stands: `ready`, `cordoned`, `lost, last heard 2 min ago`."""
+    """How a machine stands: `ready`, `cordoned`, `yielded to steam`, `lost, last heard 2 min ago`, `asleep, …, woken by
+    its next turn`."""
     state, away_s = str(machine["state"]), machine.get("away_s")
-    cordoned = ", cordoned" if machine.get("cordoned") and state != "cordoned" else ""
+    word = "draining" if machine.get("draining") else "cordoned"
+    cordoned = f", {word}" if machine.get("cordoned") and state != "cordoned" else ""
     if state == "unknown":
         return f"not heard yet since the controller began{cordoned}"
-    if state != "lost":
+    if state == "yielded":
+        return f"{_yielded_text(machine.get('yielded') or {}, time.time())}{cordoned}"
+    if state == "draining":
+        return f"draining: {moves_words.drained(machine)}"
+    if state not in ("asleep", "lost"):
         return state
+    woken = ", woken by its next turn" if machine.get("wakes") else ""
     if away_s is None:
-        return f"lost, not heard since the controller began{cordoned}"
-    return f"lost, last heard {age_text(away_s)} ago{cordoned}"
+        return f"{state}, not heard since the controller began{cordoned}{woken}"
+    return f"{state}, last heard {age_text(away_s)} ago{cordoned}{woken}"
+
+
+def _yielded_text(yielded: Mapping[str, Any], now_s: float) -> str:
+    """`yielded to steam`, `yielded to its person until 14:05`."""
+    by, until_s = yielded.get("by"), yielded.get("until")
+    until = "" if until_s is None else f" until {until_text(until_s, now_s)}"
+    return f"yielded to {'its person' if by in (None, PERSON) else by}{until}"
+
+
+def until_text(until_s: float, now_s: float) -> str:
+    """`14:05`, on another day with its date; in this machine's time zone. Both in seconds since the epoch."""
+    until, now = time.localtime(until_s), time.localtime(now_s)
+    is_today = (until.tm_year, until.tm_yday) == (now.tm_year, now.tm_yday)
+    return time.strftime("%H:%M" if is_today else "%Y-%m-%d %H:%M", until)
+
+
+def _onlooker_lines(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is enforced on a machine and what is only watched; and who else runs on a replica's cores."""
+    limits = machine.get("limits") or {"enforced": (), "watched": ()}
+    enforced, watched = (", ".join(limits[kind]) or "nothing" for kind in ("enforced", "watched"))
+    lines = [(f"enforced: {enforced}; only watched: {watched}", "dim")] if any(limits.values()) else []
+    for replica in machine["replicas"]:
+        if foreign := replica.get("foreign"):
+            told = ", ".join(f"{each['program']} {each['share']:.0%} of a core" for each in foreign)
+            lines.append((f"on the cores of {replica['name']}: {told}", "yellow"))
+    return lines
+
+
+def unlisted_text(name: str) -> str:
+    """What a person does with a machine that was taken off Ray's list."""
+    return (
+        f"{name} is not on the list any more: it serves its sessions and takes no new ones. `homeport drain {name}` "
+        f"empties it, `homeport down` on it ends its part; `homeport uncordon {name}` keeps it without the list."
+    )
 
 
 def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
@@ -200,7 +283,9 @@ def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
 
 
 def _machine_line(machine: Mapping[str, Any]) -> Text:
-    style = {"lost": "red", "unknown": "yellow", "cordoned": "yellow"}.get(machine["state"], "")
+    styles = {"lost": "red", "unknown": "yellow", "asleep": "blue"}
+    styles |= dict.fromkeys(("cordoned", "yielded", "draining"), "yellow")
+    style = styles.get(machine["state"], "")
     facts = ", ".join([f"zone {machine['zone']}", *_hardware_facts(machine)])
     return Text.assemble(
         (machine["name"], "bold"), "  ", (standing_text(machine), style), "  ", (facts, "dim")
@@ -229,8 +314,12 @@ def _slices_table(machine: Mapping[str, Any]) -> Table:
 
 def _state_seen(replica: Mapping[str, Any]) -> Text:
     """What its host said last is no news of one that does not answer."""
-    if replica.get("reach") == "out" and replica["state"] in ("ready", "unknown"):
-        return Text.assemble(_mark("failed"), " no answer")
+    silent_s = replica.get("silent_s")
+    if replica.get("reach") == "out" and replica["state"] not in ("starting", "loading", "failed"):
+        since = "" if silent_s is None else f" for {age_text(silent_s)}"
+        return Text.assemble(_mark("failed"), f" no answer{since}")
+    if replica.get("reach") == "suspect" and silent_s is not None:
+        return Text.assemble(_mark("starting"), f" {replica['state']}, no answer for {age_text(silent_s)}")
     return Text.assemble(_mark(replica["state"]), " ", replica["state"])
 
 

@@ -28,11 +28,32 @@ class _Pins(Collector):
         yield family
 
 
+class _Foreign(Collector):
+    """Names no program: those are their person's matter."""
+
+    def __init__(self, shares: Callable[[], Mapping[str, float]]) -> None:
+        self._shares = shares
+
+    def collect(self) -> Iterable[Any]:
+        family = cast(Any, GaugeMetricFamily)(
+            "homeport_foreign_cpu_share",
+            "What processes that are not the replica's take of its cores, in cores.",
+            labels=["machine", "replica"],
+        )
+        for replica, share in self._shares().items():
+            family.add_metric([replica.rpartition("/")[0], replica], share)
+        yield family
+
+
 class Metrics:
-    """The router's series in `registry`. `pins` gives each replica's pins when scraped."""
+    """The router's series in `registry`. `pins` and `foreign` give each replica's when scraped."""
 
     def __init__(
-        self, registry: CollectorRegistry, version: str, pins: Callable[[], Mapping[str, int]]
+        self,
+        registry: CollectorRegistry,
+        version: str,
+        pins: Callable[[], Mapping[str, int]],
+        foreign: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         build = Gauge(
             "homeport_build_info", "Always 1; the label tells the version.", ["version"], registry=registry
@@ -58,6 +79,7 @@ class Metrics:
             registry=registry,
         )
         registry.register(_Pins(pins))
+        registry.register(_Foreign(foreign))
 
     def ended(
         self,

@@ -27,7 +27,7 @@ from router.errors import (
 from router.fleet import Fleet
 from router.keys import Key
 from router.peers import Peers
-from router.sessions import Sessions, wanted_machine
+from router.sessions import Sessions, wanted_machine, wanted_time
 
 MAX_BODY = 64 << 10
 """Of what an action is told in its body."""
@@ -100,13 +100,25 @@ def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
     async def cordon(name: str) -> dict[str, Any]:
         return await sessions.cordon(name, True)
 
+    @pages.post("/api/machines/{name}/wake")
+    async def wake(name: str) -> dict[str, Any]:
+        return await sessions.wake(name)
+
     @pages.post("/api/machines/{name}/uncordon")
     async def uncordon(name: str) -> dict[str, Any]:
         return await sessions.cordon(name, False)
 
+    @pages.post("/api/machines/{name}/yield")
+    async def yield_machine(name: str, request: Request) -> dict[str, Any]:
+        return await sessions.yield_machine(name, await _json(request))
 
-async def _json(request: Request) -> Any:
-    """The body. Raises Rejected."""
+    @pages.post("/api/machines/{name}/drain")
+    async def drain(name: str, request: Request) -> dict[str, Any]:
+        return await sessions.drain(name, wanted_time(await _json(request, "{}")))
+
+
+async def _json(request: Request, empty: str = "") -> Any:
+    """The body; `empty` instead of one that is empty. Raises Rejected."""
     data = b""
     async for part in request.stream():
         data += part
@@ -116,7 +128,7 @@ async def _json(request: Request) -> Any:
             )
             raise Rejected(ApiError(413, "body_too_large", message))
     try:
-        return json.loads(data)
+        return json.loads(data or empty)
     except (ValueError, RecursionError) as error:
         raise Rejected(bad_request("The request body is not JSON.", "invalid_json")) from error
 

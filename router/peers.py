@@ -21,6 +21,12 @@ from serving.standing import LOST_AFTER_S
 POLL = aiohttp.ClientTimeout(total=2.0)
 QUICK = aiohttp.ClientTimeout(total=0.5)
 """For questions that a turn waits for."""
+WAKE = aiohttp.ClientTimeout(total=40.0, sock_connect=2.0)
+"""Longer than a command that wakes a machine may run."""
+
+
+ORDER = aiohttp.ClientTimeout(total=8.0)
+"""For what the controller asks a machine in its turn."""
 
 
 class NotYet(Exception):
@@ -64,6 +70,13 @@ class HostState(msgspec.Struct, frozen=True):
     memory: Any = None
 
 
+class ListedForeign(msgspec.Struct, frozen=True):
+    """Programs that are not the replica's and run on its CPUs. `share`: of one CPU."""
+
+    program: str
+    share: float
+
+
 class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
     """A replica as the controller lists it: the keeper's account."""
 
@@ -81,22 +94,42 @@ class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
     config_digest: str | None = None
     slice: Any = None
     limits: Any = None
+    foreign: tuple[ListedForeign, ...] = ()
+
+
+class ListedYield(msgspec.Struct, frozen=True):
+    """For whom a machine is. `by`: person, or a program's name; `until`: since the epoch, where that is known."""
+
+    by: str
+    until: float | None = None
 
 
 class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     address: str
     state: str
-    """How it stands: unknown, ready, cordoned, lost."""
+    """How it stands: serving/standing.py has the words."""
     cordoned: bool = False
+    """Whether it takes no new pins."""
+    unlisted: bool = False
+    """Whether it was on Ray's list and is no longer."""
+    wakes: bool = False
+    """Whether the config says how it is woken."""
+    power: str = ""
+    """What of sleep and staying awake is not done there, and why."""
+    draining: Any = None
+    """Of one that is drained: its deadline, since the epoch, and how far it is; serving/draining.py has the words."""
     heard_s: float | None = None
     """Of one that is away: when its keeper was heard last, since the epoch; None: not since the controller began."""
+    yielded: ListedYield | None = None
     id: str = ""
     zone: str = "default"
     revision: int = 0
     """What it serves is of this revision."""
     hardware: Any = None
     reserve: Any = None
+    models: Any = None
+    """What it has and gets from Hugging Face, as its keeper reports (serving/model_store.py)."""
     replicas: tuple[ListedReplica, ...] = ()
 
 
@@ -235,21 +268,11 @@ class Peers:
 
     async def learn(self, base: str | None, pins: Sequence[Mapping[str, Any]]) -> list[Pin]:
         """Tell a host (None: the controller) of pins; those that hold from now on, if it says so."""
-        return [pin for pin, _ in await self._learn(base, pins)]
-
-    async def leave(self, base: str, pin: Mapping[str, Any]) -> str | None:
-        """Tell a host of a session's home elsewhere. The digest of what was said last in it there; None if it was
-        not guessed."""
-        return next((history for _, history in await self._learn(base, [pin])), None)
-
-    async def _learn(
-        self, base: str | None, pins: Sequence[Mapping[str, Any]]
-    ) -> list[tuple[Pin, str | None]]:
         data = msgspec.json.encode({"pins": list(pins)})
         text = await self._ask("POST", f"{base or self._control}/pins", POLL, data)
         try:
             told = msgspec.json.decode(text or b"{}", type=dict[str, Any]).get("pins", ())
-            return [(pin_from_json(pin), pin.get("history")) for pin in told if isinstance(pin, dict)]
+            return [pin_from_json(pin) for pin in told if isinstance(pin, dict)]
         except (msgspec.DecodeError, ValueError, TypeError) as error:
             raise Unreachable(f"its pins cannot be read: {error}") from error
 
@@ -267,12 +290,25 @@ class Peers:
         data, url = msgspec.json.encode({"only": pin.to_json()}), f"{self._control}/pins/{pin.session}"
         await self._ask("DELETE", url, QUICK, data, {"model": pin.model})
 
-    async def manage(self, machine: str, act: str) -> tuple[int, str]:
-        """Have the controller `forget`, `cordon` or `uncordon` a machine: its status, and what it says."""
+    async def manage(self, machine: str, act: str, told: Mapping[str, Any] | None = None) -> tuple[int, str]:
+        """Have the controller `forget`, `cordon`, `uncordon`, `drain` or `yield` a machine: its status, and what it
+        says."""
         url = f"{self._control}/machines/{quote(machine, safe='')}/{act}"
+        body, limits = (None, POLL) if told is None else (msgspec.json.encode(told), ORDER)
         try:
-            async with self._client.post(url, headers=self._headers, timeout=POLL) as answer:
+            async with self._client.post(url, data=body, headers=self._headers, timeout=limits) as answer:
                 return answer.status, _message(await answer.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unreachable(type(error).__name__, connection_refused(error)) from error
+
+    async def wake(self, machine: str) -> tuple[int, dict[str, Any]]:
+        """Have the controller wake a machine: its status, and what it says. It may take as long as a command takes."""
+        url = f"{self._control}/machines/{quote(machine, safe='')}/wake"
+        try:
+            async with self._client.post(url, headers=self._headers, timeout=WAKE) as answer:
+                return answer.status, msgspec.json.decode(await answer.read(), type=dict[str, Any])
+        except msgspec.DecodeError as error:
+            raise Unreachable(f"its answer cannot be read: {error}") from error
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unreachable(type(error).__name__, connection_refused(error)) from error
 

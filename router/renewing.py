@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cluster.join import LOOPBACK
+from cluster.join import LOOPBACK, note_programs
 from cluster.machine import Hardware, Machine, Reserve
 from cluster.paths import Paths, read_json
 from router import lifecycle
@@ -53,14 +53,18 @@ def compare(paths: Paths, run: Mapping[str, Any], prepared: Prepared) -> Renewal
 
 
 def renew(paths: Paths, renewal: Renewal) -> None:
-    """Write the revision down; the controller finds it there. Raises OSError."""
+    """Write the revision down; the controller finds it there. Raises OSError.
+
+    To which programs this machine yields its keeper finds beside it.
+    """
+    note_programs(paths, renewal.config.machine(renewal.machine.name).yield_to)
     lifecycle.write_revision(paths, renewal.config, renewal.machine, renewal.ports)
 
 
-def machines_later(
+def machines_renewed(
     machines: tuple[MachineConfig, ...], fleet: Mapping[str, Any], head: str
 ) -> tuple[str, ...]:
-    """What the config says otherwise of machines that joined, which they take when they join anew."""
+    """Machines that joined of whose zone or reserve the config says otherwise: they take it by themselves."""
     found = []
     for report in fleet.get("machines", ()):
         entry = next(
@@ -70,7 +74,8 @@ def machines_later(
         if entry is None or report["name"] == head or "hardware" not in report:
             continue
         hardware, reserve = Hardware.from_json(report["hardware"]), Reserve.from_json(report["reserve"])
-        if (entry.zone, entry.reserve(hardware)) != (report["zone"], reserve):
+        told = report["zone"], reserve, tuple(report.get("yield_to", entry.yield_to))
+        if (entry.zone, entry.reserve(hardware), entry.yield_to) != told:
             found.append(str(report["name"]))
     return tuple(found)
 

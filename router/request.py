@@ -185,6 +185,8 @@ def host_headers(ask: Ask, to: Send, who: Who, head: Head, bearer: str, left_s: 
         headers["x-homeport-session-key"] = ask.session
         headers["x-homeport-generation"] = str(to.generation)
         headers["x-homeport-public"] = who.public
+        if (machines := only_machines(ask)) is not None:
+            headers["x-homeport-machines"] = machines
         if ask.rank == "guessed":
             headers["x-homeport-rank"] = ask.rank
             headers["x-homeport-history"] = who.history
@@ -195,6 +197,13 @@ def host_headers(ask: Ask, to: Send, who: Who, head: Head, bearer: str, left_s: 
     if to.claim_free:
         headers["x-homeport-claim"] = "free"
     return headers
+
+
+def only_machines(ask: Ask) -> str | None:
+    """Where the session may be at home, by name, for whoever moves it later; None: anywhere in its zone."""
+    if ask.machine is not None:
+        return ask.machine
+    return None if ask.key.machines is None else ",".join(sorted(ask.key.machines))
 
 
 def read_policy(head: Head, default: WhenLost) -> WhenLost:

@@ -16,15 +16,13 @@ from cluster import service_unit
 from cluster.join import joined
 from cluster.paths import Paths
 from cluster.restarting import running
-from router import following, lifecycle, live
-from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG
+from router import following, lifecycle
+from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG, err, out
 from router.head_service import list_of
 from router.join_head import read_list
 from serving.config import ConfigError
 
 app = typer.Typer(help="homeport from boot on, by the user's systemd.", no_args_is_help=True)
-out = live.console()
-err = live.console(stderr=True)
 
 
 @app.command()

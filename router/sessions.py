@@ -1,4 +1,4 @@
-"""Ending and moving sessions, cordoning machines and giving them up: what people ask for through the API.
+"""Ending and moving sessions, cordoning machines, waking them and giving them up: what people ask for through the API.
 
 A key acts on its own sessions only, an admin's on all. Each change is written where the session's home is, then told
 to the controller, then to whoever else may still know of it.
@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from router.choose import ranked
 from router.decision import Ask, machine_of
@@ -27,10 +27,10 @@ from router.identity import digest, public_id
 from router.keys import Key, refuse_machine, refuse_model, refuse_zone
 from router.peers import KnownPin, NotYet, Peers, Unreachable
 from router.relay import Relay
+from serving.drain_plan import LONGEST_DRAIN_S
+from serving.moving import FACTS, Busy, Context, Ended, Mover, NotMoved
 from serving.pins import Pin, is_public_id
-
-FACTS = ("public", "scope", "family", "guessed", "history")
-"""What goes along with a pin to its new home."""
+from serving.yielding import wanted_yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +45,33 @@ class Found:
         return self.known.pin
 
 
+DRAIN_WITHIN_S = 600.0
+
+
+class Moved(NamedTuple):
+    pin: Pin
+    context: Context | None
+    """None: its home was there already."""
+
+    def to_json(self) -> dict[str, Any]:
+        told: dict[str, Any] = {"context": "kept"} if self.context is None else self.context.to_json()
+        return {"model": self.pin.model, "replica": self.pin.replica, **told}
+
+
 class Sessions:
     """All methods raise Rejected where it cannot be done; the error names the remedy."""
 
     def __init__(
-        self, fleet: Fleet, peers: Peers, finder: Finder, relay: Relay, wall: Callable[[], float]
+        self,
+        fleet: Fleet,
+        peers: Peers,
+        finder: Finder,
+        relay: Relay,
+        mover: Mover,
+        wall: Callable[[], float],
     ) -> None:
         self.relay = relay
+        self._mover = mover
         self._fleet = fleet
         self._peers = peers
         self._finder = finder
@@ -80,15 +100,19 @@ class Sessions:
         return {"id": public, "ended": True, "models": sorted(model for _, model in keys)}
 
     async def move(self, told: str, machine: str, key: Key) -> dict[str, Any]:
-        """Give it a home on another machine of its zone. Its pin is written there when this returns."""
+        """Give it a home on another machine of its zone, with its context where that can go along. Its pin is written
+        there when this returns. By model what became of it; `context` is `carried` only if it is for all."""
         public = self.public(told, key)
         found = await self._all(public, key)
         if not self._fleet.controller_reachable:
             raise Rejected(no_controller())
         for each in found:
             self._may_move(each, machine, key)
-        moved = [await self._move(each, machine, key) for each in found]
-        return {"id": public, "machine": machine, "replicas": [pin.replica for pin in moved]}
+        moved = [(await self._move(each, machine, key)).to_json() for each in found]
+        worst = next((each for each in moved if "why" in each), moved[0])
+        outcome: dict[str, Any] = {name: worst[name] for name in ("context", "why") if name in worst}
+        replicas = [each["replica"] for each in moved]
+        return {"id": public, "machine": machine, "replicas": replicas, **outcome, "moved": moved}
 
     async def forget(self, machine: str) -> dict[str, Any]:
         """The machine is gone for good: its sessions get new homes."""
@@ -100,16 +124,49 @@ class Sessions:
         await self._manage(machine, "cordon" if is_cordoned else "uncordon")
         return {"machine": machine, "cordoned": is_cordoned}
 
-    async def _manage(self, machine: str, act: str) -> None:
+    async def yield_machine(self, machine: str, body: Any) -> dict[str, Any]:
+        """The machine's person wants it for themselves, or no longer does. On return its hosts are being ended, or
+        started; `yielded` says how it stands."""
+        try:
+            wanted_yield(body)
+        except ValueError as error:
+            raise Rejected(bad_request(str(error), "invalid_body")) from None
+        await self._manage(machine, "yield", body)
+        told = next((each.yielded for each in self._fleet.listed.machines if each.name == machine), None)
+        yielded = None if told is None else {"by": told.by, "until": told.until}
+        return {"machine": machine, "yielded": yielded}
+
+    async def wake(self, machine: str) -> dict[str, Any]:
+        """Have the machine woken: the packets are out, or the command has ended. `awake`: it was already."""
+        try:
+            status, told = await self._peers.wake(machine)
+        except Unreachable as error:
+            raise Rejected(no_controller()) from error
+        if status == 200:
+            return {key: told.get(key) for key in ("machine", "awake", "how", "by")}
+        message = str(told.get("error", {}).get("message") or f"The controller answered {status}.")
+        if status == 404:
+            raise Rejected(ApiError(404, "machine_not_found", message, "machine"))
+        code = "machine_cannot_wake" if status == 409 else "machine_not_woken"
+        raise Rejected(ApiError(status, code, message, final=status == 409))
+
+    async def drain(self, machine: str, within_s: float) -> dict[str, Any]:
+        """Have the machine be empty in so many seconds: the controller moves its sessions within its zone."""
+        await self._manage(machine, "drain", {"within_s": within_s})
+        return {"machine": machine, "draining": True, "within_s": within_s}
+
+    async def _manage(self, machine: str, act: str, told: Any = None) -> None:
         """Have the controller do this with a machine; on return the picture shows it."""
         try:
-            status, message = await self._peers.manage(machine, act)
+            status, message = await self._peers.manage(machine, act, told)
         except Unreachable as error:
             raise Rejected(no_controller()) from error
         if status == 404:
             raise Rejected(self._no_machine(machine))
         if status == 409:
             raise Rejected(ApiError(409, "machine_is_there", message or "That machine is there.", final=True))
+        if status == 503 and message:
+            raise Rejected(ApiError(503, "machine_unavailable", message, retry_after_s=5))
         if status != 200:
             raise Rejected(ApiError(502, "controller_error", message or f"The controller answered {status}."))
         await self._fleet.refresh_controller()
@@ -171,9 +228,10 @@ class Sessions:
         barred = refuse_model(key, pin.model) or refuse_machine(key, machine) or refuse_zone(key, after or "")
         if barred is not None and key.role != "admin":
             raise Rejected(barred)
-        if before is not None and before != after:
+        if before != after:
+            where = "to a zone that is not known at present" if before is None else f"to the zone {before}"
             message = (
-                f"This session belongs to the zone {before}, and {machine} is in {after}: what was said in it "
+                f"This session belongs {where}, and {machine} is in {after}: what was said in it "
                 "stays in its zone. Begin another one there."
             )
             raise Rejected(ApiError(409, "zone_conflict", message, final=True))
@@ -181,11 +239,11 @@ class Sessions:
         if open_turn and machine_of(pin) != machine:
             raise Rejected(session_busy(pin.replica))
 
-    async def _move(self, found: Found, machine: str, key: Key) -> Pin:
-        """New home first, so that the session is never without one; then who else knows of it."""
+    async def _move(self, found: Found, machine: str, key: Key) -> Moved:
+        """Have it moved, then tell whoever else knows of it. Raises Rejected where it stays."""
         pin = found.pin
         if machine_of(pin) == machine:
-            return pin
+            return Moved(pin, None)
         ask = Ask(pin.model, pin.session, pin.session, machine, key=replace(key, zones=None, machines=None))
         order = ranked(ask, self._fleet.snapshot(), self._fleet.now())
         base = self._fleet.base(order[0].replica) if order else None
@@ -193,30 +251,25 @@ class Sessions:
             message = f"No replica of {pin.model} on {machine} can take it now; see `homeport status`."
             raise Rejected(ApiError(503, "model_unavailable", message, retry_after_s=5))
         made = Pin(pin.session, pin.model, order[0].replica, pin.generation + 1, self._wall())
-        told = {**{name: found.known.facts.get(name) for name in FACTS}, **made.to_json()}
-        try:
-            winners = await self._peers.learn(base, [told])
-        except Unreachable as error:
-            message = f"{made.replica} could not write it down ({error}). The session stays at {pin.replica}."
-            raise Rejected(ApiError(503, "machine_unavailable", message, retry_after_s=5)) from error
-        if made not in winners:
-            message = "Somebody else moved this session at the same moment. See `homeport sessions`."
-            raise Rejected(ApiError(409, "session_busy", message, retry_after_s=2))
-        self.relay.homes.told(made)
-        elsewhere = {**told, "history": None}
         here = {*found.at, pin.replica} & set(self._fleet.reachable())
-        old = {name: self._fleet.base(name) for name in sorted(here)}
-        # Who is away reads it in the journal (the controller), or is told by the controller when it is back.
-        if (former := old.pop(pin.replica, None)) is not None:
+        others = {name: self._fleet.base(name) for name in sorted(here)}
+        former = others.pop(pin.replica, None)
+        try:
+            context = await self._mover.move(former, base, made, found.known.facts)
+        except Busy as busy:
+            message = f"This session cannot be moved at this moment: {busy}. See `homeport sessions`."
+            raise Rejected(ApiError(409, "session_busy", message, retry_after_s=2)) from busy
+        except Ended as error:
+            raise Rejected(session_not_found()) from error
+        except NotMoved as error:
+            message = f"The session stays at {pin.replica}: {error}."
+            raise Rejected(ApiError(503, "machine_unavailable", message, retry_after_s=5)) from error
+        self.relay.homes.told(made)
+        told = {**{name: found.known.facts.get(name) for name in FACTS}, **made.to_json(), "history": None}
+        for other in (None, *filter(None, others.values())):
             with suppress(Unreachable):
-                # A turn may have begun there after its history was read; from now on none does.
-                last = await self._peers.leave(former, elsewhere)
-                if last not in (None, told["history"]):
-                    await self._peers.learn(base, [{**told, "history": last}])
-        for other in (None, *filter(None, old.values())):
-            with suppress(Unreachable):
-                await self._peers.learn(other, [elsewhere])
-        return made
+                await self._peers.learn(other, [told])
+        return Moved(made, context)
 
     def _no_machine(self, machine: str) -> ApiError:
         known = ", ".join(sorted(self._fleet.snapshot().machines)) or "none"
@@ -236,6 +289,19 @@ def _not_ended(replicas: list[str]) -> ApiError:
         "End it then, or give the machine up with `homeport forget`."
     )
     return ApiError(503, "machine_unavailable", message, retry_after_s=10)
+
+
+def wanted_time(body: Any) -> float:
+    """What `{"within_s": …}` says, in seconds; ten minutes where it says nothing. Raises Rejected."""
+    within_s = body.get("within_s", DRAIN_WITHIN_S) if isinstance(body, dict) else None
+    if (
+        isinstance(within_s, bool)
+        or not isinstance(within_s, int | float)
+        or not 0 <= within_s <= LONGEST_DRAIN_S
+    ):
+        message = f'Say by when, in seconds: {{"within_s": 600}}; at most {LONGEST_DRAIN_S:g}.'
+        raise Rejected(bad_request(message, "invalid_value", "within_s"))
+    return float(within_s)
 
 
 def wanted_machine(body: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from router.waking import Woken
 from serving.standing import LOST_AFTER_S
 
 Reach = Literal["up", "suspect", "out", "unknown"]
@@ -92,6 +93,12 @@ class Machine:
     zone: str = "default"
     cordoned: bool = False
     """By a person, whether it is there or not."""
+    free_at: float | None = None
+    """Of one that is yielded: when it is to be back, on the router's clock; None: nobody knows."""
+    wakes: bool = False
+    """Whether it can be woken."""
+    yielded: bool = False
+    """Whether it is its person's, by its keeper's last word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +122,8 @@ class Snapshot:
     """Machines that are gone for good, with their zones as far as these are known."""
     lost_after_s: float = LOST_AFTER_S
     """A host that has been silent this long is lost: its sessions wait, move or fail, as their model says."""
+    woken: Mapping[str, Woken] = field(default_factory=dict)
+    """Machines that this router has tried to wake and that have not been heard since."""
 
     def of_model(self, model: str) -> list[Replica]:
         return [replica for replica in self.replicas.values() if replica.model == model]

@@ -26,8 +26,8 @@ from router.errors import (
     session_ended,
 )
 from router.finding import CannotSay
-from router.homes import PATIENCE_S
 from router.keys import Key
+from router.patience import patience_s
 from router.peers import NotYet
 from router.reading import code_of, last_code, only_comments, read_disagreement, whole_events
 from router.reply import DONE, EVENT_STREAM, Reply, home_headers, passed
@@ -185,7 +185,7 @@ class Turn:
     async def _route(self, addressed: Addressed) -> str:
         queue_s = self.relay.queue_s(addressed.ask.model)
         deadline = self.arrived + queue_s
-        settle_at = self.arrived + min(PATIENCE_S, queue_s / 2)
+        settle_at = self.arrived + patience_s(queue_s, self.relay.fleet.has_heard_controller)
         ask = await self._find(addressed, settle_at, deadline)
         while True:
             decision = await self.relay.homes.decide(ask, self._retries.refused, settle_at)
@@ -253,6 +253,8 @@ class Turn:
                 self.pin = response.headers.get("x-homeport-pin", self.pin)
                 if response.status == 200 or "x-homeport-pin" in response.headers:
                     homes.confirm(ask, to.replica)  # its host has written the pin down
+                    if self._addressed is not None:
+                        self.relay.addressing.went(self._addressed, to.replica.rpartition("/")[0])
                 if response.status != 200:
                     return await self._not_ok(ask, to, response)
                 return await (self._pass_stream(response) if self._streams else self._pass_whole(response))

@@ -96,16 +96,18 @@ class Answering:
             report(error)
             await self.fail(internal_problem())
 
-    async def patiently(self, work: Awaitable[T], word: str) -> T:
-        """What comes of the work, with signs of life until then. Raises what it raises, and ClientGone."""
+    async def patiently(self, work: Awaitable[T], word: str | None) -> T:
+        """What comes of the work, with signs of life until then that have this `word`; None: without any. Raises what
+        it raises, and ClientGone."""
         working = asyncio.ensure_future(work)
         leaving = asyncio.ensure_future(self.gone.wait())
         try:
             while not working.done():
-                await asyncio.wait({working, leaving}, timeout=self.quiet_s(), return_when="FIRST_COMPLETED")
+                quiet_s = None if word is None else self.quiet_s()
+                await asyncio.wait({working, leaving}, timeout=quiet_s, return_when="FIRST_COMPLETED")
                 if self.gone.is_set():
                     raise ClientGone
-                if not working.done():
+                if word is not None and not working.done():
                     await self.sign(word)
             return working.result()
         finally:
@@ -137,7 +139,13 @@ class Answering:
         session = self.ask.session
         if session is None or not isinstance(job, Turn):
             return None
-        return await self.desk.turns.context_for(session, job.prompt)
+        departures = self.desk.departures
+        while True:
+            # Without a sign of life: once a head is out, the turn cannot be sent after its session.
+            await self.patiently(departures.over(session), None)
+            chosen = await self.desk.turns.context_for(session, job.prompt)
+            if session not in departures:
+                return chosen
 
     def check_pin(self) -> None:
         """Raises Problem 421 when the router's picture is old."""

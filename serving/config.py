@@ -6,7 +6,7 @@ Says what is wished, not whether it fits a machine (see `cluster.fit`), and star
 
 import ipaddress
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +21,7 @@ from serving.config_keys import MAKE_ONE, lets_anybody_in, read_keys
 from serving.config_problems import ConfigError, Problem, key_text, translate
 from serving.model import ModelSpec, OptionValue, ParkingSpec
 from serving.model_checks import contradictions
+from serving.model_files import hub_source
 from serving.source import (
     BUNDLED,
     SourceError,
@@ -31,6 +32,7 @@ from serving.source import (
     source_digest,
 )
 from serving.standing import LOST_AFTER_S
+from serving.waking import Wake
 from serving.yaml_lines import Document, Loc, YamlError, read_yaml
 
 __all__ = [
@@ -112,6 +114,15 @@ class NetworkConfig:
     """Whether the person says that nobody else listens on the network of the machines: it carries no TLS yet."""
     lost_after_s: float = LOST_AFTER_S
     """A machine that has not been heard from for so long is lost."""
+    files: int = 8091
+    """The port at which machines copy models from each other."""
+    copy_rate: int | None = None
+    """Bytes a second that a machine gives, and takes, at most in such copies; None: no limit."""
+    models_disk: int | None = None
+    """Bytes that models from Hugging Face may take on a machine's disk; None: no limit."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +134,10 @@ class MachineConfig:
     zone: str = "default"
     reserve_cores: int | None = None
     reserve_memory_bytes: int | None = None
+    yield_to: tuple[str, ...] = ()
+    """Programs of its person's, by the names of their processes: while one runs, the machine is theirs."""
+    wake: Wake | None = None
+    """How it is woken; None: nobody can."""
 
     def reserve(self, hardware: Hardware) -> Reserve:
         """What is left to the machine's person: the file's word, else the default for this hardware."""
@@ -139,7 +154,20 @@ class MachineConfig:
             "zone": self.zone,
             "reserve_cores": self.reserve_cores,
             "reserve_memory_bytes": self.reserve_memory_bytes,
+            "yield_to": list(self.yield_to),
+            "wake": None if self.wake is None else self.wake.to_json(),
         }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        wake = data.get("wake")
+        return cls(
+            **{
+                **data,
+                "yield_to": tuple(data.get("yield_to", ())),
+                "wake": None if wake is None else Wake.from_json(wake),
+            }
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,13 +186,7 @@ class Config:
     def to_json(self) -> dict[str, Any]:
         return {
             "router": self.router.to_json(),
-            "network": {
-                "control": self.network.control,
-                "first": self.network.first,
-                "last": self.network.last,
-                "private": self.network.private,
-                "lost_after_s": self.network.lost_after_s,
-            },
+            "network": self.network.to_json(),
             "machines": [machine.to_json() for machine in self.machines],
             "models": [model.to_json() for model in self.models],
         }
@@ -175,7 +197,7 @@ class Config:
         return cls(
             RouterConfig.from_json(data["router"]),
             NetworkConfig(**data["network"]),
-            tuple(MachineConfig(**machine) for machine in data["machines"]),
+            tuple(map(MachineConfig.from_json, data["machines"])),
             tuple(ModelSpec.from_json(model) for model in data["models"]),
         )
 
@@ -195,6 +217,7 @@ def load(path: Path, cache: Path | None = None) -> Config:
     config = _records(file, path.absolute().parent)
     problems = [
         *_contradictions(config, document),
+        *_ports(config, document),
         *_addresses(config, document),
         *_keys(config.router, document),
         *_files(config, document, cache),
@@ -249,21 +272,33 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
             identity=IdentityConfig(router.identity.headers, router.identity.fields),
         ),
         NetworkConfig(
-            file.network.control, *file.network.ports, file.network.private, file.network.lost_after
+            file.network.control,
+            *file.network.ports,
+            file.network.private,
+            file.network.lost_after,
+            file.network.files,
+            file.network.copy_rate,
+            file.network.models_disk,
         ),
         tuple(
             MachineConfig(
-                machine.name, machine.address, machine.zone, machine.reserve.cores, machine.reserve.memory
+                machine.name,
+                machine.address,
+                machine.zone,
+                machine.reserve.cores,
+                machine.reserve.memory,
+                machine.yield_to,
+                None if machine.wake is None else Wake(machine.wake.mac, machine.wake.command or ()),
             )
             for machine in file.machines
         ),
-        tuple(_spec(model, folder) for model in file.models),
+        tuple(_spec(model, folder, file.network.isolate) for model in file.models),
     )
 
 
-def _spec(model: schema.ModelSection, folder: Path) -> ModelSpec:
+def _spec(model: schema.ModelSection, folder: Path, isolate: bool) -> ModelSpec:
     source = model.source
-    if source != BUNDLED:
+    if source != BUNDLED and hub_source(source) is None:
         source = _absolute(source, folder)
     match model.machines:
         case {"zone": zone}:
@@ -288,6 +323,7 @@ def _spec(model: schema.ModelSection, folder: Path) -> ModelSpec:
         parking=ParkingSpec(model.parking.memory, model.parking.disk, model.parking.keep),
         unload_s=model.unload,
         options=tuple(sorted(_options(model.options, folder).items())),
+        isolate=isolate,
     )
 
 
@@ -332,11 +368,27 @@ def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
                 )
                 continue
             yield problem(loc, f"{held} is not less than queue ({queue})", "Make hold shorter than queue")
+
+
+def _ports(config: Config, document: Document) -> Iterator[Problem]:
+    """One port for two things."""
+
+    def problem(loc: Loc, message: str, remedy: str) -> Problem:
+        return Problem(document.line(loc), key_text(loc), message, remedy)
+
     ports = range(config.network.first, config.network.last + 1)
-    listen, control = config.router.port, config.network.control
+    listen, control, files = config.router.port, config.network.control, config.network.files
     if listen == control:
         yield problem(("network", "control"), f"{control} is the router's port too", "Choose another port")
-    for loc, port in ((("router", "listen"), listen), (("network", "control"), control)):
+    if files in (listen, control):
+        whose = "router" if files == listen else "controller"
+        yield problem(("network", "files"), f"{files} is the {whose}'s port too", "Choose another port")
+    single = (
+        (("router", "listen"), listen),
+        (("network", "control"), control),
+        (("network", "files"), files),
+    )
+    for loc, port in single:
         if port in ports:
             message = f"port {port} lies among the hosts' ports ({ports[0]}-{ports[-1]})"
             yield problem(loc, message, "Choose a port outside network.ports")

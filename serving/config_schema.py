@@ -1,7 +1,7 @@
 """The shape of homeport.yaml: every key, its type and its default, for pydantic.
 
-Checks one value at a time; what values mean together is checked by `config`. Keys of the design that do
-nothing yet are known here and refused, so that nobody relies on them.
+Checks one value at a time; what values mean together is checked by `config`. Values of the design that do nothing yet
+are known here and refused, so that nobody relies on them.
 """
 
 import ipaddress
@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
+from serving.model_files import FORM, NoSource, hub_source
+from serving.schema_values import command_value, distinct, fault, mac_value, one_way_to_wake, shown
 from serving.standing import LOST_AFTER_S
 
 BYTES = {
@@ -25,6 +26,7 @@ BYTES = {
     "MB": 10**6,
     "GB": 10**9,
 }
+RATE_MIN = 64 * 2**10
 SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 NO_SESSIONS = frozenset(
     {
@@ -46,25 +48,6 @@ SESSION_FIELDS = ("user", "safety_identifier")
 NOT_YET = "does not work yet in this version"
 
 
-def fault(problem: str, remedy: str) -> PydanticCustomError:
-    """A refusal in our words; `config` prints both parts."""
-    return PydanticCustomError("homeport", "{problem}", {"problem": problem, "remedy": remedy})
-
-
-def shown(value: object) -> str:
-    """A value of the file for a message: as in YAML, shortened."""
-    words = {None: "nothing", True: "true", False: "false"}
-    text = words[value] if value is None or isinstance(value, bool) else str(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def distinct(names: tuple[str, ...], problem: str) -> tuple[str, ...]:
-    """`names`, or a refusal that begins with `problem`."""
-    if len(set(names)) != len(names):
-        raise fault(problem, "Name each once")
-    return names
-
-
 def _bytes(value: object) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", value) if isinstance(value, str) else None
     if not match or match[2] not in BYTES:
@@ -72,6 +55,14 @@ def _bytes(value: object) -> int:
             f"{shown(value)} is not a size", "Write a number and a unit, for example 512MiB or 1.5GiB"
         )
     return int(float(match[1]) * BYTES[match[2]])
+
+
+def _rate(value: object) -> int:
+    """Bytes a second."""
+    rate = _bytes(value)
+    if rate < RATE_MIN:
+        raise fault(f"{shown(value)} a second is too slow", "Use 64KiB or more, or remove it")
+    return rate
 
 
 def _seconds(value: object) -> float:
@@ -156,6 +147,17 @@ def _session_fields(value: object) -> tuple[str, ...]:
     return distinct(tuple(names), "a field is there twice")
 
 
+def _programs(value: object) -> tuple[str, ...]:
+    names: list[Any] = value if isinstance(value, list) else [value]
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[^/\x00-\x1f]{1,100}", name):
+            raise fault(
+                f"{shown(name)} is not the name of a program",
+                "Write it as `ps -e` shows it, for example steam",
+            )
+    return distinct(tuple(names), "a program is there twice")
+
+
 def _ports(value: object) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{1,5}) ?- ?(\d{1,5})", value) if isinstance(value, str) else None
     if not match or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
@@ -226,14 +228,12 @@ def _share_prefix(value: object) -> str:
 
 def _source(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise fault(f"{shown(value)} is not a source", "Write bundled, or the path of a GGUF file")
-    if value.startswith("hf:"):
-        raise fault(f"a source on Hugging Face (hf:) {NOT_YET}", "Download the file and give its path")
+        raise fault(f"{shown(value)} is not a source", f"Write bundled, the path of a GGUF file, or {FORM}")
+    try:
+        hub_source(value)
+    except NoSource as error:
+        raise fault(error.message, error.remedy) from None
     return value
-
-
-def _refused(value: object) -> object:
-    raise fault(NOT_YET, "Remove it")
 
 
 def only(working: object, *others: str) -> Callable[[object], object]:
@@ -262,7 +262,6 @@ def _name(pattern: str, allowed: str) -> BeforeValidator:
     return BeforeValidator(check)
 
 
-NotYet = Annotated[None, BeforeValidator(_refused)]
 Bytes = Annotated[int, BeforeValidator(_bytes)]
 Seconds = Annotated[float, BeforeValidator(_seconds)]
 ModelName = Annotated[
@@ -295,7 +294,11 @@ class NetworkSection(Section):
     control: Annotated[int, Field(ge=1, le=65535)] = 8090
     ports: Annotated[tuple[int, int], BeforeValidator(_ports)] = (8100, 8199)
     private: bool = False
+    isolate: bool = True
     lost_after: Annotated[float, BeforeValidator(_lost_after)] = LOST_AFTER_S
+    files: Annotated[int, Field(ge=1, le=65535)] = 8091
+    copy_rate: Annotated[int | None, BeforeValidator(_rate)] = None
+    models_disk: Bytes | None = None
 
 
 class ReserveSection(Section):
@@ -303,12 +306,20 @@ class ReserveSection(Section):
     memory: Bytes | None = None
 
 
+class WakeSection(Section):
+    """How a machine is woken: one of the two."""
+
+    mac: Annotated[str | None, BeforeValidator(mac_value)] = None
+    command: Annotated[tuple[str, ...] | None, BeforeValidator(command_value)] = None
+
+
 class MachineSection(Section):
     name: MachineName
     address: Annotated[str | None, BeforeValidator(_address)] = None
     zone: MachineName = "default"
     reserve: ReserveSection = ReserveSection()
-    wake: NotYet = None
+    yield_to: Annotated[tuple[str, ...], BeforeValidator(_programs)] = ()
+    wake: Annotated[WakeSection | None, BeforeValidator(one_way_to_wake)] = None
 
 
 class NeedsSection(Section):
@@ -381,6 +392,7 @@ SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
     ("network",): NetworkSection,
     ("machines",): MachineSection,
     ("machines", "reserve"): ReserveSection,
+    ("machines", "wake"): WakeSection,
     ("models",): ModelSection,
     ("models", "needs"): NeedsSection,
     ("models", "parking"): ParkingSection,
@@ -391,8 +403,4 @@ SECTIONS: Mapping[tuple[str, ...], type[Section]] = {
 
 def known_keys(section: type[Section]) -> list[str]:
     """The keys of a section that may be written, in the order of the design."""
-    return [name for name, field in section.model_fields.items() if not _is_refused(field.metadata)]
-
-
-def _is_refused(metadata: list[Any]) -> bool:
-    return any(isinstance(part, BeforeValidator) and part.func is _refused for part in metadata)
+    return list(section.model_fields)

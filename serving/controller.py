@@ -6,31 +6,38 @@ it over HTTP, since they never import Ray.
 """
 
 import asyncio
-import json
 import logging
 import os
 import threading
-import time
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
-import uvicorn
+import msgspec
 
-from cluster.machine import Machine
+from cluster import magic_packet
+from cluster.clocks import AwakeClock, DayClock
 from cluster.paths import Paths, read_json, secret
-from cluster.ray_cluster import RayFailed
-from serving.controller_app import Acts, ControllerApp
+from serving.controller_app import Acts, ControllerApp, MachineAway
+from serving.draining import Draining
 from serving.giving import Giving
 from serving.join_routes import JoinRoutes
-from serving.journal_file import JournalNews, Mark
 from serving.known_pins import KnownPins
+from serving.learning import Learning
+from serving.leaving import leave_all
+from serving.listing import Listing
 from serving.machine_book import MachineBook, NotForgotten
-from serving.machine_roll import MachineRoll
+from serving.machine_roll import STEP_S, MachineRoll
+from serving.membership import AWAY, Members
+from serving.model_giving import ModelGiving
 from serving.pin_index import PinIndex
-from serving.pins import Pin, pin_from_json
-from serving.plan import shares
+from serving.pins import Pin
+from serving.quiet_server import quiet_server
+from serving.sharing import Sharing
+from serving.standing import AWAY as UNHEARD
 from serving.standing import LOST_AFTER_S
 from serving.telling import Telling
+from serving.wake_machine import Cluster, Waker, sleepers
+from serving.waking import Awake, entries
 
 TICK_S = 2.0
 """How often it looks for new machines."""
@@ -38,42 +45,8 @@ NEWS_S, NEWS_PART = 10.0, 1 / 3
 """How long it waits for news of a machine in one question: at most, and of the time after which that one is lost."""
 HEARD_S, HEARD_PART = 15.0, 1 / 2
 """How long what a keeper reported counts, likewise."""
-LEARN_S = 20.0
-"""How long new sessions wait for the journals of a machine that Ray counts as alive and whose keeper is silent."""
-
-AWAY = (RayFailed, TimeoutError, OSError)
-"""How a keeper that cannot be asked shows itself."""
 
 log = logging.getLogger(__name__)
-
-
-class Members(Protocol):
-    """The machines that joined, and their keepers. Ray's side of it is in serving/members.py."""
-
-    def machines(self) -> list[str]:
-        """Ids of the machines that are there now. Blocks a little."""
-        ...
-
-    async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
-        """The keeper's report, at once or when it is no longer version `known`, at the latest after `wait_s`.
-
-        Makes the keeper where there is none. Raises TimeoutError, OSError or RayFailed.
-        """
-        ...
-
-    async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
-        """By slot, what its journal says beyond what is known of it. Raises as `report`."""
-        ...
-
-    async def apply(
-        self, machine: str, revision: int, wishes: list[dict[str, Any]], head: str
-    ) -> dict[str, Any]:
-        """Give a keeper its share of a revision of `head`, a machine's id. Raises as `report`."""
-        ...
-
-    async def leave(self, machine: str) -> None:
-        """Let a machine end its part, as `homeport down` there would. Raises as `report`."""
-        ...
 
 
 class Controller:
@@ -83,10 +56,13 @@ class Controller:
         self.paths = Paths.from_env(os.environ)
         self.token = secret(self.paths.cluster_token)
         self.index = PinIndex()
+        self.index_clock = DayClock()
         self.book = MachineBook(self.paths.revision.with_name("machines.json"))
+        self.listing = Listing(self.paths)
         self.known = KnownPins(self.paths.known_pins)
         names = (each.name for each in self.book.remembered().values())
-        self.roll = MachineRoll(self.book, self.known.read(self.index, names))
+        self._awake = AwakeClock(STEP_S)
+        self.roll = MachineRoll(self.book, self.known.read(self.index, names), self._awake)
         self.problems: dict[str, dict[str, str]] = {}
         self.revision: dict[str, Any] = {"revision": 0, "models": [], "control": {}}
         self._fleet_text: bytes | None = None
@@ -94,18 +70,25 @@ class Controller:
         """What that text says of who is away and whose turn it is: nobody tells of a change of that."""
         self._make_members = members
         self._members: Members | None = None
-        self._unread: dict[str, float] = {}
-        """By machine: until when a claim waits for its journals; 0 once they were read. Empty before it looked."""
-        self._marks: dict[str, dict[int, Mark]] = {}
-        """By machine and slot: how far the journal was read."""
-        self._changes: dict[str, tuple[tuple[int, str], ...]] = {}
-        """By machine: what its replicas said of their journals when these were read last."""
+        self._learning = Learning(self.index, self._awake, self.index_clock.steady)
         self._here: set[str] | None = None
         """Ids of the machines that are there now; None before it looked."""
         self._deaf: set[str] = set()
         """Ids of machines whose keeper did not take its share, until it is heard of again."""
+        self._sharing = Sharing()
         self._telling = Telling(self.index, self.token)
+        self._waker = Waker(self._who_is_there, self._order_wake, AWAY)
         self._giving = Giving(lambda: self.roll.reports, self._heard_of, self.ping, self._give, self._head)
+        self._models = ModelGiving(self.paths.known_models, _ForModels(self))
+        self._draining = Draining(
+            self.book,
+            self.index,
+            self.token,
+            lambda: self.roll.reports,
+            self._heard_of,
+            self._takes_new,
+            self.index_clock,
+        )
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
     def ping(self) -> int:
@@ -125,44 +108,43 @@ class Controller:
     async def _main(self) -> None:
         self._read_revision()
         control = self.revision["control"]
-        server = _QuietServer(
-            uvicorn.Config(
-                self.app().asgi(),
-                host=control["host"],
-                port=control["port"],
-                log_level="warning",
-                access_log=False,
-                lifespan="off",
-            )
-        )
+        server = quiet_server(self.app().asgi(), control["host"], control["port"])
         await asyncio.gather(self._work(), server.serve())
 
     async def _work(self) -> None:
         members = self._members = self._make_members()
         following: dict[str, asyncio.Task[None]] = {}
         giving = asyncio.create_task(self._giving.run())
-        while not giving.done():
+        models = asyncio.create_task(self._models.run())
+        draining = asyncio.create_task(self._draining.run())
+        while not (giving.done() or models.done() or draining.done()):
             self._here = set(await asyncio.to_thread(members.machines))
             for machine in self._here:
                 if machine not in following or following[machine].done():
                     following[machine] = asyncio.create_task(self._follow(members, machine))
-                    self._unread.setdefault(machine, time.monotonic() + LEARN_S)
+                    self._learning.expect(machine)
+            self._awake()  # it has to be read now and then
             self._read_revision()
+            if self.listing.look(self.book.remembered()):
+                self._fleet_text = None
             await self.known.save(self.index, self.roll)
             await asyncio.sleep(TICK_S)
 
     async def _follow(self, members: Members, machine: str) -> None:
-        """Hear of every change on a machine as it happens."""
+        """Hear of every change on a machine as it happens, for as long as that is there."""
         version = -1
         while True:
             try:
                 news_s = min(NEWS_S, self.roll.lost_after_s * NEWS_PART)
                 self._heard(machine, await members.report(machine, version, news_s))
-                await self._learn(members, machine)
+                if await self._learning.read(members, machine, self.roll.reports[machine]):
+                    await self.known.save(self.index, self.roll)
                 await self._telling.tell(self.roll.reports[machine])
                 version = self.roll.reports[machine]["version"]
             except AWAY as error:
                 log.warning("machine %s cannot be asked: %s", machine, error)
+                if machine not in (self._here or ()):
+                    return  # A keeper would be made for it again and again; it is followed once it is back.
                 await asyncio.sleep(TICK_S)
             except Exception:
                 log.exception("machine %s: a step failed; the controller goes on", machine)
@@ -170,7 +152,7 @@ class Controller:
 
     async def _give(self, machine: str) -> None:
         """Give a keeper its share of the revision; one that does not take it is away until it is heard of again."""
-        wanted = self._assign().get(machine)
+        wanted = self._shares().get(machine)
         if wanted is None or self._members is None:
             return
         number = self.revision["revision"]
@@ -183,29 +165,8 @@ class Controller:
     def _heard_of(self) -> set[str]:
         """Ids of the machines that are here, by Ray's word and by their keepers'."""
         heard_s = min(HEARD_S, self.roll.lost_after_s * HEARD_PART)
-        reported = (self._here or set()) & self.roll.reports.keys() - self._deaf
+        reported = (self._here or set()) & self.roll.reports.keys() - self._deaf - self.book.asleep
         return {machine for machine in reported if self.roll.silent_s(machine) < heard_s}
-
-    async def _learn(self, members: Members, machine: str) -> None:
-        """Read what is new in the journals of a machine: those of hosts that are dead or no longer wanted too."""
-        report = self.roll.reports[machine]
-        changes = tuple((r.get("pins", 0), r.get("journal", "")) for r in report["replicas"])
-        if self._changes.get(machine) == changes:
-            return
-        marks = self._marks.setdefault(machine, {})
-        told = await members.pins(machine, marks)
-        for slot, news in told.items():
-            pins = map(pin_from_json, news.pins)
-            self.index.confirm(pins, f"{report['name']}/{slot}", news.whole, time.time())
-            for pin in news.pins:
-                self.index.describe(pin["session"], pin.get("public", ""), pin.get("scope"))
-            marks[slot] = news.mark
-        if silent := sorted(r["name"] for r in report["replicas"] if r.get("pins") and r["slot"] not in told):
-            log.warning("pins of %s are not known: the journal could not be read", ", ".join(silent))
-            return
-        self._changes[machine] = changes
-        self._unread[machine] = 0.0
-        await self.known.save(self.index, self.roll)
 
     def _ended(self, said: Mapping[str, Pin]) -> Awaitable[None]:
         """Let the hosts of these journals drop what they have of a session that was ended; those that are away, once
@@ -222,58 +183,87 @@ class Controller:
             )
         for machine in self.book.forget(name, self._here):
             self.roll.forget(machine)
-            self._unread.pop(machine, None)
-            self._changes.pop(machine, None)  # Its journals are read again, should it come back.
+            self._learning.forget(machine)
         self.known.drop(name)
         self._assign()
 
     def _cordon(self, name: str, is_cordoned: bool) -> None:
         self.book.cordon(name, is_cordoned)
+        if not is_cordoned:
+            self.listing.keep(name, self.book.remembered())
         self._fleet_text = None
+        self._draining.changed()
+
+    def _drain(self, name: str, within_s: float) -> None:
+        self.book.drain(name, self.index_clock.steady() + within_s)
+        self._fleet_text = None
+        self._draining.changed()
 
     def _takes_new(self, replica: str) -> bool:
-        """Whether sessions may get a home there: not on a machine that is cordoned."""
-        name = replica.rpartition("/")[0]
-        return all(known.name != name for id_, known in self.book.known.items() if id_ in self.book.cordoned)
+        """Whether sessions may get a home there: not on a machine that is cordoned, drained, off the list, or its
+        person's at present."""
+        name, known = replica.rpartition("/")[0], self.book.known
+        if self.roll.is_yielded(replica):
+            return False
+        barred = self.book.cordoned | self.book.draining.keys() | self.listing.off
+        return all(known[id_].name != name for id_ in barred if id_ in known)
+
+    def _who_is_there(self) -> Cluster:
+        """For who wakes a machine."""
+        config, head = self.revision.get("machines", ()), self._head()
+        heard = sorted(self._heard_of(), key=lambda each: (each != head, self.roll.reports[each]["name"]))
+        reports = [self.roll.reports[machine] for machine in heard]
+        here = Awake(head, "the head", "", magic_packet.networks())
+        others = [Awake(r["id"], r["name"], r["zone"], tuple(r.get("networks", ()))) for r in reports]
+        if not any(each.id == head for each in others):
+            others.insert(0, here)  # its keeper is away; it can send all the same
+        known = ((each.name, each.zone, each.address) for each in self.book.remembered().values())
+        names = frozenset(report["name"] for report in reports)
+        return Cluster(entries(config), sleepers(known, config), names, tuple(others), head)
+
+    async def _order_wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        return 0 if self._members is None else await self._members.wake(machine, mac, networks)
 
     async def _leave(self) -> dict[str, Any]:
-        """Ask every machine but the head to end its part: by name, those that do, with their hosts, and the others."""
-        head = self._head()
-        names = {id_: known.name for id_, known in self.book.remembered().items() if id_ != head}
-        names |= {id_: self.roll.reports[id_]["name"] for id_ in self.roll.reports if id_ != head}
-        members, here = self._members, self._here or set()
-        asked = [id_ for id_ in names if members is not None and id_ in here]
-        answers = await asyncio.gather(*(self._leaves(members, id_) for id_ in asked if members is not None))
-        left = [id_ for id_, leaves in zip(asked, answers, strict=True) if leaves]
-        hosts = {
-            names[id_]: [
-                f"{r['address']}:{r['port']}" for r in self.roll.reports.get(id_, {}).get("replicas", ())
-            ]
-            for id_ in left
-        }
-        away = sorted(names[id_] for id_ in names if id_ not in left)
-        return {"left": sorted(hosts), "away": away, "hosts": hosts}
+        known, here = self.book.remembered(), self._here or set()
+        return await leave_all(self._members, here, self._head(), known, self.roll.reports)
 
-    async def _leaves(self, members: Members, machine: str) -> bool:
+    async def _yield(self, name: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        """Let a machine be its person's, or end that. Returns how it stands then, as its keeper says."""
+        here = self._heard_of()
+        machine = next((id_ for id_ in here if self.roll.reports[id_]["name"] == name), None)
+        if machine is None or self._members is None:
+            raise self.book.not_known(name) or MachineAway(
+                f"{name} is away and cannot be asked. Its person says it there: `homeport yield`."
+            )
         try:
-            await members.leave(machine)
+            self._heard(machine, await self._members.yield_machine(machine, for_s, ends))
         except AWAY as error:
-            log.warning("machine %s cannot be asked to leave: %s", machine, error)
-            return False
-        return True
-
-    def _has_learned(self) -> bool:
-        """Whether a session that the index does not know is new: every machine's journals were read, or given up."""
-        now = time.monotonic()
-        return bool(self._unread) and all(until < now for until in self._unread.values())
+            log.warning("machine %s cannot be yielded: %s", machine, error)
+            raise MachineAway(
+                f"The keeper of {name} did not take it ({error}). Ask again in a moment, or say it there: "
+                "`homeport yield`."
+            ) from None
+        told: dict[str, Any] = self.roll.reports[machine]
+        return {"machine": name, "yielded": told.get("yielded")}
 
     def _is_there(self, replica: str) -> bool:
-        """Whether its machine is there, and the keeper said of late that it is ready."""
+        """Whether its machine is there, and the keeper said of late that it is ready, or will be when the machine's
+        person no longer wants that: it is no lost home."""
         return any(
-            each["name"] == replica and each["state"] == "ready"
+            each["name"] == replica and each["state"] in ("ready", "yielded")
             for machine in self._heard_of()
             for each in self.roll.reports[machine]["replicas"]
         )
+
+    def _boots(self) -> dict[str, str]:
+        """By machine, of those that are heard: which boot of it its keeper runs in; empty where it did not say."""
+        standings = self.roll.standings()
+        return {
+            machine: str(report.get("boot", ""))
+            for machine, report in self.roll.reports.items()
+            if standings[machine] not in UNHEARD
+        }
 
     def _head(self) -> str:
         """The id of this machine, whose revisions they are."""
@@ -282,32 +272,39 @@ class Controller:
     def _heard(self, machine: str, report: dict[str, Any]) -> None:
         if report.get("head", "") != self._head() or report["revision"] > self.ping():
             report = {**report, "revision": 0}  # another head numbered it, or this one before it lost its own
+        is_new = report != self.roll.reports.get(machine) or machine in self._deaf
         self.roll.heard(machine, report)
         self._deaf.discard(machine)
         try:
             if self.book.here(machine, report["name"], report["zone"], report["address"]):
                 self.index.save_again(report["name"])  # It may have been forgotten.
+            self.book.sleeps(machine, bool(report.get("sleeping")))
         except OSError as error:
             log.warning("machine %s is not written down: %s", machine, error)
-        self._assign()
-        self._giving.heard()
+        if is_new:
+            self._assign()
+            self._giving.heard()
+            self._models.heard()
 
-    def _assign(self) -> dict[str, list[dict[str, Any]]]:
+    def _shares(self) -> Mapping[str, list[dict[str, Any]]]:
         """By machine id: what it is to serve, as far as it fits there."""
+        return self._sharing.shares(self.revision["models"], self.roll.reports).machines
+
+    def _assign(self) -> None:
+        """Something is new: what there is to tell, and what does not fit."""
         self._fleet_text = None
-        told = shares(
-            self.revision["models"], [Machine.from_json(report) for report in self.roll.reports.values()]
-        )
-        self.problems = {model: dict(reasons) for model, reasons in told.left_out.items()}
-        return dict(told.machines)
+        left_out = self._sharing.shares(self.revision["models"], self.roll.reports).left_out
+        self.problems = {model: dict(reasons) for model, reasons in left_out.items()}
 
     def _read_revision(self) -> None:
         revision = read_json(self.paths.revision)
         if revision and revision["revision"] != self.revision["revision"]:
             self.revision = revision
             self.roll.lost_after_s = float(revision["control"].get("lost_after_s", LOST_AFTER_S))
+            self.roll.wakes = entries(revision.get("machines", ())).keys()
             self._assign()
             self._giving.heard()
+            self._models.heard()
 
     def _all_problems(self) -> dict[str, dict[str, str]]:
         """By model and machine: why it does not run there, as the fit said and as the keepers found."""
@@ -322,18 +319,25 @@ class Controller:
     def app(self) -> ControllerApp:
         acts = Acts(
             self._fleet,
-            self._has_learned,
+            self._learning.has_all,
             self._forget,
             self._cordon,
+            self._yield,
             self._ended,
             self._is_there,
             self._takes_new,
+            self._models.pull,
+            self._waker.wake,
+            self._boots,
+            self.book.zone_of,
+            self._drain,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
-        return ControllerApp(self.token, self.index, acts, joining)
+        return ControllerApp(self.token, self.index, acts, joining, self.index_clock)
 
     def _fleet(self) -> bytes:
-        passing = {"standings": self.roll.standings(), "giving": self._giving.told()}
+        draining = self._draining.told()
+        passing = {"standings": self.roll.standings(), "giving": self._giving.told(), "draining": draining}
         if self._fleet_text is None or passing != self._passing:
             models = [m["spec"] for m in self.revision["models"]]
             fleet = {
@@ -341,16 +345,48 @@ class Controller:
                 "lost_after_s": self.roll.lost_after_s,
                 "models": [{key: m[key] for key in ("name", "context", "engine")} for m in models],
                 "problems": self._all_problems(),
-                "machines": self.roll.list(),
+                "machines": [self._told(machine, draining) for machine in self.roll.list()],
                 "giving": passing["giving"],
                 "forgotten": self.book.list_forgotten(),
             }
-            self._fleet_text, self._passing = json.dumps(fleet).encode(), passing
+            self._fleet_text, self._passing = msgspec.json.encode(fleet), passing
         return self._fleet_text
 
+    def _told(self, machine: dict[str, Any], draining: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+        """With whether Ray's list has it no longer, and how far it is drained."""
+        is_off, drain = machine["id"] in self.listing.off, machine["draining"]
+        drain = drain and {**drain, **draining.get(machine["id"], {})}
+        return {
+            **machine,
+            "unlisted": is_off,
+            "cordoned": machine["cordoned"] or is_off,
+            "draining": drain,
+        }
 
-class _QuietServer(uvicorn.Server):
-    """uvicorn without its ten wakes a second: this one runs until its process is killed."""
 
-    async def main_loop(self) -> None:
-        await asyncio.Event().wait()
+class _ForModels:
+    """What serving/model_giving.py asks of it."""
+
+    def __init__(self, controller: Controller) -> None:
+        self._of = controller
+
+    def reports(self) -> Mapping[str, Any]:
+        return self._of.roll.reports
+
+    def here(self) -> set[str]:
+        return self._of._heard_of()
+
+    def shares(self) -> Mapping[str, list[dict[str, Any]]]:
+        return self._of._shares()
+
+    def revision(self) -> Mapping[str, Any]:
+        return self._of.revision
+
+    async def give(self, machine: str, message: dict[str, Any]) -> None:
+        members = self._of._members
+        if members is None:
+            return
+        try:
+            self._of._heard(machine, await members.bring(machine, message))
+        except AWAY as error:
+            log.warning("machine %s cannot be told of models: %s", machine, error)

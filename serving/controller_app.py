@@ -3,7 +3,6 @@
 import hmac
 import json
 import math
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,11 +12,16 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from cluster.clocks import DayClock
+from serving.drain_plan import LONGEST_DRAIN_S
 from serving.join_routes import JoinRoutes
 from serving.machine_book import NoMachine, NotForgotten
+from serving.model_files import hub_source
+from serving.model_giving import is_place
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, is_session, pin_from_json
-from serving.standing import AWAY
+from serving.wake_machine import NotWoken
+from serving.yielding import wanted_yield
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,26 +36,48 @@ class Acts:
     """A machine, by its name. Raises NotForgotten and OSError."""
     cordon: Callable[[str, bool], None]
     """Let a machine take no new pins, or take them again. Raises NoMachine and OSError."""
+    yield_machine: Callable[[str, float | None, bool], Awaitable[dict[str, Any]]]
+    """Let a machine be its person's for so many seconds (None: until told otherwise), or, where True, end that. How it
+    stands then. Raises NoMachine and MachineAway."""
     ended: Callable[[Mapping[str, Pin]], Awaitable[None]]
     """A session was ended: what the journals say that are still to hear of it."""
     is_there: Callable[[str], bool]
     """Whether a replica serves."""
     takes_new: Callable[[str], bool]
     """Whether sessions may get a home at a replica."""
+    pull: Callable[[str, Any], list[str]]
+    """Let machines (`all`, names or {"zone"}) get a model from Hugging Face: the names of those that are here. Raises
+    OSError."""
+    wake: Callable[[str], Awaitable[dict[str, Any]]]
+    """A machine, by its name. Raises NotWoken."""
+    boots: Callable[[], dict[str, str]]
+    """Of the machines that are heard, by id: which boot of each its keeper runs in; empty where it did not say."""
+    zone_of: Callable[[str], str | None]
+    """The zone of a replica's machine, forgotten ones too; None for a machine that was never here."""
+    drain: Callable[[str, float], None]
+    """Let a machine be empty in so many seconds. Raises NoMachine and OSError."""
+
+
+class MachineAway(Exception):
+    """The machine is known and cannot be asked. The message says what to do."""
 
 
 class ControllerApp:
-    """`joining` lets machines in."""
+    """`joining` lets machines in; `clock` tells when the index heard of something."""
 
-    def __init__(self, token: str, index: PinIndex, acts: Acts, joining: JoinRoutes) -> None:
+    def __init__(
+        self, token: str, index: PinIndex, acts: Acts, joining: JoinRoutes, clock: DayClock | None = None
+    ) -> None:
         self._expected = f"Bearer {token}".encode()
         self._index = index
         self._acts = acts
         self._joining = joining
+        self._clock = clock or DayClock()
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
-        /machines/{name}/forget, cordon and uncordon; and what serving/join_routes.py answers."""
+        /machines/{name}/forget, cordon, uncordon, drain, yield and wake; POST /models/pull; and what
+        serving/join_routes.py answers."""
         return Starlette(
             routes=[
                 Route("/fleet", self._guard(self._get_fleet)),
@@ -62,7 +88,11 @@ class ControllerApp:
                 Route("/machines/{name}/forget", self._guard(self._forget_machine), methods=["POST"]),
                 Route("/machines/{name}/cordon", self._guard(self._cordon_machine), methods=["POST"]),
                 Route("/machines/{name}/uncordon", self._guard(self._uncordon_machine), methods=["POST"]),
-                *self._joining.routes(self._guard, self._is_heard),
+                Route("/machines/{name}/yield", self._guard(self._yield_machine), methods=["POST"]),
+                Route("/models/pull", self._guard(self._pull), methods=["POST"]),
+                Route("/machines/{name}/wake", self._guard(self._wake_machine), methods=["POST"]),
+                Route("/machines/{name}/drain", self._guard(self._drain_machine), methods=["POST"]),
+                *self._joining.routes(self._guard, self._acts.boots),
             ]
         )
 
@@ -75,10 +105,6 @@ class ControllerApp:
             return answer
 
         return guarded
-
-    def _is_heard(self, machine: str) -> bool:
-        machines = json.loads(self._acts.fleet())["machines"]
-        return any(each["id"] == machine and each["state"] not in AWAY for each in machines)
 
     async def _get_fleet(self, _request: Request) -> Response:
         return Response(self._acts.fleet(), media_type="application/json")
@@ -101,6 +127,7 @@ class ControllerApp:
         ranked = [each for each in ranked if not self._index.is_ending(session, model, each.replica)]
         if not body.get("child"):  # A child has its home where its parent's is.
             ranked = [each for each in ranked if self._acts.takes_new(each.replica)]
+        ranked = self._in_its_zone(ranked, session, model, instead_of)
         held = self._index.get(session, model)
         if not ranked and held is None:
             return _not_yet()
@@ -108,8 +135,22 @@ class ControllerApp:
             return JSONResponse({"pin": held.to_json(), "known": (session, model) not in self._index.claims})
         if instead_of is not None and self._acts.is_there(instead_of.replica):
             instead_of = None  # That one router cannot reach it is no loss.
-        pin, known = self._index.claim(session, model, ranked, refused, time.time(), instead_of, router)
+        now = self._clock.steady()
+        pin, known = self._index.claim(
+            session, model, ranked, refused, now, instead_of, router, self._clock.latest()
+        )
         return JSONResponse({"pin": pin.to_json(), "known": known})
+
+    def _in_its_zone(
+        self, ranked: list[Candidate], session: str, model: str, instead_of: Lost | None
+    ) -> list[Candidate]:
+        """Of a session that has begun, those in its home's zone: a router's picture may be old, or it may not know that
+        there was a home before the one that it has given up."""
+        home = self._index.pins.get((session, model)) or instead_of
+        if home is None:
+            return ranked
+        zone = self._acts.zone_of(home.replica)
+        return [each for each in ranked if zone is not None and self._acts.zone_of(each.replica) == zone]
 
     async def _take_in(self, request: Request) -> Response:
         """Pins that a router saw a host write down."""
@@ -120,7 +161,7 @@ class ControllerApp:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             return _error(400, f"Not a list of pins: {error}")
         for pin, (public, scope) in zip(pins, names, strict=True):
-            self._index.confirm([pin], pin.replica, now=time.time())
+            self._index.confirm([pin], pin.replica, now=self._clock.steady())
             self._index.describe(pin.session, public, scope)
         winners = (self._index.get(pin.session, pin.model) or pin for pin in pins)
         return JSONResponse({"pins": [self._told(pin) for pin in winners]})
@@ -139,7 +180,7 @@ class ControllerApp:
         try:
             body = dict(json.loads(await request.body() or b"{}"))
             only = pin_from_json(body["only"]) if "only" in body else None
-            since = time.time() - float(body["took_s"]) if "took_s" in body else math.inf
+            since = self._clock.steady() - float(body["took_s"]) if "took_s" in body else math.inf
         except (ValueError, KeyError, TypeError) as error:
             return _error(400, f"Not an end: {error}")
         pin = only or self._find(request)
@@ -149,6 +190,20 @@ class ControllerApp:
         journals = index.disown(only) if only else index.remove(pin.session, pin.model, since)
         await self._acts.ended({name: said for name, said in journals.items() if name != pin.replica})
         return JSONResponse({"ended": only is None or bool(journals)})
+
+    async def _pull(self, request: Request) -> Response:
+        """`source`: hf:OWNER/REPO:FILE; `machines`: all, names, or {"zone": NAME}."""
+        try:
+            body = dict(await request.json())
+            source, machines = str(body["source"]), body.get("machines", "all")
+            if hub_source(source) is None or not is_place(machines):
+                raise ValueError("it names no source on Hugging Face, or no machines")
+        except (ValueError, KeyError, TypeError) as error:
+            return _error(400, f"Not a pull: {error}")
+        try:
+            return JSONResponse({"source": source, "machines": self._acts.pull(source, machines)})
+        except OSError as error:
+            return _error(507, _no_room(error))
 
     async def _forget_machine(self, request: Request) -> Response:
         try:
@@ -165,6 +220,25 @@ class ControllerApp:
     async def _uncordon_machine(self, request: Request) -> Response:
         return self._be_cordoned(request.path_params["name"], False)
 
+    async def _yield_machine(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        try:
+            for_s, ends = wanted_yield(json.loads(await request.body() or b"{}"))
+        except (ValueError, RecursionError) as error:
+            return _error(400, str(error))
+        try:
+            return JSONResponse(await self._acts.yield_machine(name, for_s, ends))
+        except NoMachine as error:
+            return _error(404, str(error))
+        except MachineAway as error:
+            return _error(503, str(error))
+
+    async def _wake_machine(self, request: Request) -> Response:
+        try:
+            return JSONResponse(await self._acts.wake(request.path_params["name"]))
+        except NotWoken as error:
+            return _error(error.status, str(error))
+
     def _be_cordoned(self, name: str, is_cordoned: bool) -> Response:
         try:
             self._acts.cordon(name, is_cordoned)
@@ -173,6 +247,23 @@ class ControllerApp:
         except OSError as error:
             return _error(507, _no_room(error))
         return JSONResponse({"machine": name, "cordoned": is_cordoned})
+
+    async def _drain_machine(self, request: Request) -> Response:
+        """In the body, `within_s`: by when it is to be empty."""
+        name = request.path_params["name"]
+        try:
+            within_s = float(dict(json.loads(await request.body() or b"{}"))["within_s"])
+            if not 0 <= within_s <= LONGEST_DRAIN_S:
+                raise ValueError(f"within_s is 0 to {LONGEST_DRAIN_S:g}")
+        except (ValueError, KeyError, TypeError) as error:
+            return _error(400, f"Not a drain: {error}")
+        try:
+            self._acts.drain(name, within_s)
+        except NoMachine as error:
+            return _error(404, str(error))
+        except OSError as error:
+            return _error(507, _no_room(error))
+        return JSONResponse({"machine": name, "within_s": within_s})
 
     def _find(self, request: Request) -> Pin | None:
         name, model = request.path_params["name"], request.query_params.get("model", "")

@@ -7,12 +7,14 @@ import sqlite3
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Executor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import msgspec
 
+from cluster.clocks import DayClock
 from serving.asgi import Problem
+from serving.departures import Departures
 from serving.engine import Engine
 from serving.journal import Journal, JournalFull
 from serving.model import ModelSpec
@@ -42,6 +44,9 @@ class Desk:
     """The journal's one writing thread."""
     awake: Callable[[], Awaitable[None]]
     """Returns once the engine is loaded, which it begins to do if it was unloaded. Raises Problem if it cannot be."""
+    created_s: Callable[[], float] = field(default_factory=lambda: DayClock().latest)
+    """When a pin that is made now is made: later than all before it, however the clock is set."""
+    departures: Departures = field(default_factory=Departures)
 
     def place_headers(self) -> tuple[tuple[str, str], ...]:
         return (("x-homeport-machine", self.machine), ("x-homeport-replica", self.replica))

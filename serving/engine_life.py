@@ -1,6 +1,7 @@
 """The engine's coming and going: loaded with the host, freed when nobody needed it for long, loaded again for the next.
 
-Decides nothing about turns, and ends no process: whoever made it is told of a load that failed.
+Decides nothing about turns, and ends no process: whoever made it is told of a load that failed. The driver of a GPU
+keeps its context for as long as the process lives, and many cards then stay above their idle power.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""Reads the head of a GGUF file: is it one, is it whole, and what identifies it.
+"""Reads the head of a GGUF file: is it one, is it whole, and what identifies it. One in several parts is one model.
 
 Reads no tensor. Knows the layout up to version 3 (versions 2 and 3 are the ones that llama.cpp loads).
 """
@@ -9,10 +9,13 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from serving.model_files import NoSource, part_names
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 ARRAY, STRING = 9, 8
 SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+UNSIGNED = {2: "<H", 4: "<I"}
 SMALLEST_HEADER = 24
 LAST_BYTES = 1024**2
 
@@ -45,11 +48,53 @@ class Head:
     """Where the tensors' data begin."""
     digest: str
     """64 hex digits over the head, the size and the last MiB: the same on every machine, and quick to get."""
+    parts: int = 1
+    """Files that the model is made of."""
 
 
 def read_head(path: Path) -> Head:
-    """Check `path` and describe it. GgufError: missing, unreadable, no GGUF, shorter than its head
-    promises."""
+    """Check `path` and describe it; of a model in several parts, all of them, given the first.
+
+    GgufError: missing, unreadable, no GGUF, shorter than its head promises, not the first part.
+    """
+    try:
+        names = part_names(path.name)
+    except NoSource as error:
+        raise GgufError(f"{path}: {error.message}", error.remedy) from None
+    first = _read_file(path)
+    if len(names) != first.parts:
+        raise GgufError(
+            f"{path} is part of a model in {first.parts} parts"
+            if first.parts > 1
+            else f"{path} is a whole model",
+            f"Call it NAME-00001-of-{first.parts:05d}.gguf, and the other parts likewise"
+            if first.parts > 1
+            else "Remove -00001-of-... from its name",
+        )
+    if first.parts == 1:
+        return _with_weights(path, first)
+    heads = [first]
+    for number, name in enumerate(names[1:], 2):
+        other = path.with_name(name)
+        if not other.exists():
+            raise GgufError(
+                f"part {number} of {len(names)} is missing: {other}", f"Put it beside {path.name}"
+            )
+        heads.append(_read_file(other))
+        if heads[-1].parts != len(names):
+            raise GgufError(f"{other} is no part of {path.name}", "Get all parts of the same model")
+    digest = hashlib.sha256("".join(head.digest for head in heads).encode()).hexdigest()
+    weights = sum(head.tensors for head in heads)
+    return _with_weights(path, Head(first.version, weights, first.head_bytes, digest, first.parts))
+
+
+def _with_weights(path: Path, head: Head) -> Head:
+    if head.tensors == 0:
+        raise GgufError(f"{path} holds no weights (it may be a vocabulary)", "Give a complete model file")
+    return head
+
+
+def _read_file(path: Path) -> Head:
     again = "Download or copy the file again"
     try:
         with path.open("rb") as file:
@@ -69,7 +114,7 @@ def read_head(path: Path) -> Head:
                     "Convert it with a current llama.cpp",
                 )
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _describe(path, data, version)
+                return _describe(data, version)
     except FileNotFoundError as missing:
         raise GgufError(f"{path} does not exist", "Correct the path") from missing
     except PermissionError as denied:
@@ -107,7 +152,7 @@ class _Cursor:
         return self.data[begin : begin + length]
 
     def value(self, kind: int) -> int | None:
-        """Move past one value; returns it when it is an unsigned 32-bit number."""
+        """Move past one value; returns it when it is an unsigned number of 16 or 32 bits."""
         if kind == STRING:
             self.skip(self.integer("<Q"))
         elif kind == ARRAY:
@@ -117,8 +162,8 @@ class _Cursor:
             else:
                 for _ in range(count):
                     self.value(inner)
-        elif kind == 4:
-            return self.integer("<I")
+        elif kind in UNSIGNED:
+            return self.integer(UNSIGNED[kind])
         elif kind in SCALAR_BYTES:
             self.skip(SCALAR_BYTES[kind])
         else:
@@ -126,15 +171,17 @@ class _Cursor:
         return None
 
 
-def _describe(path: Path, data: mmap.mmap, version: int) -> Head:
+def _describe(data: mmap.mmap, version: int) -> Head:
     cursor = _Cursor(data, 8)
     tensors, pairs = cursor.integer("<Q"), cursor.integer("<Q")
-    alignment = 32
+    alignment, parts = 32, 1
     for _ in range(pairs):
         key, kind = cursor.text(), cursor.integer("<I")
         value = cursor.value(kind)
         if key == b"general.alignment" and value:
             alignment = value
+        if key == b"split.count" and value:
+            parts = value
     needed = 0
     for _ in range(tensors):
         cursor.text()
@@ -143,14 +190,10 @@ def _describe(path: Path, data: mmap.mmap, version: int) -> Head:
             weights *= cursor.integer("<Q")
         per_block, block_bytes = BLOCKS.get(cursor.integer("<I"), (1, 0))
         needed = max(needed, cursor.integer("<Q") + weights // per_block * block_bytes)
-    if tensors == 0:
-        raise GgufError(
-            f"{path} holds no weights (it may be a vocabulary or a part)", "Give a complete model file"
-        )
     begin = -(-cursor.at // alignment) * alignment
     if begin + needed > len(data):
         raise _ShortError(f"its header promises {begin + needed} bytes, it has {len(data)}")
     digest = hashlib.sha256(data[:begin])
     digest.update(str(len(data)).encode())
     digest.update(data[max(begin, len(data) - LAST_BYTES) :])
-    return Head(version, tensors, begin, digest.hexdigest())
+    return Head(version, tensors, begin, digest.hexdigest(), parts)

@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,8 +24,10 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from cluster.confine import adopt_locks, cap_file
+from cluster import network
+from cluster.confine import YIELD_SIGNAL, adopt_locks, cap_file
 from cluster.slices import Slice
+from cluster.sockets import recover_soon
 from serving.engine import Engine
 from serving.gguf import GgufError, read_head
 from serving.host_app import About, HostApp, build_app
@@ -35,10 +37,19 @@ from serving.llama_options import EngineOptions
 from serving.model import ModelSpec
 from serving.trouble import report_callback
 
-HARD_EXIT_S = 2.7
-"""After SIGTERM the process ends by then, whatever the engine does."""
-PARK_S = 2.2
-"""Contexts are written for so long of it; the rest is for freeing the engine."""
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long an end may take. `park_s`: contexts are written for so long; the rest is for freeing the engine.
+    `exit_s`: by then the process ends, whatever the engine does."""
+
+    park_s: float
+    exit_s: float
+
+
+STOP = Patience(2.2, 2.7)
+YIELD = Patience(3.5, 4.0)
+"""The machine's person wants it back within 5 s."""
 CLOSE_STREAMS_S = 1
 HOUSEKEEPING_S = 30.0
 STDERR_BYTES = 1 * 2**20
@@ -113,9 +124,12 @@ def _digest_of(path: Path) -> str:
 
 
 def run_host(
-    spec_path: Path, env: Mapping[str, str], make_engine: Callable[[HostSpec], Engine] = llama_engine
+    spec_path: Path, env: MutableMapping[str, str], make_engine: Callable[[HostSpec], Engine] = llama_engine
 ) -> int:
-    """Serve until a signal or a failed load; returns the exit code, having said on stderr why it is not 0."""
+    """Serve until a signal or a failed load; returns the exit code, having said on stderr why it is not 0.
+
+    On the socket that the launcher handed down, if it did; else on one of its own.
+    """
     try:
         spec = read_spec(spec_path)
         token = spec.token_file.read_text().strip()
@@ -130,7 +144,7 @@ def run_host(
     if journal.warning:
         _say(0, journal.warning)
     try:
-        listener = _bind(spec.address, spec.port)
+        listener = network.adopt_listener(env) or recover_soon(network.listen(spec.address, spec.port))
     except OSError as error:
         journal.close()
         reason = f"cannot listen on {spec.address}:{spec.port} ({error.strerror}); end what listens there"
@@ -165,6 +179,7 @@ class _Host:
         self._errors = errors
         self._watch = watch
         self._code = 0
+        self._patience = STOP
 
     async def serve(self, app: HostApp, engine: Engine) -> int:
         self._app = app
@@ -173,6 +188,7 @@ class _Host:
         self._stopping = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, 0)
+        loop.add_signal_handler(YIELD_SIGNAL, self._stop, 0, YIELD)
         server = _Server(app, self._stopping)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         housekeeping = asyncio.create_task(self._keep_house())
@@ -181,7 +197,7 @@ class _Host:
             {serving, asyncio.create_task(self._stopping.wait())}, return_when="FIRST_COMPLETED"
         )
         housekeeping.cancel()
-        parking = asyncio.create_task(app.park(loop.time() + PARK_S))
+        parking = asyncio.create_task(app.park(loop.time() + self._patience.park_s))
         await serving
         if lost := await parking:
             _say(0, f"stopped with the newest contexts of {lost} sessions not on disk: there was no time")
@@ -197,12 +213,12 @@ class _Host:
         _say(code, f"load failed: {reason}" if permanent else f"the engine broke while loading: {reason}")
         self._stop(code)
 
-    def _stop(self, code: int) -> None:
+    def _stop(self, code: int, patience: Patience = STOP) -> None:
         """Begin to end. Called on the loop; again is nothing."""
         if self._stopping.is_set():
             return
-        self._code = code
-        hard_exit = threading.Timer(HARD_EXIT_S, os._exit, (code or 1,))
+        self._code, self._patience = code, patience
+        hard_exit = threading.Timer(patience.exit_s, os._exit, (code or 1,))
         hard_exit.daemon = True
         hard_exit.start()
         self._app.stop()
@@ -245,19 +261,6 @@ class _Server(uvicorn.Server):
 
     async def main_loop(self) -> None:
         await self._stopping.wait()
-
-
-def _bind(address: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((address, port))
-        # Listening at once makes a second host on this port fail here and not later.
-        listener.listen(2048)
-    except OSError:
-        listener.close()
-        raise
-    return listener
 
 
 def _say(code: int, text: str) -> int:

@@ -29,22 +29,29 @@ from serving.asgi import (
     send_whole,
 )
 from serving.desk import Desk, decode
+from serving.egress import Egress
 from serving.endpoints import ENDPOINTS
 from serving.engine import Engine
 from serving.engine_life import EngineLife, NotLoaded
 from serving.host_memory import MemoryWatch
 from serving.journal import Journal
 from serving.model import ModelSpec
+from serving.parked_routes import ParkedRoutes
 from serving.parking import Parking
 from serving.parking_plan import memory_budget
 from serving.pin_routes import PinRoutes
+from serving.pins import is_session
 from serving.places import free_places, running
 from serving.request_fields import BadRequest
 from serving.routing import check_home, read_ask
 from serving.settings import Settings, read_settings, settings_of
+from serving.staying_awake import StayAwake
 from serving.trouble import report
 from serving.turns import Turns
 
+PARK_S_MAX = 60.0
+OWN_PATHS = ("/state", "/settings", "/park", "/egress")
+"""Beside those of the endpoints and the pins."""
 PARKED = "parked"
 """The folder of parked sessions in a replica's own."""
 
@@ -104,6 +111,8 @@ class HostApp:
         self._life = EngineLife(engine, self._prepare, self._loaded, self._failed)
         self._parking = Parking(about.folder / PARKED, model.parking)
         self._turns = Turns(engine, model.sessions, model.hold_s, model.queue_s, self._parking)
+        self._awake = StayAwake()
+        self._turns.on_leases = self._awake.leases
         self._working = 0
         """Requests that may need the engine."""
         self._quiet: asyncio.TimerHandle | None = None
@@ -111,7 +120,11 @@ class HostApp:
         self._desk = Desk(
             about.machine, about.replica, model, engine, self._turns, journal, self._writer, awake=self.awake
         )
-        self._pins = PinRoutes(self._desk, keep_s=lambda: self._settings.parking.keep_s)
+        self._egress = Egress()
+        self._parked = ParkedRoutes(self._desk, self._parking)
+        self._pins = PinRoutes(
+            self._desk, keep_s=lambda: self._settings.parking.keep_s, moves_in=self._parked.adopt
+        )
 
     @property
     def loaded(self) -> bool:
@@ -139,6 +152,7 @@ class HostApp:
         self._move("draining", "stopping")
         self._life.end()
         self._pins.stop()
+        self._desk.departures.close()
         if self._quiet is not None:
             self._quiet.cancel()
         if served:
@@ -152,6 +166,7 @@ class HostApp:
     def close(self) -> None:
         """Wait for what is still being written to the journal. What is not parked yet will not be."""
         self._parking.close()
+        self._awake.close()
         self._writer.shutdown()
 
     def _prepare(self) -> None:
@@ -259,15 +274,27 @@ class HostApp:
             case "POST", "/settings":
                 self.adjust(await _read_settings(receive))
                 await send_whole(send, 200, msgspec.json.encode(self._settings.to_json()))
+            case "POST", "/egress":
+                await self._egress.answer(receive, send)
+            case "POST", "/park":
+                self._check_ready()
+                until_s = self._loop.time() + await _read_park_s(receive)
+                await send_whole(
+                    send, 200, msgspec.json.encode({"left": await self._turns.write_all(until_s)})
+                )
             case "GET", "/state":
                 await send_whole(send, 200, msgspec.json.encode(self.report()))
             case _ if path == "/pins" or path.startswith("/pins/"):
                 await self._pins.answer(method, path, scope["query_string"], receive, send)
-            case _ if path in ("/state", "/settings", *ENDPOINTS):
+            case _ if path.startswith("/parked/") and is_session(session := path.removeprefix("/parked/")):
+                self._check_ready()
+                with self._work():
+                    await self._parked.answer(method, session, scope["query_string"], headers, receive, send)
+            case _ if path in (*OWN_PATHS, *ENDPOINTS):
                 raise Problem(405, f"{method} does not work on {path}", "method_not_allowed")
             case _:
-                paths = ", ".join(ENDPOINTS)
-                message = f"a host has {paths}, /state, /settings and /pins; everything else is at the router"
+                paths = ", ".join((*ENDPOINTS, *OWN_PATHS, "/pins"))
+                message = f"a host has {paths} and /parked; everything else is at the router"
                 raise Problem(404, message, "not_found")
 
     def report(self) -> dict[str, Any]:
@@ -322,9 +349,11 @@ class HostApp:
                 **self._memory.report(),
                 "engine": asdict(self._engine.facts.memory) if known else None,
             },
-            "parking": self._parking.report(
-                place.session for place in state.places if place.session is not None
-            ),
+            "parking": {
+                **self._parking.report(place.session for place in state.places if place.session is not None),
+                "layout": self._engine.facts.layout if known else "",
+            },
+            "awake": self._awake.report(),
             "turns": turns.finished,
             "recent": [
                 {
@@ -360,6 +389,16 @@ class HostApp:
         if state not in MOVES[self.state]:
             raise ValueError(f"a host that is {self.state} cannot become {state}")
         self.state, self.detail = state, detail
+
+
+async def _read_park_s(receive: Receive) -> float:
+    """`{"seconds": N}`: for how long the host may write."""
+    told = decode(await read_body(receive), "how many seconds there are")
+    seconds = told.get("seconds") if isinstance(told, dict) else None
+    if not isinstance(seconds, int | float) or isinstance(seconds, bool) or not 0 < seconds <= PARK_S_MAX:
+        message = f"say how many seconds there are: a number of more than 0, at most {PARK_S_MAX:.0f}"
+        raise Problem(400, message, "invalid_value", "seconds")
+    return float(seconds)
 
 
 async def _read_settings(receive: Receive) -> Settings:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import confine
+from cluster.clocks import AwakeClock
 from cluster.confine import Record
 from cluster.paths import read_json
 from serving.ask_host import AWAY, ask_host
@@ -18,8 +19,12 @@ from serving.settings import Settings
 
 ANSWER_S = 3.0
 """A host answers its state within this, or is counted as silent for that look."""
+ANSWER_LATE_S = 0.5
+"""What an answer may take beside the time that a host was given."""
 SILENT_S = 60.0
 """A host that has not answered for this long is ended and started anew."""
+LOOK_S = 10.0
+"""What at most counts of the time between two looks: a keeper that stood still itself has not waited for its host."""
 LOAD_FAILED = "homeport: load failed: "
 """How the last line of a host begins that cannot ever load its model."""
 STDERR_LINES = 12
@@ -31,7 +36,13 @@ class HostWatch:
     """The host in one slot. `life` is what reconcile.py calls it."""
 
     def __init__(
-        self, record_path: Path, folder: Path, address: str, token: str, on_death: Callable[[], None]
+        self,
+        record_path: Path,
+        folder: Path,
+        address: str,
+        token: str,
+        on_death: Callable[[], None],
+        clock: Callable[[], float] | None = None,
     ) -> None:
         self.record_path = record_path
         self.folder = folder
@@ -46,7 +57,8 @@ class HostWatch:
         """Why it could not be started when that was tried last."""
         self.state: dict[str, Any] = {}
         self.record: Record | None = None
-        self.since = time.monotonic()
+        self._clock = clock or AwakeClock(LOOK_S)
+        self._answered_at = self._clock()
         self._elsewhere: str | None = None
         """Another address than this machine's, where a host listens that was adopted."""
         self._pidfd: int | None = None
@@ -82,7 +94,7 @@ class HostWatch:
     def started(self, record: Record) -> None:
         """A host runs under this record."""
         self.record, self.life, self.state, self._elsewhere = record, "alive", {}, None
-        self.detail, self.permanent, self.refused, self.since = "", None, None, time.monotonic()
+        self.detail, self.permanent, self.refused, self._answered_at = "", None, None, self._clock()
         self._watch(record)
 
     def failed_to_start(self, reason: str, now: float) -> None:
@@ -95,7 +107,7 @@ class HostWatch:
         if self.life != "alive" or self.record is None:
             return
         if not confine.alive(self.record):
-            self._died(time.time())
+            self._died(time.monotonic())
             return
         if self._elsewhere is not None:
             log.info("ending the host of %s: it listens at %s", self.folder.name, self._elsewhere)
@@ -104,17 +116,22 @@ class HostWatch:
             return
         try:
             self.state = await asyncio.wait_for(self._ask(self.record.port, "GET", "/state"), ANSWER_S)
-            self.since = time.monotonic()
+            self._answered_at = self._clock()
         except AWAY:
-            if time.monotonic() - self.since > SILENT_S:
+            if self._clock() - self._answered_at > SILENT_S:
                 self.detail = f"it has not answered for {SILENT_S:.0f} s"
                 await self.stop(grace_s=1.0)
 
     async def adjust(self, settings: Settings) -> None:
         """Have a host that serves take these settings, where it said that it has others. It is tried again at the next
         look if it does not take them."""
-        wanted, has = settings.to_json(), self.state.get("settings")
-        if not self.ready or self.record is None or has is None or has == wanted:
+        has = self.state.get("settings")
+        if not self.ready or self.record is None or has is None:
+            return
+        wanted = {
+            key: value for key, value in settings.to_json().items() if key in has
+        }  # it may be an older one
+        if has == wanted:
             return
         try:
             ask = self._ask(self.record.port, "POST", "/settings", json.dumps(wanted).encode())
@@ -122,13 +139,37 @@ class HostWatch:
         except AWAY:
             log.warning("the host on port %d did not take its new settings", self.record.port)
 
+    async def park(self, within_s: float) -> int:
+        """Have the host write to disk what that lacks of its sessions: how many it could not within that time."""
+        if self.record is None:
+            return 0
+        body = json.dumps({"seconds": max(0.1, within_s - ANSWER_LATE_S)}).encode()
+        try:
+            asking = self._ask(self.record.port, "POST", "/park", body)
+            return int((await asyncio.wait_for(asking, within_s))["left"])
+        except (*AWAY, KeyError, TypeError):
+            log.warning("the host on port %d did not write its sessions to disk", self.record.port)
+            return int(self.state.get("pins", 0))
+
     async def stop(self, grace_s: float) -> None:
         """End the host's group; its journal stays."""
+        await self._end(lambda record: confine.end_group(record, grace_s))
+
+    async def free(self) -> None:
+        """The same for the machine's person: within 5 s, its contexts saved as far as that allows."""
+        await self._end(confine.free)
+
+    async def _end(self, end: Callable[[Record], bool]) -> None:
         record, self.life = self.record, "stopping"
         if record is not None:
             self._unwatch()
-            await asyncio.to_thread(confine.end_group, record, grace_s)
+            await asyncio.to_thread(end, record)
         self.life, self.state = "absent", {}
+
+    def excuse(self, since: float) -> None:
+        """Whatever died from then on (on the monotonic clock) was ended for the machine's person."""
+        if (left := tuple(death for death in self.deaths if death < since)) != self.deaths:
+            self.deaths, self.permanent, self.detail = left, None, ""
 
     def seen(self) -> Seen:
         return Seen(
@@ -140,7 +181,8 @@ class HostWatch:
         )
 
     def report(self, now: float) -> dict[str, Any]:
-        """What `status` shows: state starting | loading | ready | draining | failed | stopping, and why."""
+        """What `status` shows: state starting | loading | ready | draining | failed | stopping, and why. `pid`: for as
+        long as its process is there, also while it ends."""
         record, alive = self.record, self.life == "alive"
         died = self.life == "absent" and bool(self.deaths or self.permanent)
         reason = given_up(self.seen(), now) if died else None
@@ -157,13 +199,14 @@ class HostWatch:
             "detail": reason or self.state.get("detail") or self.detail,
             "stderr": list(self._last_lines()) if died and self.refused is None else [],
             "deaths": len(self.deaths),
-            "pid": record.pid if record and alive else None,
+            "pid": record.pid if record and self.lives else None,
             "incarnation": record.incarnation if record else 0,
             "pins": self.state.get("pins", 0),
             "journal": self.state.get("journal", ""),
             "limits": {
                 "enforced": list(record.limits.enforced) if record else [],
                 "watched": list(record.limits.watched) if record else [],
+                "notes": list(record.limits.notes) if record else [],
             },
         }
 
@@ -197,7 +240,7 @@ class HostWatch:
 
     def _gone(self) -> None:
         if self.life == "alive":
-            self._died(time.time())
+            self._died(time.monotonic())
         self.on_death()
 
     def _unwatch(self) -> None:

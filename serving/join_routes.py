@@ -23,7 +23,7 @@ from cluster.build import build_id
 from cluster.join import LOOPBACK, NOT_YET, machine_name
 from cluster.paths import Paths, read_json, secret
 from cluster.proof import is_proven, proven
-from serving.join_tokens import WORDS, JoinTokens
+from serving.join_tokens import WORDS, JoinTokens, Now
 from serving.joining import DEFAULT_ZONE, Ask, Cluster, Entry, Join, Known, Refused, decide
 from serving.machine_book import MachineBook
 
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The body of a request to join."""
+    """The body of a request to join. `boot` is empty where an earlier version asks."""
 
     told: Mapping[str, Any]
     """The whole of it, for which its proof holds."""
@@ -51,6 +51,7 @@ class Asked:
     address: str
     build: str
     host_name: str
+    boot: str
 
     @classmethod
     def read(cls, body: bytes) -> "Asked":
@@ -64,8 +65,9 @@ class Asked:
             raise ValueError("name is no text")
         if not re.fullmatch(r"[0-9a-f]{32}", told["id"]):
             raise ValueError("id is not 32 lower-case hex digits")
-        names = ("address", "build", "host_name")
-        return cls(told, told["nonce"], told["id"], name or None, *(told[key] for key in names))
+        boot = str(told.get("boot", ""))[:TEXT_MAX]
+        address, build, host_name = told["address"], told["build"], told["host_name"]
+        return cls(told, told["nonce"], told["id"], name or None, address, build, host_name, boot)
 
 
 class JoinRoutes:
@@ -85,14 +87,16 @@ class JoinRoutes:
         self._book = book
         self._revision = revision
         self._leave_all = leave
-        self._is_heard: Callable[[str], bool] = lambda _: False
+        self._boots: Callable[[], Mapping[str, str]] = dict
         self._leaving_since: float | None = None
         self._build = build_id()  # now: the sources may be replaced below a running controller
 
-    def routes(self, guard: Callable[[Handler], Handler], is_heard: Callable[[str], bool]) -> list[Route]:
-        """`guard` lets only those pass who have the cluster's token; `is_heard` says of a machine's id whether its
-        keeper is."""
-        self._is_heard = is_heard
+    def routes(
+        self, guard: Callable[[Handler], Handler], boots: Callable[[], Mapping[str, str]]
+    ) -> list[Route]:
+        """`guard` lets only those pass who have the cluster's token; `boots` says of whom the keeper is heard, by the
+        machine's id, and in which boot of the machine it runs."""
+        self._boots = boots
         return [
             Route("/join", self._join, methods=["POST"]),
             Route("/ray", self._tell_ray, methods=["POST"]),
@@ -105,13 +109,15 @@ class JoinRoutes:
             asked = Asked.read(await _body(request))
         except ValueError as error:
             return _error(400, "malformed", f"This is no request to join: {error}.")
-        now = time.time()
+        now = Now.here()
         key = self._tokens.find(lambda key: is_proven(key, "join", asked.told, asked.nonce))
         verdict = self._tokens.check(key, asked.id, now)
         if verdict != "right":
             log.warning("a machine at %s may not join: %s", peer, verdict)
             return _error(401, verdict, WORDS[verdict])
-        ask = Ask(asked.id, peer, asked.address, asked.build, machine_name(asked.host_name), asked.name)
+        ask = Ask(
+            asked.id, peer, asked.address, asked.build, machine_name(asked.host_name), asked.name, asked.boot
+        )
         decision = decide(ask, self._cluster())
         if isinstance(decision, Refused):
             log.warning("a machine at %s may not join: %s", peer, decision.code)
@@ -145,8 +151,21 @@ class JoinRoutes:
         ray = self._ray()
         if ray is None:
             return _not_yet(UP_SOON)
-        answer = {"nonce": nonce, "ray": ray, "is_heard": self._is_heard(machine)}
+        answer = {"nonce": nonce, "ray": ray, "is_heard": machine in self._boots()}
+        if (is_to_be := self._is_to_be(machine, _peer(request))) is not None:
+            answer["machine"] = is_to_be
         return JSONResponse(proven(key, "ray_is", answer))
+
+    def _is_to_be(self, machine: str, peer: str) -> dict[str, Any] | None:
+        """What the config says by now of a machine that is in, as if it joined again; None where it could not, or would
+        have another name: its sessions' homes have the one that it has."""
+        known = self._book.remembered().get(machine)
+        if known is None:
+            return None
+        decision = decide(Ask(machine, peer, peer, self._build, known.name), self._cluster())
+        if isinstance(decision, Refused) or decision.name != known.name:
+            return None
+        return self._machine(decision)
 
     async def _leave(self, _request: Request) -> Response:
         self._leaving_since = time.monotonic()
@@ -161,16 +180,18 @@ class JoinRoutes:
         return {"cluster_token": self._token, "ray_token": secret(self._paths.ray_token)}
 
     def _answer(self, join: Join, ray: str) -> dict[str, Any]:
+        return {"ray": ray, "machine": self._machine(join)}
+
+    def _machine(self, join: Join) -> dict[str, Any]:
+        """What a machine is told of itself. It asks from time to time whether that is still so."""
         return {
-            "ray": ray,
-            "machine": {
-                "name": join.name,
-                "zone": join.zone,
-                "address": join.address,
-                "reserve_cores": join.reserve_cores,
-                "reserve_memory_bytes": join.reserve_memory_bytes,
-                "ports": list(self._revision().get("machine", {}).get("ports", ())),
-            },
+            "name": join.name,
+            "zone": join.zone,
+            "address": join.address,
+            "reserve_cores": join.reserve_cores,
+            "reserve_memory_bytes": join.reserve_memory_bytes,
+            "yield_to": list(join.yield_to),
+            "ports": list(self._revision().get("machine", {}).get("ports", ())),
         }
 
     def _cluster(self) -> Cluster:
@@ -185,6 +206,7 @@ class JoinRoutes:
             build=self._build,
             entries=tuple(map(Entry.from_json, revision.get("machines", ()))),
             known=self._book.remembered(),
+            boots=self._boots(),
         )
 
     def _ray(self) -> str | None:

@@ -6,12 +6,16 @@ import fcntl
 import json
 import os
 import secrets
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster.clocks import uptime
 from cluster.paths import Paths, read_json, write_private
 from cluster.proof import key_of
+from cluster.record import boot_id
 
 Verdict = Literal["right", "token_unknown", "token_used", "token_expired"]
 
@@ -28,12 +32,27 @@ WORDS: dict[Verdict, str] = {
 }
 
 
-def make(paths: Paths, now: float) -> str:
+@dataclass(frozen=True, slots=True)
+class Now:
+    """Seconds since the epoch, and since this boot of the machine. A token lasts by the second clock, which nobody
+    sets, for as long as that is the boot that it was made in."""
+
+    wall: float
+    boot: str = ""
+    up: float = 0.0
+
+    @classmethod
+    def here(cls) -> "Now":
+        return cls(time.time(), boot_id(), uptime())
+
+
+def make(paths: Paths, now: Now) -> str:
     """A new token, for one machine and ten minutes. Raises OSError."""
     token = f"hpj-{secrets.token_urlsafe(24)}"
     with _locked(paths.join_tokens):
-        kept = [each for each in _read(paths.join_tokens) if each["until"] + REMEMBERED_S > now]
-        _write(paths.join_tokens, [*kept, {"sha256": key_of(token), "until": now + TOKEN_S, "used_by": None}])
+        kept = [each for each in _read(paths.join_tokens) if each["until"] + REMEMBERED_S > now.wall]
+        until = {"until": now.wall + TOKEN_S, "boot": now.boot, "until_up": now.up + TOKEN_S}
+        _write(paths.join_tokens, [*kept, {"sha256": key_of(token), **until, "used_by": None}])
     return token
 
 
@@ -54,13 +73,13 @@ class JoinTokens:
         kept = [str(each["sha256"]) for each in _read(self._path)]
         return next((key for key in (*self._lasting(), *kept) if is_it(key)), None)
 
-    def check(self, key: str | None, machine: str, now: float) -> Verdict:
+    def check(self, key: str | None, machine: str, now: Now) -> Verdict:
         """Whether the machine of this id may join with the token of this key."""
         if key in self._lasting():
             return "right"
         return _verdict(_find(_read(self._path), key), machine, now)
 
-    def take(self, key: str | None, machine: str, now: float) -> Verdict:
+    def take(self, key: str | None, machine: str, now: Now) -> Verdict:
         """As `check`; a token for one machine is this one's from then on. Raises OSError."""
         if key in self._lasting():
             return "right"
@@ -82,13 +101,15 @@ class JoinTokens:
         return keys
 
 
-def _verdict(found: dict[str, Any] | None, machine: str, now: float) -> Verdict:
+def _verdict(found: dict[str, Any] | None, machine: str, now: Now) -> Verdict:
     """The machine that used it may ask again while it is valid: an answer can get lost."""
     if found is None:
         return "token_unknown"
     if found["used_by"] not in (None, machine):
         return "token_used"
-    return "right" if now < found["until"] else "token_expired"
+    is_same_boot = bool(now.boot) and found["boot"] == now.boot
+    lasts = now.up < found["until_up"] if is_same_boot else now.wall < found["until"]
+    return "right" if lasts else "token_expired"
 
 
 def _find(kept: list[dict[str, Any]], key: str | None) -> dict[str, Any] | None:
@@ -99,7 +120,13 @@ def _read(path: Path) -> list[dict[str, Any]]:
     """Those that are kept; none where the file is missing or broken."""
     try:
         return [
-            {"sha256": str(each["sha256"]), "until": float(each["until"]), "used_by": each.get("used_by")}
+            {
+                "sha256": str(each["sha256"]),
+                "until": float(each["until"]),
+                "boot": str(each.get("boot", "")),
+                "until_up": float(each.get("until_up", 0.0)),
+                "used_by": each.get("used_by"),
+            }
             for each in (read_json(path) or {})["tokens"]
         ]
     except (KeyError, TypeError, ValueError, AttributeError):

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-Code = Literal["is_head", "alone", "other_address", "other_build", "name_wrong", "name_taken"]
+Code = Literal["is_head", "alone", "other_address", "other_build", "name_wrong", "name_taken", "id_taken"]
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 DEFAULT_ZONE = "default"
@@ -33,10 +33,12 @@ class Entry:
     zone: str = DEFAULT_ZONE
     reserve_cores: int | None = None
     reserve_memory_bytes: int | None = None
+    yield_to: tuple[str, ...] = ()
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> "Entry":
-        return cls(**{key: data[key] for key in cls.__dataclass_fields__ if key in data})
+        told = {key: data[key] for key in cls.__dataclass_fields__ if key in data}
+        return cls(**{**told, "yield_to": tuple(data.get("yield_to", ()))})
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Ask:
     """Made a machine's name already."""
     name: str | None = None
     """What its person wants to call it, or what it was called before."""
+    boot: str = ""
+    """Which boot of it this is; empty: not told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ class Cluster:
     entries: tuple[Entry, ...] = ()
     known: Mapping[str, Known] = field(default_factory=dict)
     """By id: every machine that was ever here and is not forgotten."""
+    boots: Mapping[str, str] = field(default_factory=dict)
+    """By id, of those whose keeper is heard at present: which boot of the machine it runs in."""
 
     def entry(self, name: str) -> Entry | None:
         return next((entry for entry in self.entries if entry.name == name), None)
@@ -87,6 +93,8 @@ class Join:
     reserve_cores: int | None
     """None: the default for its hardware."""
     reserve_memory_bytes: int | None
+    yield_to: tuple[str, ...] = ()
+    """Programs that it yields to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +111,9 @@ def decide(ask: Ask, cluster: Cluster) -> Join | Refused:
     1. the head serves its own machine alone, or this is that machine -> Refused
     2. it is not where it takes itself to be                          -> Refused
     3. it runs another build                                          -> Refused
-    4. its name is another machine's, or kept for another address     -> Refused
-    5. otherwise -> Join: zone and reserve as the config says of that name
+    4. its id is that of a machine that is here at the same time       -> Refused
+    5. its name is another machine's, or kept for another address     -> Refused
+    6. otherwise -> Join: zone and reserve as the config says of that name
     """
     if cluster.is_alone:
         return Refused("alone", _ALONE)
@@ -124,6 +133,10 @@ def decide(ask: Ask, cluster: Cluster) -> Join | Refused:
             "copy the head's clone here and run `make setup`, or run `ray up` again."
         )
         return Refused("other_build", message)
+    was = cluster.known.get(ask.id)
+    boot = cluster.boots.get(ask.id, "")
+    if was is not None and was.address != ask.address and boot and ask.boot and boot != ask.boot:
+        return Refused("id_taken", _copied(ask, was))
     name = _name(ask, cluster)
     if not re.fullmatch(NAME, name):
         return Refused(
@@ -133,7 +146,6 @@ def decide(ask: Ask, cluster: Cluster) -> Join | Refused:
     if (owner := cluster.owner(name, but=ask.id)) is not None:
         return Refused("name_taken", _taken(ask, cluster, name, owner, by_config))
     entry = cluster.entry(name) or Entry(name)
-    was = cluster.known.get(ask.id)
     has_it = was is not None and was.name == name
     if entry.address is not None and not by_config and not has_it:
         message = (
@@ -141,7 +153,8 @@ def decide(ask: Ask, cluster: Cluster) -> Join | Refused:
             f"{ask.address}. Join with --name NAME, or correct the address in the config."
         )
         return Refused("name_taken", message)
-    return Join(name, entry.zone, ask.address, entry.reserve_cores, entry.reserve_memory_bytes)
+    reserve = entry.reserve_cores, entry.reserve_memory_bytes
+    return Join(name, entry.zone, ask.address, *reserve, entry.yield_to)
 
 
 def _name(ask: Ask, cluster: Cluster) -> str:
@@ -158,6 +171,15 @@ def _name(ask: Ask, cluster: Cluster) -> str:
         if not roams:
             return entry.name
     return ask.name or (ask.host_name if was is None else was.name)
+
+
+def _copied(ask: Ask, was: Known) -> str:
+    return (
+        f"{was.name} at {was.address} has the id of this machine, at {ask.address}, and is here: one disk is a copy of "
+        "the other. On the copy run `homeport down`, remove machine.json and replicas/ from its state folder "
+        "(~/.local/state/homeport), and join again with --name NAME. If it is one machine that was moved and started "
+        "anew just now, ask again in half a minute."
+    )
 
 
 def _taken(ask: Ask, cluster: Cluster, name: str, owner: Known, by_config: bool) -> str:

@@ -116,13 +116,13 @@ class Journal:
     def touch(self, session: str, model: str, now: float, facts: Facts = NO_FACTS) -> None:
         """Count a turn that ended at `now` (seconds since the epoch); unknown sessions are ignored.
 
-        What the journal lacks of `facts` is filled in.
+        What the journal lacks of `facts` is filled in; which machines it may run on is what the last turn said.
         """
         mark = self._mark
         with self._writing() as writer:
             writer.execute(_TOUCH, (now, bytes.fromhex(session), model))
             found = _one(writer, session, model)
-            if found is not None and (filled := found.facts.filled(facts)) != found.facts:
+            if found is not None and (filled := found.facts.used(facts)) != found.facts:
                 mark = replace(mark, written=journal_file.put(writer, replace(found, facts=filled)))
         self._mark = mark
 

@@ -8,15 +8,15 @@ number is news.
 import secrets
 import sqlite3
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from serving.pins import Pin, is_public_id
 
-VERSION = 2
-"""SQLite's `user_version` of the file. Files of homeport 0.1.0 have 0."""
+VERSION = 3
+"""SQLite's `user_version` of the file. The first files of homeport 0.1.0 have 0; those of 2 lack `machines`."""
 
 _TABLES = (
     """
@@ -24,7 +24,7 @@ _TABLES = (
         number INTEGER PRIMARY KEY AUTOINCREMENT, session BLOB NOT NULL, model INTEGER NOT NULL,
         replica INTEGER NOT NULL, generation INTEGER NOT NULL, created_s REAL NOT NULL, used_s REAL NOT NULL,
         turns INTEGER NOT NULL, public, scope INTEGER, family BLOB, guessed INTEGER NOT NULL, history BLOB,
-        UNIQUE (session, model)
+        machines INTEGER, UNIQUE (session, model)
     )
     """,
     "CREATE INDEX pins_public ON pins (public) WHERE public IS NOT NULL",
@@ -34,13 +34,15 @@ _TABLES = (
 )
 ENTRIES = """
 SELECT p.session, m.name, r.name, p.generation, p.created_s, p.used_s, p.turns, p.public, s.name, p.family, p.guessed,
-    p.history, p.number
+    p.history, l.name, p.number
 FROM pins p JOIN names m ON m.id = p.model JOIN names r ON r.id = p.replica LEFT JOIN names s ON s.id = p.scope
+    LEFT JOIN names l ON l.id = p.machines
 """
+_ENTRIES_OF_2 = ENTRIES.replace("l.name", "NULL").replace("LEFT JOIN names l ON l.id = p.machines", "")
 _OLD = "SELECT session, model, replica, generation, created_s, used_s, turns, written FROM pins"
 _PUT = """
 INSERT OR REPLACE INTO pins (session, model, replica, generation, created_s, used_s, turns, public, scope, family,
-    guessed, history) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+    guessed, history, machines) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _MARK = "SELECT epoch, removed, (SELECT coalesce(max(seq), 0) FROM sqlite_sequence WHERE name = 'pins') FROM about"
 
@@ -59,6 +61,8 @@ class Facts:
     """No client named it."""
     history: str | None = None
     """Of a guessed one: the digest of all that its last turn said."""
+    machines: str | None = None
+    """The only machines that its requests or its key let it run on, joined by commas; None: they are not limited."""
 
     def filled(self, more: "Facts") -> "Facts":
         """With what is missing here taken from there."""
@@ -68,7 +72,12 @@ class Facts:
             self.family or more.family,
             self.guessed or more.guessed,
             self.history or more.history,
+            self.machines or more.machines,
         )
+
+    def used(self, turn: "Facts") -> "Facts":
+        """After a turn that says so much."""
+        return replace(self.filled(turn), machines=turn.machines)
 
 
 NO_FACTS = Facts()
@@ -103,6 +112,10 @@ class Entry:
     def history(self) -> str | None:
         return self.facts.history
 
+    @property
+    def machines(self) -> str | None:
+        return self.facts.machines
+
     def to_json(self) -> dict[str, Any]:
         """The pin with what hosts and the controller tell each other of it. The history stays with its host."""
         return {
@@ -111,6 +124,7 @@ class Entry:
             "scope": self.scope,
             "family": self.family,
             "guessed": self.guessed,
+            "machines": self.machines,
         }
 
 
@@ -157,7 +171,10 @@ def prepare(connection: sqlite3.Connection) -> Mark:
     if version < VERSION:
         with connection:
             connection.execute("BEGIN IMMEDIATE")
-            _renew(connection)
+            if version == 2:
+                connection.execute("ALTER TABLE pins ADD COLUMN machines INTEGER")
+            else:
+                _renew(connection)
             connection.execute(f"PRAGMA user_version = {VERSION}")
     connection.execute(ENTRIES + " LIMIT 1")
     mark = mark_of(connection)
@@ -187,6 +204,7 @@ def put(connection: sqlite3.Connection, entry: Entry) -> int:
         digest_bytes(facts.family),
         facts.guessed,
         digest_bytes(facts.history),
+        None if facts.machines is None else name_id(connection, facts.machines),
     )
     number = connection.execute(_PUT, values).lastrowid
     assert number is not None
@@ -215,10 +233,11 @@ def entry_of(row: tuple[Any, ...]) -> Entry:
         family,
         guessed,
         history,
+        machines,
         _,
     ) = row
     pin = Pin(session.hex(), model, replica, generation, created_s)
-    facts = Facts(_unpacked(public), scope, _hex(family), bool(guessed), _hex(history))
+    facts = Facts(_unpacked(public), scope, _hex(family), bool(guessed), _hex(history), machines)
     return Entry(pin, used_s, turns, facts)
 
 
@@ -251,7 +270,8 @@ def entries_since(path: Path, known: Mark) -> tuple[list[Entry], Mark, bool]:
             raise damage("it does not say which journal it is")
         whole = (mark.epoch, mark.removed) != (known.epoch, known.removed)
         after = 0 if whole else known.written
-        rows = connection.execute(f"{ENTRIES} WHERE p.number > ? ORDER BY p.number", (after,))
+        entries = _ENTRIES_OF_2 if version == 2 else ENTRIES
+        rows = connection.execute(f"{entries} WHERE p.number > ? ORDER BY p.number", (after,))
         return [entry_of(row) for row in rows], mark, whole
     finally:
         connection.close()

@@ -20,15 +20,20 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, assert_never
 
-from cluster import confine
+from cluster import confine, magic_packet
 from cluster.inventory import measure
 from cluster.machine import Hardware, Reserve
+from cluster.offline import offline
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ROLE, RUN, clean_environment, mark, port_is_free
+from cluster.record import boot_id
 from cluster.slices import overlap
+from serving.before_sleep import BeforeSleep
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
 from serving.model import ModelSpec
+from serving.model_store import ModelStore
+from serving.owner_watch import ForeignLook, OwnerWatch
 from serving.reconcile import Drain, Seen, Start, Stop, plan
 from serving.settings import settings_of
 from serving.slots import Slot, Wish, assign, digest_here, in_range
@@ -38,6 +43,8 @@ TICK_S = 5.0
 BUSY_TICK_S = 0.5
 """While a host is on its way. The death of one is told by its pidfd, between ticks too."""
 STOP_GRACE_S = 5.0
+ORDER_S = 3.0
+"""By then the loop has taken an order."""
 ANSWERED_S = 0.5
 """By then a controller has the answer to its order to leave."""
 QUIET_DEATH = {"GGML_NO_BACKTRACE": "1"}
@@ -57,6 +64,7 @@ class Keeper:
         self.paths = Paths.from_env(os.environ)
         self.machine = json.loads(self.paths.machine.read_text())
         self.hardware: Hardware = measure(os.environ)
+        self._boot = boot_id()
         self.reserve = Reserve.from_json(self.machine["reserve"])
         self.revision = 0
         self.head = ""
@@ -67,13 +75,20 @@ class Keeper:
         self.refused: dict[str, list[str]] = {}
         self.watches: dict[int, HostWatch] = {}
         self._read_slots()
+        self.owner = OwnerWatch(self.paths, self.watches, self._heard)
+        self._foreign = ForeignLook(self._served, self.watches, self._publish)
         self._news = threading.Condition()
-        self._version = 0
+        self._version = self._told = 0
         self._report: dict[str, Any] = {}
-        self._publish()
         self._loop = asyncio.new_event_loop()
+        self.sleep = BeforeSleep(
+            self._loop, lambda: list(self.watches.values()), self._publish, self._wait_told
+        )
         self._wake = asyncio.Event()
+        self.models = ModelStore(self.paths, self.machine, secret(self.paths.cluster_token), self._wake_up)
+        self._publish()
         threading.Thread(target=self._run, name="keeper", daemon=True).start()
+        self.sleep.start()
 
     def report(self, known: int = -1, wait_s: float = 0.0) -> dict[str, Any]:
         """The machine and its replicas as JSON, from memory; at once, or when it is no longer version `known`.
@@ -81,8 +96,16 @@ class Keeper:
         Blocks for up to `wait_s`, then answers with what there is.
         """
         with self._news:
+            if known <= self._version:  # Else the keeper before this one told it.
+                self._told = max(self._told, known)
+            self._news.notify_all()
             self._news.wait_for(lambda: self._version != known, wait_s)
             return self._report
+
+    def _wait_told(self, version: int, wait_s: float) -> bool:
+        """Blocks until a controller has taken that version, for up to `wait_s`; whether it has."""
+        with self._news:
+            return self._news.wait_for(lambda: self._told >= version, wait_s)
 
     def apply(self, revision: int, wishes: list[dict[str, Any]], head: str) -> dict[str, Any]:
         """Take a revision of what this machine is to serve; the one that it has already is ignored. Returns `report()`.
@@ -106,7 +129,13 @@ class Keeper:
             self.numbers |= {slot.number: slot.model.name for slot in slots}
             self._write_slots()
             self._publish()
-            self._loop.call_soon_threadsafe(self._wake.set)
+            self._wake_up()
+        return self.report()
+
+    def bring(self, orders: dict[str, Any]) -> dict[str, Any]:
+        """Take from where this machine is to get which models (serving/model_store.py). Returns `report()`."""
+        self.models.give(orders)
+        self._publish()
         return self.report()
 
     def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
@@ -124,6 +153,21 @@ class Keeper:
                 continue
             found[slot] = JournalNews([entry.to_json() for entry in entries], mark, whole)
         return found
+
+    def yield_machine(self, for_s: float | None, ends: bool) -> dict[str, Any]:
+        """The machine's person wants it for themselves, for so long or until it `ends`. Returns `report()` at once; the
+        hosts are gone within 5 s. Raises OSError where the end cannot be written down."""
+        asyncio.run_coroutine_threadsafe(self.owner.order(for_s, ends), self._loop).result(ORDER_S)
+        return self.report()
+
+    def wake(self, mac: str, networks: list[str]) -> int:
+        """Send a magic packet on those of these networks that are this machine's: on how many. Raises ValueError for
+        `mac`."""
+        try:
+            return len(magic_packet.send(mac, networks))
+        except OSError:
+            log.exception("no magic packet was sent")
+            return 0
 
     def leave(self) -> None:
         """End this machine's part, this keeper too, as `homeport down` does: once this answer is out."""
@@ -144,19 +188,29 @@ class Keeper:
                 check=True,
             )
 
-    def _publish(self) -> None:
-        """Make a new version of the report where it says something new."""
+    def _wake_up(self) -> None:
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _publish(self) -> int:
+        """Make a new version of the report where it says something new. Returns the version that holds."""
         report = {
             **{key: self.machine[key] for key in ("id", "name", "zone", "address")},
             "state": "ready",
+            "yielded": self.owner.to_json(),
+            "yield_to": self.owner.programs,
+            "boot": self._boot,
             "revision": self.revision,
             "head": self.head,
             "hardware": self.hardware.to_json(),
             "reserve": self.reserve.to_json(),
+            "networks": list(magic_packet.networks()),
+            "sleeping": self.sleep.going,
+            "power": self.sleep.detail(),
             "refused": self.refused,
             "ports": list(self._ports()),
             "numbers": {str(number): model for number, model in self.numbers.items()},
             "ending": [n for n, watch in list(self.watches.items()) if n not in self.slots and watch.lives],
+            "models": self.models.report(),
             "replicas": [self._replica(slot) for slot in list(self.slots.values())],
         }
         with self._news:
@@ -164,12 +218,25 @@ class Keeper:
                 self._version += 1
                 self._report = {**report, "version": self._version}
                 self._news.notify_all()
+            return self._version
 
     # the keeper's own loop
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._keep())
+        self._loop.run_until_complete(self._live())
+
+    async def _live(self) -> None:
+        await asyncio.gather(self._keep(), self.owner.run(), self._foreign.run())
+
+    def _heard(self) -> None:
+        """Something of a host, or of this machine's person, is another than before."""
+        self._publish()
+        self._wake.set()
+
+    def _served(self) -> Mapping[int, Slot]:
+        """The slots, while this machine is not its person's: then nobody is foreign there."""
+        return {} if self.owner.yielded else self.slots
 
     async def _keep(self) -> None:
         while True:
@@ -182,11 +249,14 @@ class Keeper:
             self._wake.clear()
 
     async def _step(self) -> None:
+        self.owner.mind()
         for number in self._known_slots():
             if number not in self.watches:
                 self.watches[number] = self._adopt(number)
         await asyncio.gather(*(watch.look() for watch in self.watches.values()))
         slots = self.slots  # replaced whole by `apply`, on another thread
+        needed = {slot.model.source for slot in slots.values()}
+        await self.models.step(needed, is_paused=self.owner.yielded is not None)
         await asyncio.gather(
             *(
                 self.watches[n].adjust(settings_of(slot.model))
@@ -194,12 +264,16 @@ class Keeper:
                 if n in self.watches
             )
         )
-        wanted = {number: slot.digest for number, slot in slots.items()}
+        yielded = self.owner.yielded is not None
+        wanted = {} if yielded else {number: slot.digest for number, slot in slots.items()}
         for number, watch in self.watches.items():
             if number in wanted:
                 watch.wants(wanted[number])
         seen = {number: self._seen(number, slots.get(number)) for number in self.watches}
-        actions = plan(wanted, seen, time.time())
+        for number in [n for n in wanted if not self.models.is_whole(slots[n].model.source)]:
+            wanted.pop(number)  # Nothing is started on it yet, and what runs there goes on until then.
+            seen.pop(number, None)
+        actions = plan(wanted, seen, time.monotonic())
         await asyncio.gather(*(self._carry_out(action, slots) for action in actions))
         for number in [n for n, watch in self.watches.items() if n not in slots and watch.life == "absent"]:
             del self.watches[number]
@@ -215,7 +289,10 @@ class Keeper:
 
     def _settled(self) -> bool:
         """Whether every wanted host is ready, and nothing else runs."""
-        return self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
+        if self.owner.yielded:
+            return not any(watch.lives for watch in self.watches.values())
+        is_done = self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
+        return is_done and not self.models.is_busy
 
     async def _carry_out(self, action: Start | Stop | Drain, slots: Mapping[int, Slot]) -> None:
         match action:
@@ -223,7 +300,8 @@ class Keeper:
                 await self._start(slots[number])
             case Stop(number, reason):
                 log.info("slot %d: stopping, %s", number, reason)
-                await self.watches[number].stop(STOP_GRACE_S)
+                watch = self.watches[number]
+                await (watch.free() if self.owner.yielded else watch.stop(STOP_GRACE_S))
             case Drain(number):
                 self.watches[number].detail = DRAINS
             case _:
@@ -236,6 +314,7 @@ class Keeper:
             return
         folder = self.paths.replica(slot.number)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.models.used(slot.model.source)
         try:
             spec = self._spec(slot)
             write_private(folder / "spec.json", json.dumps(spec))
@@ -245,18 +324,24 @@ class Keeper:
                     replica=spec["replica"],
                     slice=slot.slice,
                     command=(sys.executable, "-m", "serving.host", str(folder / "spec.json")),
-                    env={**clean_environment(os.environ), **QUIET_DEATH, **mark(self.paths, "host")},
+                    env={
+                        **offline(clean_environment(os.environ)),
+                        **QUIET_DEATH,
+                        **mark(self.paths, "host"),
+                    },
                     folder=folder,
                     record=self.paths.record(slot.number),
                     locks=self.paths.locks,
                     port=slot.port,
                     config_digest=slot.digest,
+                    address=spec["address"],
+                    isolate=slot.model.isolate,
                 ),
             )
         except (confine.LockTaken, confine.LaunchFailed, SourceError, OSError) as error:
             watch.find()  # somebody may have started it meanwhile
             if watch.life != "alive":
-                watch.failed_to_start(str(error), time.time())
+                watch.failed_to_start(str(error), time.monotonic())
         else:
             watch.started(record)
 
@@ -308,13 +393,20 @@ class Keeper:
     def _read_slots(self) -> None:
         kept = read_json(self.paths.slots) or {"revision": 0, "slots": [], "numbers": {}}
         self.revision, self.head = kept["revision"], kept.get("head", "")
+        if kept.get("carved_for", self._carved_for()) != self._carved_for():
+            self.revision = 0  # its share is given again, to be carved from what there is now
         self.slots = {slot.number: slot for slot in map(Slot.from_json, kept["slots"])}
         self.numbers = {int(number): model for number, model in kept["numbers"].items()}
 
     def _write_slots(self) -> None:
         slots = [slot.to_json() for slot in self.slots.values()]
         kept = {"revision": self.revision, "head": self.head, "slots": slots, "numbers": self.numbers}
+        kept["carved_for"] = self._carved_for()
         write_private(self.paths.slots, json.dumps(kept, indent=1))
+
+    def _carved_for(self) -> dict[str, Any]:
+        """What of this machine its slots depend on, beside its hardware."""
+        return {"reserve": self.reserve.to_json(), "ports": list(self._ports())}
 
     def _ports(self) -> tuple[int, int]:
         first, last = self.machine["ports"]
@@ -328,6 +420,12 @@ class Keeper:
 
     def _replica(self, slot: Slot) -> dict[str, Any]:
         watch = self.watches.get(slot.number)
+        told = (
+            watch.report(time.monotonic()) if watch else {"state": "starting", "detail": "", "progress": 0.0}
+        )
+        if not (watch and watch.lives):
+            is_yielded = {"state": "yielded", "detail": "", "progress": 0.0, "stderr": []}
+            told |= is_yielded if self.owner.yielded else self.models.stands(slot.model.source)
         return {
             "name": f"{self.machine['name']}/{slot.number}",
             "slot": slot.number,
@@ -339,5 +437,6 @@ class Keeper:
             "running_digest": self._seen(slot.number, slot).digest
             if watch and watch.life == "alive"
             else None,
-            **(watch.report(time.time()) if watch else {"state": "starting", "detail": "", "progress": 0.0}),
+            "foreign": self._foreign.of(slot.number),
+            **told,
         }

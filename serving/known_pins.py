@@ -13,13 +13,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from serving.journal_file import is_damage
 from serving.machine_roll import MachineRoll
 from serving.pin_index import Key, PinIndex
-from serving.pins import Pin
+from serving.pins import Pin, merge
 
 VERSION = 1
 BUSY_S = 5.0
@@ -46,6 +47,12 @@ _TABLES = (
 )
 _NO_PIN = "DELETE FROM pins WHERE journal = ? AND session = ? AND model = ?"
 _NO_END = "DELETE FROM ends WHERE journal = ? AND session = ? AND model = ?"
+_LAST = """
+    SELECT replica, generation, created_s FROM pins WHERE session = ?1 AND model = ?2 AND NOT EXISTS (
+        SELECT 1 FROM ends WHERE ends.journal = pins.journal AND ends.session = ?1 AND ends.model = ?2
+        AND ends.generation >= pins.generation AND ends.created_s >= pins.created_s
+    )
+"""
 _DROP = (
     "DELETE FROM pins WHERE substr(journal, 1, length(?1) + 1) = ?1 || '/'",
     "DELETE FROM ends WHERE substr(journal, 1, length(?1) + 1) = ?1 || '/'",
@@ -130,6 +137,17 @@ class KnownFile:
     def _remove(self) -> None:
         for name in (self.path.name, f"{self.path.name}-journal"):
             self.path.with_name(name).unlink(missing_ok=True)
+
+
+def last_known(path: Path, session: str, model: str) -> Pin | None:
+    """The home that the controller knew last of a session, for who cannot ask it; None where it knew none, or the file
+    cannot be read. Blocks for some milliseconds. (May write: what a loss of power left half done is undone.)"""
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=rw", uri=True, timeout=BUSY_S)) as file:
+            found = file.execute(_LAST, (bytes.fromhex(session), model)).fetchall()
+    except (sqlite3.Error, ValueError):
+        return None
+    return reduce(merge, [Pin(session, model, *where) for where in found]) if found else None
 
 
 class KnownPins:

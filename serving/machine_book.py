@@ -1,4 +1,5 @@
-"""Which machines were ever here, where, and which of them a person has forgotten or cordoned. Kept on the head's disk.
+"""Which machines were ever here, where, which of them a person has forgotten, cordoned or drained, and which went to
+sleep. Kept on the head's disk.
 
 Whether one is here now, the caller knows.
 """
@@ -35,8 +36,12 @@ class MachineBook:
             self.known = _read(kept["known"])
             self.forgotten = _read(kept["forgotten"])
             self.cordoned = set(map(str, kept.get("cordoned", ())))
-        except (KeyError, TypeError, AttributeError):
+            self.asleep = set(map(str, kept.get("asleep", ())))
+            self.draining = {str(id_): float(until) for id_, until in kept.get("draining", {}).items()}
+            """With their deadlines, in seconds since the epoch."""
+        except (KeyError, TypeError, AttributeError, ValueError):
             self.known, self.forgotten, self.cordoned = {}, {}, set()
+            self.asleep, self.draining = set(), {}
 
     def here(self, machine: str, name: str, zone: str, address: str = "") -> bool:
         """It is here, under that name, and so not forgotten. Whether that is news. Raises OSError."""
@@ -65,32 +70,76 @@ class MachineBook:
             raise NotForgotten(message, known=True)
         self.forgotten |= {machine: self.known[machine] for machine in ids}
         self.cordoned -= set(ids)
+        self.asleep -= set(ids)
+        self.draining = {id_: until for id_, until in self.draining.items() if id_ not in ids}
         self._write()
         return ids
 
+    def sleeps(self, machine: str, is_asleep: bool) -> None:
+        """What it said last: that it goes to sleep, or something else. On disk when it returns. Raises OSError."""
+        if is_asleep != (machine in self.asleep):
+            self.asleep = self.asleep | {machine} if is_asleep else self.asleep - {machine}
+            self._write()
+
     def cordon(self, name: str, is_cordoned: bool) -> None:
-        """Let the machine of that name take no new pins, or take them again. On disk when it returns; again is nothing.
+        """Let the machine of that name take no new pins, or take them again, which ends a drain too. On disk when it
+        returns; again is nothing.
 
         Raises NoMachine and OSError.
         """
+        ids = self._of_name(name)
+        draining = (
+            self.draining
+            if is_cordoned
+            else {id_: until for id_, until in self.draining.items() if id_ not in ids}
+        )
+        self._become(self.cordoned | ids if is_cordoned else self.cordoned - ids, draining)
+
+    def drain(self, name: str, deadline_s: float) -> None:
+        """Have the machine of that name take no new pins and be empty by then, in seconds since the epoch. On disk when
+        it returns; another deadline takes the place of the first.
+
+        Raises NoMachine and OSError.
+        """
+        self._become(self.cordoned, self.draining | dict.fromkeys(self._of_name(name), deadline_s))
+
+    def _of_name(self, name: str) -> set[str]:
         known = self.remembered()
         ids = {machine for machine, each in known.items() if each.name == name}
-        if not ids:
-            names = ", ".join(sorted({each.name for each in known.values()})) or "none"
-            raise NoMachine(f"There is no machine {name}; known: {names}.")
-        before = set(self.cordoned)
-        self.cordoned = before | ids if is_cordoned else before - ids
-        if self.cordoned == before:
+        if (unknown := self.not_known(name)) is not None:
+            raise unknown
+        return ids
+
+    def _become(self, cordoned: set[str], draining: dict[str, float]) -> None:
+        before = self.cordoned, self.draining
+        self.cordoned, self.draining = cordoned, draining
+        if (cordoned, draining) == before:
             return
         try:
             self._write()
         except OSError:
-            self.cordoned = before
+            self.cordoned, self.draining = before
             raise
+
+    def not_known(self, name: str) -> NoMachine | None:
+        """What to raise where no machine of that name is remembered."""
+        names = sorted({each.name for each in self.remembered().values()})
+        if name in names:
+            return None
+        return NoMachine(f"There is no machine {name}; known: {', '.join(names) or 'none'}.")
 
     def remembered(self) -> dict[str, Known]:
         """Those that are not forgotten, by id."""
         return {machine: known for machine, known in self.known.items() if machine not in self.forgotten}
+
+    def zone_of(self, replica: str) -> str | None:
+        """The zone of a replica's machine; of two of that name, of the one that is not forgotten. None: none was ever
+        here."""
+        name = replica.rpartition("/")[0]
+        for known in (self.remembered(), self.forgotten):
+            if zone := next((each.zone for each in known.values() if each.name == name), None):
+                return zone
+        return None
 
     def list_forgotten(self) -> list[dict[str, str]]:
         """As the fleet tells it."""
@@ -104,6 +153,8 @@ class MachineBook:
             "known": _told(self.known),
             "forgotten": _told(self.forgotten),
             "cordoned": sorted(self.cordoned),
+            "asleep": sorted(self.asleep),
+            "draining": self.draining,
         }
         write_private(self._path, json.dumps(kept, indent=1))
 

@@ -5,13 +5,17 @@ says the file of what is known (serving/known_pins.py).
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from cluster.clocks import AwakeClock
 from serving.machine_book import MachineBook
 from serving.standing import AWAY, LOST_AFTER_S, Standing, standing
 
 Report = dict[str, Any]
+
+STEP_S = 5.0
+"""What at most counts of the time between two looks: a controller that stood still itself has waited for nobody."""
 
 OF_MACHINE = ("id", "name", "zone", "address", "hardware", "reserve")
 OF_REPLICA = ("name", "slot", "model", "address", "port", "slice", "config_digest", "limits")
@@ -19,13 +23,14 @@ OF_REPLICA = ("name", "slot", "model", "address", "port", "slice", "config_diges
 
 
 class MachineRoll:
-    """`clock` is monotonic, `wall` says when people think that it is."""
+    """`clock` counts time in which this process ran and is to be read every STEP_S, `wall` says when people think that
+    it is."""
 
     def __init__(
         self,
         book: MachineBook,
         last: Mapping[str, Report],
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] | None = None,
         wall: Callable[[], float] = time.time,
     ) -> None:
         """`last`: by machine, what was kept of its last report before."""
@@ -36,10 +41,12 @@ class MachineRoll:
         self.unsaved: set[str] = set()
         """Machines of which something else is to be kept than before."""
         self.lost_after_s = LOST_AFTER_S
+        self.wakes: Collection[str] = ()
+        """Names of machines that the config says how to wake."""
         self._book = book
-        self._clock = clock
+        self._clock = clock or AwakeClock(STEP_S)
         self._wall = wall
-        self._began_at = clock()
+        self._began_at = self._clock()
         self._heard: dict[str, tuple[float, float]] = {}
         """By machine: when its keeper reported last, on both clocks."""
 
@@ -60,6 +67,11 @@ class MachineRoll:
         """For how long its keeper has not reported; at most since this controller began."""
         return self._clock() - self._heard.get(machine, (self._began_at, 0.0))[0]
 
+    def is_yielded(self, replica: str) -> bool:
+        """Whether the person of its machine has that, by its keeper's last word."""
+        name = replica.rpartition("/")[0]
+        return any(report["name"] == name and report.get("yielded") for report in self.reports.values())
+
     def standings(self) -> dict[str, Standing]:
         """By machine: of those that have reported, and of those that were here once and are not forgotten."""
         taken = {report["name"] for report in self.reports.values()}
@@ -74,19 +86,30 @@ class MachineRoll:
                 machine in self.reports,
                 machine in self._book.cordoned,
                 self.lost_after_s,
+                is_yielded=bool(self.reports.get(machine, {}).get("yielded")),
+                is_asleep=machine in self._book.asleep,
+                is_draining=machine in self._book.draining,
             )
             for machine in (*self.reports, *others)
         }
 
     def list(self) -> list[dict[str, Any]]:
-        """As the fleet tells it. `state`: how it stands; `heard_s`: of one that is away, when it was heard last (since
-        the epoch; None: not since this controller began)."""
+        """As the fleet tells it. `cordoned`: whether it takes no new pins; `state`: how it stands; `draining`: by when
+        it is to be empty, since the epoch; `heard_s`: of one that is away, when it was heard last, likewise (None: not
+        since this controller began)."""
         return [self._told(machine, state) for machine, state in self.standings().items()]
 
     def _told(self, machine: str, state: Standing) -> dict[str, Any]:
         told = self.reports.get(machine) or self._last(machine)
-        is_cordoned = machine in self._book.cordoned
-        told = {**told, "state": state, "cordoned": is_cordoned, "heard_s": None}
+        deadline_s = self._book.draining.get(machine)
+        told = {
+            **told,
+            "state": state,
+            "cordoned": machine in self._book.cordoned or deadline_s is not None,
+            "draining": None if deadline_s is None else {"deadline_s": deadline_s},
+            "heard_s": None,
+            "wakes": told["name"] in self.wakes,
+        }
         if state not in AWAY:
             return told
         heard = self._heard.get(machine)

@@ -28,11 +28,20 @@ class KeeperActor:
     def apply(self, revision: int, wishes: list[dict[str, Any]], head: str) -> dict[str, Any]:
         return self._keeper.apply(revision, wishes, head)
 
+    def bring(self, orders: dict[str, Any]) -> dict[str, Any]:
+        return self._keeper.bring(orders)
+
     def pins(self, known: dict[int, Mark]) -> dict[int, JournalNews]:
         return self._keeper.pins(known)
 
+    def yield_machine(self, for_s: float | None, ends: bool) -> dict[str, Any]:
+        return self._keeper.yield_machine(for_s, ends)
+
     def leave(self) -> None:
         self._keeper.leave()
+
+    def wake(self, mac: str, networks: list[str]) -> int:
+        return self._keeper.wake(mac, networks)
 
 
 def keeper_name(machine: str, labels: Mapping[str, str]) -> str:
@@ -65,12 +74,24 @@ class RayMembers:
         report: dict[str, Any] = await self._ask(machine, ANSWER_S, "apply", revision, wishes, head)
         return report
 
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        report: dict[str, Any] = await self._ask(machine, ANSWER_S, "bring", orders)
+        return report
+
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
         found: dict[int, JournalNews] = await self._ask(machine, READ_S, "pins", known)
         return found
 
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        report: dict[str, Any] = await self._ask(machine, ANSWER_S, "yield_machine", for_s, ends)
+        return report
+
     async def leave(self, machine: str) -> None:
         await self._ask(machine, ANSWER_S, "leave")
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        sent: int = await self._ask(machine, ANSWER_S, "wake", mac, networks)
+        return sent
 
     async def _ask(self, machine: str, timeout_s: float, method: str, *args: Any) -> Any:
         wanted = keeper_name(machine, self._labels[machine])

@@ -39,7 +39,7 @@ class ModelSpec:
     name: str
     engine: EngineName
     source: str
-    """`bundled` or an absolute path."""
+    """`bundled`, an absolute path, or `hf:OWNER/REPO:FILE`."""
     machines: Where
     replicas: Replicas
     need: Need
@@ -56,6 +56,8 @@ class ModelSpec:
     """A replica that was quiet for so long frees its model, its sessions parked; None: never."""
     options: tuple[tuple[str, OptionValue], ...] = ()
     """Passed to the engine, sorted by name."""
+    isolate: bool = True
+    """Whether its hosts have their network taken away, where that is permitted: `network.isolate`."""
 
     def wish(self) -> Wish:
         """What this model asks of the machines."""
@@ -78,6 +80,7 @@ class ModelSpec:
             "parking": self.parking.to_json(),
             "unload_s": self.unload_s,
             "options": dict(self.options),
+            "isolate": self.isolate,
         }
 
     @classmethod
@@ -99,12 +102,13 @@ class ModelSpec:
             parking=ParkingSpec(**data.get("parking", {})),
             unload_s=data.get("unload_s"),
             options=tuple(sorted((name, _frozen(value)) for name, value in data["options"].items())),
+            isolate=data.get("isolate", True),
         )
 
 
 def digest(spec: ModelSpec, source_digest: str) -> str:
     """64 hex digits over what needs a restart: engine, source and its content, needs, context, sessions,
-    options.
+    options, and whether it is kept from the network.
 
     Everything else of a spec applies live. The order of options does not matter.
     """
@@ -116,6 +120,7 @@ def digest(spec: ModelSpec, source_digest: str) -> str:
         spec.context,
         spec.sessions,
         dict(spec.options),
+        *(() if spec.isolate else ("not isolated",)),
     ]
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -5,7 +5,7 @@ from typing import Any
 
 from cluster.slices import bytes_text
 
-RESTARTS = ("engine", "source", "needs", "context", "sessions", "options")
+RESTARTS = ("engine", "source", "needs", "context", "sessions", "options", "isolate")
 """What `model.digest` covers: a replica restarts for it."""
 LIVE = ("hold_s", "queue_s", "when_lost", "parking", "unload_s")
 """What a replica and the routers take while they run. What is in neither list says where replicas are."""
@@ -33,6 +33,8 @@ def _plain(value: Any) -> Any:
 def _text(key: str, value: Any) -> str:
     if value is None:
         return "never" if key == "unload_s" else "unset"
+    if isinstance(value, bool):
+        return str(value).lower()
     if key.endswith("_bytes"):
         return bytes_text(value)
     if key.endswith("_s"):

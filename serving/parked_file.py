@@ -31,8 +31,9 @@ _SIZES = struct.Struct("<IIQQ")
 """Checkpoints, token ids, bytes of data, bytes of the file."""
 _CHECKPOINT = struct.Struct("<IQ")
 _DIGEST = hashlib.sha256
-_DIGEST_BYTES = 32
-_HEAD_BYTES = len(_MAGIC) + _SIZES.size + 2 * _DIGEST_BYTES
+DIGEST_BYTES = 32
+"""Of the checksum at the end."""
+_HEAD_BYTES = len(_MAGIC) + _SIZES.size + 2 * DIGEST_BYTES
 _WORD = 4
 _IOV = 16
 """Parts that one writev takes at most; every system allows 16."""
@@ -91,7 +92,7 @@ def size_of(state: SavedState) -> int:
         + _CHECKPOINT.size * len(state.checkpoints)
         + _WORD * len(state.tokens)
         + state.size
-        + _DIGEST_BYTES
+        + DIGEST_BYTES
     )
 
 
@@ -101,11 +102,11 @@ def write(folder: Path, session: str, fingerprint: str, state: SavedState) -> in
     `fingerprint` is 64 hex digits. Raises OSError, and then the older one is still there.
     """
     path = path_of(folder, session)
-    temporary = folder / f".{session[:16]}.{secrets.token_hex(4)}{_TEMPORARY}"
+    temporary = new_temporary(folder, session)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
-            written = _write_all(descriptor, list(_parts(session, fingerprint, state)))
+            written = _write_all(descriptor, list(parts(session, fingerprint, state)))
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
@@ -114,7 +115,7 @@ def write(folder: Path, session: str, fingerprint: str, state: SavedState) -> in
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(folder)
+    sync_folder(folder)
     return written
 
 
@@ -135,6 +136,23 @@ def read_tokens(folder: Path, session: str, fingerprint: str) -> tuple[int, ...]
             return ()
 
 
+def check_head(file: BinaryIO, session: str, fingerprint: str) -> int:
+    """How many tokens an unread file says it holds, if it is of that session and fingerprint and its sizes add up; the
+    rest is not read. Raises ParkedFileError and OSError."""
+    reader = _Reader(file)
+    head = reader.head()
+    if head.owner != session:
+        raise ForeignFile("it belongs to another session")
+    if head.made_by != fingerprint:
+        raise ForeignFile("another engine, model or layout wrote it")
+    return head.tokens
+
+
+def new_temporary(folder: Path, session: str) -> Path:
+    """A name that nothing has, for a file of the session that is not whole yet."""
+    return folder / f".{session[:16]}.{secrets.token_hex(4)}{_TEMPORARY}"
+
+
 def touch(folder: Path, session: str) -> None:
     """Note that the file was of use now. One that is gone stays gone."""
     with suppress(OSError):
@@ -146,7 +164,8 @@ def remove(folder: Path, session: str) -> None:
     path_of(folder, session).unlink(missing_ok=True)
 
 
-def _parts(session: str, fingerprint: str, state: SavedState) -> Iterator[bytes]:
+def parts(session: str, fingerprint: str, state: SavedState) -> Iterator[bytes]:
+    """What stands before the checksum."""
     words = array("I", state.tokens)
     if sys.byteorder == "big":
         words.byteswap()
@@ -190,7 +209,8 @@ def _count(path: Path) -> int:
     return 0
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """What was renamed in it is durable. Raises OSError."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -218,18 +238,18 @@ class _Reader:
 
     def tokens(self, session: str, fingerprint: str) -> "array[int]":
         """Only these; the file was not read before."""
-        head = self._head()
+        head = self.head()
         if (head.owner, head.made_by) != (session, fingerprint):
             raise ForeignFile("it is another's")
         return self._words(head)
 
     def state(self, session: str, fingerprint: str) -> SavedState:
-        head = self._head()
+        head = self.head()
         words = self._words(head)
         data = self._take(head.data_bytes)
         points = tuple((count, self._take(length)) for count, length in head.table)
         expected = self._digest.digest()
-        if self._take(_DIGEST_BYTES) != expected:
+        if self._take(DIGEST_BYTES) != expected:
             raise DamagedFile("its checksum is wrong")
         if head.owner != session:
             raise ForeignFile("it belongs to another session")
@@ -245,18 +265,18 @@ class _Reader:
             words.byteswap()
         return words
 
-    def _head(self) -> "_Head":
+    def head(self) -> "_Head":
         """All that stands before the token ids."""
-        if self._size < _HEAD_BYTES + _DIGEST_BYTES:
+        if self._size < _HEAD_BYTES + DIGEST_BYTES:
             raise DamagedFile(f"it has only {self._size} bytes")
         if self._take(len(_MAGIC)) != _MAGIC:
             raise ForeignFile("it is no parked session of this version")
         checkpoints, tokens, data_bytes, size = _SIZES.unpack(self._take(_SIZES.size))
-        made_by, owner = self._take(_DIGEST_BYTES).hex(), self._take(_DIGEST_BYTES).hex()
+        made_by, owner = self._take(DIGEST_BYTES).hex(), self._take(DIGEST_BYTES).hex()
         if size != self._size:
             raise DamagedFile(f"it has {self._size} bytes of {size}")
         rest = (
-            size - _HEAD_BYTES - _DIGEST_BYTES - checkpoints * _CHECKPOINT.size - tokens * _WORD - data_bytes
+            size - _HEAD_BYTES - DIGEST_BYTES - checkpoints * _CHECKPOINT.size - tokens * _WORD - data_bytes
         )
         if rest < 0:
             raise DamagedFile("its sizes do not add up")

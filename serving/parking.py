@@ -9,14 +9,17 @@ import asyncio
 import math
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from cluster.clocks import DayClock
+from serving import dropped
 from serving.engine import SavedState
 from serving.model import ParkingSpec
+from serving.parked_transfer import Incoming, Outgoing, of_state
 from serving.parking_disk import ParkingDisk
 from serving.parking_plan import Missing, gives_way
 from serving.remembered import Remembered
@@ -39,9 +42,14 @@ class Parking:
         spec: ParkingSpec,
         warn: Callable[[str], None] = _say,
         clock: Callable[[], float] = time.time,
+        earliest: Callable[[], float] | None = None,
     ) -> None:
-        """`clock`: seconds since the epoch, as files have them."""
+        """`clock`: seconds since the epoch, as files have them; `earliest`: as it would be, had nobody set the clock
+        forward."""
+        earliest = earliest or DayClock(clock).earliest
         self._warn = warn
+        self._dropped = folder.with_name("dropped.json")
+        """Where a host that ends says whom it had no time to save."""
         self._thread = ThreadPoolExecutor(1, "parking")
         self.memory_budget = 0
         self.saves = 0
@@ -54,15 +62,21 @@ class Parking:
         self._memory: dict[str, SavedState] = {}
         """Longest unused first."""
         self._evicted = Remembered()
-        self._disk = ParkingDisk(folder, spec, self._thread, self._memory, self._evicted, warn, clock)
+        self._disk = ParkingDisk(
+            folder, spec, self._thread, self._memory, self._evicted, warn, clock, earliest
+        )
 
     def open(self, fingerprint: str, memory_bytes: int) -> None:
         """Look at what lies on disk. May be called on another thread, before anything else.
+
+        A session that the host before had no time to save counts as evicted.
 
         `fingerprint`: 64 hex digits for all that a state is bound to. `memory_bytes`: the budget in memory.
         """
         self.memory_budget = memory_bytes
         self._disk.open(fingerprint)
+        for session in dropped.take(self._dropped):
+            self._evicted.add(session)
 
     def adjust(self, spec: ParkingSpec, memory_bytes: int) -> None:
         """The config has other budgets now. What is beyond them gives way at once."""
@@ -121,6 +135,39 @@ class Parking:
         if (state := self._loaded(session)) is not None:
             return state.tokens
         return await self._disk.read_tokens(session)
+
+    async def outgoing(self, session: str, resident: SavedState | None = None) -> Outgoing | None:
+        """The newest context of a session, for another host; it stays here too. `resident`: what the engine has saved
+        of it just now. None: there is none."""
+        if resident is None and session in self._arriving:
+            await asyncio.wait({self._arriving[session]})
+        state = resident or self._loaded(session)
+        if state is not None:
+            return of_state(session, self._disk.fingerprint, state)
+        return await self._disk.outgoing(session)
+
+    def expect(self, session: str, size: int) -> Incoming | None:
+        """As ParkingDisk.expect."""
+        return self._disk.expect(session, size)
+
+    def unexpect(self, incoming: Incoming) -> None:
+        """What came, or did not come whole, goes."""
+        self._disk.unexpect(incoming.session)
+        self._thread.submit(incoming.drop)
+
+    async def adopt(self, incoming: Incoming) -> None:
+        """What came whole from another host is the session's context. Never raises: then it has none."""
+        self.forget(incoming.session)
+        try:
+            await self._disk.adopt(incoming)
+        except OSError as error:
+            self._warn(f"a context that was moved here was not kept: {error.strerror}")
+            self.unexpect(incoming)
+
+    @property
+    def fingerprint(self) -> str:
+        """64 hex digits for all that the states here are bound to; empty before `open`."""
+        return self._disk.fingerprint
 
     def count(self, session: str) -> int | None:
         """How many tokens are kept of a session that have come from the engine; None: nothing is kept."""
@@ -191,6 +238,13 @@ class Parking:
             await asyncio.wait(busy, timeout=left_s)
         return {*self._arriving, *self._disk.to_write()}
 
+    def drop(self, sessions: Collection[str]) -> None:
+        """There was no time to save these: the next host is to know."""
+        try:
+            dropped.leave(self._dropped, sessions)
+        except OSError as error:
+            self._warn(f"which contexts were dropped is not written down: {error.strerror}")
+
     def close(self) -> None:
         """Wait for nothing: what is not written yet will not be."""
         self._disk.close()
@@ -208,6 +262,7 @@ class Parking:
             "saves": self.saves,
             "resumes": self.resumes,
             "failures": self.failures,
+            "fingerprint": self.fingerprint,
         }
 
     def _arrives(self, session: str, saving: "Future[SavedState | None]", parked: bool) -> None:

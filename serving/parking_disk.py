@@ -14,6 +14,7 @@ from serving import parked_file
 from serving.engine import SavedState
 from serving.model import ParkingSpec
 from serving.parked_file import ForeignFile, Kept, ParkedFileError
+from serving.parked_transfer import Incoming, Outgoing, of_file
 from serving.parking_plan import MARGIN_BYTES, Missing, gives_way
 from serving.remembered import Remembered
 
@@ -30,9 +31,11 @@ class ParkingDisk:
         evicted: Remembered,
         warn: Callable[[str], None],
         clock: Callable[[], float],
+        earliest: Callable[[], float],
     ) -> None:
         """`thread`: has one worker, so that files are written and removed in order. `memory`: whose states memory has
-        too. `evicted`: gets those of whom nothing is left because they made room. `clock`: seconds since the epoch."""
+        too. `evicted`: gets those of whom nothing is left because they made room. `clock`: seconds since the epoch.
+        `earliest`: as it would be, had nobody set the clock forward."""
         self._folder = folder
         self._spec = spec
         self._thread = thread
@@ -40,7 +43,10 @@ class ParkingDisk:
         self._evicted = evicted
         self._warn = warn
         self._clock = clock
+        self._earliest = earliest
         self._fingerprint = ""
+        self._coming: dict[str, int] = {}
+        """Bytes of files that come from other hosts and are no session's yet."""
         self.budget = 0
         self._opened = False
         """Whether the folder was ever used."""
@@ -65,6 +71,11 @@ class ParkingDisk:
         """Look at what lies there. May be called on another thread, before anything else."""
         self._fingerprint = fingerprint
         self._open()
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files that can be used here; empty before `open`."""
+        return self._fingerprint
 
     def adjust(self, spec: ParkingSpec) -> None:
         """The config has another budget now. What is beyond it gives way at once."""
@@ -142,6 +153,39 @@ class ParkingDisk:
             return await asyncio.to_thread(parked_file.read_tokens, self._folder, session, self._fingerprint)
         except OSError:
             return ()
+
+    async def outgoing(self, session: str) -> Outgoing | None:
+        """Its file, for another host; None: it has none that could be used."""
+        if session not in self._files:
+            return None
+        try:
+            return await asyncio.to_thread(of_file, self._folder, session, self._fingerprint)
+        except (ParkedFileError, OSError):
+            return None
+
+    def expect(self, session: str, size: int) -> Incoming | None:
+        """A file of so many bytes comes from another host: what takes it in. None: there is no room. Raises
+        OSError."""
+        coming = size + sum(self._coming.values())
+        if not self._opened or coming > self.budget:
+            return None
+        self._make_room(size)
+        incoming = Incoming(self._folder, session, self._fingerprint, size)
+        self._coming[session] = size
+        return incoming
+
+    def unexpect(self, session: str) -> None:
+        """What came is not kept."""
+        self._coming.pop(session, None)
+
+    async def adopt(self, incoming: Incoming) -> None:
+        """What came whole is the session's file from now on. Raises OSError."""
+        session = incoming.session
+        self.forget(session)
+        await asyncio.get_running_loop().run_in_executor(self._thread, incoming.place)
+        self._coming.pop(session, None)
+        self._files[session] = Kept(session, incoming.size, self._clock(), incoming.tokens)
+        self._make_room(0)
 
     def used(self, session: str) -> None:
         """The engine has loaded what `read` gave. The file stays, for a host that dies."""
@@ -257,12 +301,12 @@ class ParkingDisk:
 
     def _make_room(self, coming: int, for_session: str = "") -> None:
         """Drop files that nobody used for too long, then the longest unused, until one of `coming` bytes fits."""
-        oldest_s = self._clock() - self._spec.keep_s
+        oldest_s = self._earliest() - self._spec.keep_s
         for session in [one.session for one in self._files.values() if one.used_s < oldest_s]:
             self._drop_file(session)
             self._evicted.add(session)
         sizes = {one.session: one.size for one in self._files.values() if one.session != for_session}
-        for session in gives_way(sizes, self.budget, coming):
+        for session in gives_way(sizes, self.budget, coming + sum(self._coming.values())):
             self._drop_file(session)
             if session not in self._memory:
                 self._evicted.add(session)

@@ -158,6 +158,7 @@ class PinIndex:
         now: float,
         instead_of: Lost | None = None,
         router: str = "",
+        created_s: float | None = None,
     ) -> tuple[Pin, bool]:
         """Insert a pin, or return the winner: (pin, whether a journal has it already).
 
@@ -165,7 +166,8 @@ class PinIndex:
         fewest recent claims, of these to the one whose last claim is longest ago, in the router's order. A claim that
         was given to this `router` only and that it refuses (its host has no free place, or does not serve) is made
         anew; a pin that a journal confirmed is not, unless it is at the very home that is lost (`instead_of`): then a
-        new one is made, one generation higher. `ranked` must not be empty.
+        new one is made, one generation higher. `ranked` must not be empty. `now` is a clock that nobody sets, and
+        `created_s` is what a new pin says of itself; it is `now` where it is not given.
         """
         self._forget_unused(now)
         key = (session, model)
@@ -182,7 +184,9 @@ class PinIndex:
         chosen = next(free, None) or min(
             ranked, key=lambda c: (len(taken.get(c.replica, ())), max(taken.get(c.replica, ()), default=0.0))
         )
-        pin = Pin(session, model, chosen.replica, generation, created_s=now)
+        pin = Pin(
+            session, model, chosen.replica, generation, created_s=now if created_s is None else created_s
+        )
         self.claims[key] = Claim(pin, now, now, frozenset({router}))
         return pin, False
 

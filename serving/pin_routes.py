@@ -5,14 +5,14 @@ Whose turn runs is not its matter: it asks turns.py what a session does, and has
 
 import asyncio
 import sqlite3
-import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import parse_qs
 
 import msgspec
 
+from cluster.clocks import DayClock
 from serving.asgi import Problem, Receive, Send, read_body, send_whole
 from serving.desk import Desk, decode, journal_problems
 from serving.journal import Entry, Facts
@@ -39,11 +39,18 @@ class PinRoutes:
     """One replica's. `keep_s` says how long a pin is kept that nobody uses."""
 
     def __init__(
-        self, desk: Desk, keep_s: Callable[[], float], wall: Callable[[], float] = time.time
+        self,
+        desk: Desk,
+        keep_s: Callable[[], float],
+        earliest: Callable[[], float] | None = None,
+        moves_in: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
+        """`earliest`: seconds since the epoch, by a clock that makes nothing old when it is set forward. `moves_in` is
+        awaited before it is written down that a session's home is here."""
         self._desk = desk
+        self._moves_in = moves_in
         self._keep_s = keep_s
-        self._wall = wall
+        self._earliest = earliest or DayClock().earliest
         self._leaving: set[str] = set()
         """Sessions that have no home here any more, and whose contexts are still here."""
         self._ready = False
@@ -89,7 +96,7 @@ class PinRoutes:
     async def expire(self) -> int:
         """Forget the pins that nobody used for too long, and their contexts, but for residents and who has a turn.
         How many they were."""
-        desk, now, keep_s = self._desk, self._wall(), self._keep_s()
+        desk, now, keep_s = self._desk, self._earliest(), self._keep_s()
         unused = await asyncio.to_thread(
             desk.journal.unused,
             now - keep_s,
@@ -206,6 +213,7 @@ class PinRoutes:
             for pin, facts in told
             if before[pin.session, pin.model] is not None or pin.replica == desk.replica
         ]
+        await self._move_in(pin for pin, _ in mine)
         written = {(pin.session, pin.model): pin for pin in await self._write(desk.journal.learn, mine)}
         away = {
             pin.session
@@ -215,9 +223,21 @@ class PinRoutes:
         self._leaving = (self._leaving | away) - {
             p.session for p in written.values() if p.replica == desk.replica
         }
+        for session in away:
+            desk.departures.end(session)  # Turns that wait for it hear where it is.
         self.settle()
         winners = (written.get((pin.session, pin.model), pin) for pin, _ in told)
         return {"pins": [self._learned(pin, before) for pin in winners]}
+
+    async def _move_in(self, pins: Iterable[Pin]) -> None:
+        """What came of their contexts is there before any turn of them can be. A host that dies between the two has a
+        file more, which gives way as others do."""
+        desk = self._desk
+        for pin in pins:
+            known = desk.journal.get(pin.session, pin.model)
+            comes = pin.replica == desk.replica and (known is None or known.generation < pin.generation)
+            if self._moves_in is not None and comes and not desk.turns.is_open(pin.session):
+                await self._moves_in(pin.session)
 
     def _unless_open(self, pin: Pin, facts: Facts, before: Before) -> Facts:
         """A turn that is open here knows better what was said last."""
@@ -225,12 +245,14 @@ class PinRoutes:
         return replace(facts, history=None) if known else facts
 
     def _learned(self, pin: Pin, before: Before) -> dict[str, Any]:
-        """A pin that holds; with what was said last here if it is elsewhere from now on: no turn says more here."""
+        """A pin that holds, and if it is not written down here, that; with what was said last here if it is elsewhere
+        from now on: no turn says more here."""
         after = self._desk.journal.entry(pin.session, pin.model)
         said = [each.history for each in (after, before[pin.session, pin.model]) if each is not None]
         last = next(filter(None, said), None)
+        told = pin.to_json() | ({} if after is not None else {"known": False})
         away = pin.replica != self._desk.replica and last is not None
-        return {**pin.to_json(), "history": last} if away else pin.to_json()
+        return {**told, "history": last} if away else told
 
     async def _drop_quiet(self) -> None:
         desk = self._desk
@@ -255,6 +277,7 @@ class PinRoutes:
         there = desk.journal.entry(*key) is not None
         there = there or (model == desk.model.name and desk.turns.is_open(session))
         desk.journal.leaving.add(key)
+        desk.departures.end(session)
         # At once: what a turn writes down that comes meanwhile is written after it.
         removing = self._write(desk.journal.remove, [key])
         try:
@@ -304,7 +327,10 @@ def facts_from_json(data: dict[str, Any]) -> Facts:
     history = data.get("history")
     if history is not None and not (isinstance(history, str) and is_session(history)):
         raise ValueError("a pin's history is 64 lower-case hex digits")
-    return Facts(public, scope, family, data.get("guessed") is True, history)
+    machines = data.get("machines")
+    if not isinstance(machines, str | None):
+        raise ValueError("a pin's machines are a text")
+    return Facts(public, scope, family, data.get("guessed") is True, history, machines)
 
 
 def _not_found() -> Problem:

@@ -67,7 +67,7 @@ class Pinning:
                     return
             elif ask.pin == "kept":  # It was ended since.
                 raise _unknown()
-            pin = Pin(ask.session, desk.model.name, desk.replica, ask.generation, time.time())
+            pin = Pin(ask.session, desk.model.name, desk.replica, ask.generation, desk.created_s())
             loop = asyncio.get_running_loop()
             winner = await loop.run_in_executor(desk.writer, desk.journal.insert, pin, self._facts())
         self._check_home(winner)
@@ -147,7 +147,7 @@ class Pinning:
 
     def _facts(self) -> Facts:
         ask = self._ask
-        return Facts(ask.public, ask.scope, self.family, ask.rank == "guessed", ask.history)
+        return Facts(ask.public, ask.scope, self.family, ask.rank == "guessed", ask.history, ask.machines)
 
 
 def _unknown() -> Problem:

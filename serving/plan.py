@@ -95,6 +95,8 @@ class Plan:
     """Models of which no replica would run anywhere, as far as machines are known."""
     away: tuple[str, ...]
     """Machines for which their steps come when they are back."""
+    yielded: tuple[str, ...] = ()
+    """Machines that are their persons': the same when that is over."""
 
     @property
     def changes(self) -> tuple[Step, ...]:
@@ -149,12 +151,17 @@ def plan(wanted: Mapping[str, Any], before: Mapping[str, Any], fleet: Mapping[st
     names = [model["spec"]["name"] for model in wanted["models"]]
     waits = {each.model for each in left_out if each.reason == AWAY}
     nowhere = tuple(name for name in names if name not in running | waits)
-    return Plan(tuple(steps), tuple(left_out), nowhere, away)
+    return Plan(tuple(steps), tuple(left_out), nowhere, away, yielded_of(fleet))
 
 
 def away_of(fleet: Mapping[str, Any]) -> tuple[str, ...]:
     """The names of the machines of which nothing is known but what they were."""
     return tuple(sorted(each["name"] for each in fleet["machines"] if each["state"] in UNHEARD))
+
+
+def yielded_of(fleet: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the machines that are their persons' at present."""
+    return tuple(sorted(each["name"] for each in fleet["machines"] if each["state"] == "yielded"))
 
 
 def _machine(report: Mapping[str, Any]) -> Machine:

@@ -70,9 +70,11 @@ def unready(report: Mapping[str, Any], excused: frozenset[tuple[str, str]] = fro
     """The replicas of a keeper's report that do not serve what is wanted of them.
 
     `excused`: those (name, digest) that had failed before already: a revision that leaves them as they were waits for
-    none of them.
+    none of them. Nobody waits for a machine that is its person's: it has the revision, and serves it in the end.
     """
-    found = []
+    found: list[str] = []
+    if report.get("yielded"):
+        return ()
     for replica in report["replicas"]:
         name, digest = replica["name"], replica.get("config_digest", "")
         if replica["state"] == "failed":

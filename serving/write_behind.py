@@ -71,7 +71,10 @@ class WriteBehind:
             if loop.time() < until_s and self._state().places[place.number] == place:
                 self._parking.write_behind(place.session, self._engine.save(place.number))
         unsaved = await self._parking.finish(until_s)
-        return len(unsaved | {place.session for place in self._state().places if self._lacking(place)})
+        lacking = {place.session for place in self._state().places if self._lacking(place)}
+        lost = unsaved | {session for session in lacking if session is not None}
+        self._parking.drop(lost)
+        return len(lost)
 
     def _lacking(self, place: Place) -> bool:
         """Whether the disk could have this place's context and has not."""

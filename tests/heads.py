@@ -14,9 +14,18 @@ from serving.controller_app import Acts, ControllerApp
 from serving.join_routes import JoinRoutes
 from serving.machine_book import MachineBook
 from serving.pin_index import PinIndex
+from serving.wake_machine import NotWoken
 
 RAY = "10.99.0.1:20123"
 HEAD_ID = "0" * 32
+
+
+async def _nobody_yields(*_: object) -> dict[str, Any]:
+    return {}
+
+
+async def _wakes_nobody(_: str) -> dict[str, Any]:
+    raise NotWoken("Nobody is woken here.", 404)
 
 
 async def _nothing(*_: object) -> None:
@@ -49,9 +58,15 @@ class Head:
             lambda: True,
             lambda _: None,
             lambda *_: None,
+            _nobody_yields,
             _nothing,
             lambda _: True,
             lambda _: True,
+            lambda *_: [],
+            _wakes_nobody,
+            lambda: dict.fromkeys(self.book.remembered(), "") if self.hears_all else {},
+            self.book.zone_of,
+            lambda *_: None,
         )
         self._app = ControllerApp(self.token, PinIndex(), acts, routes)
 
@@ -80,12 +95,7 @@ class Head:
         write_private(self.paths.run, json.dumps({"ray": RAY, "steps": {"ray": {"state": state}}}))
 
     def _fleet(self) -> bytes:
-        heard = self.book.remembered() if self.hears_all else {}
-        machines = [
-            {"id": id_, "name": known.name, "address": known.address, "zone": known.zone, "state": "ready"}
-            for id_, known in heard.items()
-        ]
-        return json.dumps({"machines": machines}).encode()
+        return b"{}"
 
     async def _leave(self) -> dict[str, Any]:
         self.left.append(True)

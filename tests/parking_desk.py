@@ -1,7 +1,9 @@
 """Saved contexts of one replica in a folder, without an engine and a host around them."""
 
 import asyncio
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 from serving.engine import SavedState
@@ -36,13 +38,24 @@ class Desk:
         self, memory: int = MIB, disk: int = MIB, keep_s: float = 1e9, fingerprint: str = ENGINE
     ) -> Parking:
         spec = ParkingSpec(memory, disk, keep_s)
-        parking = Parking(self.folder, spec, self.warnings.append, lambda: self.now)
+        parking = Parking(self.folder, spec, self.warnings.append, lambda: self.now, lambda: self.now)
         parking.open(fingerprint, memory)
         self.made.append(parking)
         return parking
 
     def files(self) -> set[str]:
         return {path.stem for path in self.folder.glob("*.kv")}
+
+
+@contextmanager
+def on_folder(folder: Path) -> Iterator[Desk]:
+    """Whose parkings are closed with the block."""
+    desk = Desk(folder)
+    try:
+        yield desk
+    finally:
+        for parking in desk.made:
+            parking.close()
 
 
 async def written(parking: Parking) -> None:

@@ -34,6 +34,8 @@ class Lab:
         """By replica: why it was given up."""
         self.revision = dict.fromkeys(self.names, 0)
         self.away: tuple[str, ...] = ()
+        self.yielded: tuple[str, ...] = ()
+        """Machines that are their persons': no host runs there."""
         self.refused: set[tuple[str, str]] = set()
 
     def fleet(self) -> dict[str, Any]:
@@ -44,6 +46,10 @@ class Lab:
                 report |= {"state": "lost", "revision": 0}
                 for replica in report["replicas"]:
                     replica["state"] = "unknown"
+            if report["name"] in self.yielded:
+                report["state"] = "yielded"
+                for replica in report["replicas"]:
+                    replica |= {"state": "yielded", "pid": None, "running_digest": None}
         strangers = [name for name in self.away if name not in self.names]
         return {
             "machines": [*told, *({"name": name, "state": "unknown", "replicas": []} for name in strangers)]

@@ -7,7 +7,8 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -446,9 +447,20 @@ class Controller:
     """Whether it still does, and cannot say who is new."""
     forgotten: list[str] = field(default_factory=list)
     cordoned: set[str] = field(default_factory=set)
+    yielded: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By machine, as its keeper says it: by and until."""
+    silent_keepers: set[str] = field(default_factory=set)
+    """Machines that cannot be asked."""
     away: dict[str, float | None] = field(default_factory=dict)
     """Machines that are lost, with when they were heard last. It knows none of their replicas."""
     lost_after_s: float = 30.0
+    asleep: set[str] = field(default_factory=set)
+    """Machines that said that they go to sleep."""
+    wakes: set[str] = field(default_factory=set)
+    """Machines that can be woken."""
+    woken: list[str] = field(default_factory=list)
+    """Whom it was asked to wake, in order."""
+    on_wake: Callable[[str], Awaitable[None]] | None = None
     there: bool = True
     """Whether its machines count as there, so that none may be forgotten."""
     told: list[dict[str, Any]] = field(default_factory=list)
@@ -466,6 +478,8 @@ class Controller:
         app.router.add_delete("/pins/{session}", self.delete_pin)
         app.router.add_post("/machines/{name}/forget", self.post_forget)
         app.router.add_post("/machines/{name}/{act:cordon|uncordon}", self.post_cordon)
+        app.router.add_post("/machines/{name}/yield", self.post_yield)
+        app.router.add_post("/machines/{name}/wake", self.post_wake)
         self._runner = web.AppRunner(app, shutdown_timeout=0.2)
         await self._runner.setup()
         self.port = self.port or free_port()
@@ -492,6 +506,8 @@ class Controller:
                     "address": "127.0.0.1",
                     "state": self.state(name),
                     "cordoned": name in self.cordoned,
+                    "yielded": self.yielded.get(name),
+                    "wakes": name in self.wakes,
                     "heard_s": self.away.get(name),
                     "hardware": {"cores": [], "memory_bytes": 0, "gpus": []},
                     "reserve": {"cores": 0, "memory_bytes": 0},
@@ -512,8 +528,12 @@ class Controller:
         )
 
     def state(self, name: str) -> str:
+        if name in self.asleep:
+            return "asleep"
         if name in self.away:
             return "lost"
+        if name in self.yielded:
+            return "yielded"
         return "cordoned" if name in self.cordoned else self.machine_state
 
     async def post_cordon(self, request: web.Request) -> web.Response:
@@ -525,6 +545,29 @@ class Controller:
         else:
             self.cordoned.discard(name)
         return web.json_response({"machine": name})
+
+    async def post_yield(self, request: web.Request) -> web.Response:
+        name, asked = request.match_info["name"], await request.json()
+        if not any(host.replica.startswith(f"{name}/") for host in self.hosts):
+            return web.json_response({}, status=404)
+        if name in self.silent_keepers:
+            return web.json_response({"error": {"message": f"{name} is away."}}, status=503)
+        if asked.get("end"):
+            self.yielded.pop(name, None)
+        else:
+            for_s = asked.get("for_s")
+            self.yielded[name] = {"by": "person", "until": None if for_s is None else time.time() + for_s}
+        return web.json_response({"machine": name, "yielded": self.yielded.get(name)})
+
+    async def post_wake(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        self.woken.append(name)
+        if name not in self.wakes:
+            told = {"error": {"message": f"The config does not say how {name} is woken."}}
+            return web.json_response(told, status=409)
+        if self.on_wake is not None:
+            await self.on_wake(name)
+        return web.json_response({"machine": name, "awake": False, "how": "packet", "by": ["attic"]})
 
     async def post_claim(self, request: web.Request) -> web.Response:
         asked = await request.json()

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from router.peers import read_fleet
+from router.admin import limits_of
+from router.peers import ListedReplica, read_fleet
 from tests.standins import MODEL, AnswersHost, routed
 
 LOGGED = "no such file: /home/anna/models/secret.gguf"
@@ -125,3 +126,56 @@ async def test_questions_that_all_hosts_are_asked_count_as_requests(tmp_path: Pa
         for _ in range(3):
             own = bearer("the-cluster-token")
             assert (await router.get("/api/sessions", headers=own)).status == 200
+
+
+class SharedHost(AnswersHost):
+    """Its machine's person runs something on its cores."""
+
+    def listed(self) -> dict[str, Any]:
+        return super().listed() | {"foreign": [{"program": "blender", "share": 0.75}]}
+
+
+async def test_which_programs_a_person_runs_is_told_to_admins_alone(tmp_path: Path, keys_file: Path) -> None:
+    async with routed(tmp_path, SharedHost("m0/0", zone="home"), keys_file=keys_file) as router:
+        fleet = (await router.get("/api/fleet", headers=bearer("boss"))).json()
+        assert fleet["machines"][0]["replicas"][0]["foreign"] == [{"program": "blender", "share": 0.75}]
+        assert fleet["machines"][0]["limits"] == {"enforced": ["cores"], "watched": ["memory"]}
+        router.controller.yielded["m0"] = {"by": "blender", "until": None}
+        await router.until(lambda: router.parts.fleet.snapshot().machines["m0"].state == "yielded")
+        fleet = (await router.get("/api/fleet", headers=bearer("boss"))).json()
+        assert fleet["machines"][0]["yielded"] == {"by": "blender", "until": None}
+        seen = await router.get("/api/fleet", headers=bearer("anna"))
+        assert seen.json()["machines"][0]["yielded"] == {"by": None, "until": None}
+        assert b"blender" not in seen.body
+        refused = await router.ask(
+            "POST",
+            "/v1/chat/completions",
+            data=json.dumps({"model": MODEL, "messages": []}).encode(),
+            headers={**bearer("anna"), "content-type": "application/json", "x-session-id": "t"},
+        )
+        assert b"blender" not in refused.body
+        given = await router.ask("POST", "/api/machines/m0/yield", data=b"{}", headers=bearer("anna"))
+        assert given.status == 403
+
+
+async def test_the_share_of_others_is_a_metric_without_their_names(tmp_path: Path) -> None:
+    async with routed(tmp_path, SharedHost("m0/0"), AnswersHost("m1/0")) as router:
+        labels = {"machine": "m0", "replica": "m0/0"}
+        assert router.registry.get_sample_value("homeport_foreign_cpu_share", labels) == 0.75
+        labels = {"machine": "m1", "replica": "m1/0"}
+        assert router.registry.get_sample_value("homeport_foreign_cpu_share", labels) == 0.0
+        assert b"blender" not in (await router.get("/metrics")).body
+
+
+def test_a_machine_is_kept_to_what_all_its_replicas_are() -> None:
+    def of(*limits: dict[str, list[str]] | None) -> dict[str, list[str]]:
+        return limits_of(
+            [ListedReplica(name=f"m/{n}", model="m", port=1, limits=each) for n, each in enumerate(limits)]
+        )
+
+    cores = {"enforced": ["cores", "gpus"], "watched": ["memory"]}
+    assert of() == {"enforced": [], "watched": []}
+    assert of(None, {"enforced": [], "watched": []}) == {"enforced": [], "watched": []}
+    assert of(cores) == cores
+    worse = {"enforced": ["gpus"], "watched": ["cores", "memory"]}
+    assert of(cores, None, worse) == {"enforced": ["gpus"], "watched": ["cores", "memory"]}

@@ -22,7 +22,7 @@ from tests.planned import FOUR, Lab
 CONFIG = """\
 router: {{listen: 127.0.0.1:{listen}}}
 network: {{control: {control}, ports: {ports}}}
-machines: [{{name: den, zone: {zone}, reserve: {{cores: 0, memory: 0MiB}}}}]
+machines: [{{name: den, zone: {zone}, yield_to: [{yield_to}], reserve: {{cores: 0, memory: 0MiB}}}}]
 models:
 {models}
 """
@@ -86,6 +86,7 @@ class Head:
             "control": self.controller.server_port,
             "ports": "18100-18199",
             "zone": "home",
+            "yield_to": "",
         }
         self.says(model())
 
@@ -255,6 +256,39 @@ def test_a_machine_that_goes_away_meanwhile_is_no_longer_waited_for(head: Head) 
     code, told = head.apply("--yes")
     assert code == 0
     assert "attic is away: its part comes when it is back" in told
+
+
+def test_a_machine_that_its_person_has_holds_nobody_up_and_is_named(head: Head) -> None:
+    head.lab.yielded = ("attic",)
+    head.says(model(context=4096))
+    code, told = head.apply("--yes")
+    assert code == 0
+    assert "attic (is yielded: this comes when that is over)" in told
+    assert "Revision 2 is carried out; what attic has to do comes when it is back." in told
+    head.lab.yielded = ()
+    assert "nothing is to be changed" in head.apply()[1], "its keeper has taken it meanwhile"
+
+
+def test_a_machine_that_its_person_takes_meanwhile_is_no_longer_waited_for(head: Head) -> None:
+    def is_wanted(asked: int) -> None:
+        if asked > 1:
+            head.lab.yielded = ("attic",)
+
+    head.controller.on_ask = is_wanted
+    head.says(model(context=4096))
+    code, told = head.apply("--yes")
+    assert code == 0
+    assert "attic is yielded: its part comes when that is over" in told
+
+
+def test_to_which_programs_the_head_yields_holds_at_once(head: Head) -> None:
+    assert (read_json(head.paths.machine) or {})["yield_to"] == []
+    head.says(model(), yield_to="steam, blender")
+    code, told = head.apply("--yes")
+    assert (code, "holds after" in told) == (0, False)
+    kept = read_json(head.paths.machine) or {}
+    assert (kept["name"], kept["yield_to"]) == ("den", ["steam", "blender"])
+    assert "nothing is to be changed" in head.apply()[1]
 
 
 def test_a_replica_that_fails_is_told_and_the_exit_code_says_so(head: Head) -> None:

@@ -58,7 +58,9 @@ PURE_MAY_IMPORT = {
 PURE_MAY_NOT_CALL = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}
 ONE_FILE = {
     "ray": "cluster.ray_cluster",
+    "jeepney": "cluster.logind",
     "llama_cpp": "serving.llama_engine",
+    "huggingface_hub": "serving.hub_fetch",
     "llguidance": "serving.constraint",
     "vllm": None,
 }
@@ -69,6 +71,7 @@ SET_UP = (
     "cluster.install",
     "cluster.llama_build",
     "cluster.llama_wheel",
+    "cluster.stamp",
 )
 
 

@@ -15,6 +15,7 @@ SETS_UP = {
     "cluster/install.py",
     "cluster/llama_build.py",
     "cluster/llama_wheel.py",
+    "cluster/stamp.py",
     "cluster/wheelhouse.py",
 }
 """What `make` runs before there is a homeport."""

@@ -217,6 +217,16 @@ def test_a_machine_that_takes_no_new_pins_still_serves_its_own(state: str) -> No
     assert refused.reasons == (f"den/0 takes no new session (its machine is {state})",)
 
 
+def test_who_is_refused_by_a_machine_that_is_drained_is_told_that_word() -> None:
+    there = replace(
+        fleet(replica("den/0")), machines={"den": Machine("den", "draining", "home", cordoned=True)}
+    )
+    assert isinstance(choose(ASK, home("den/0"), there, NOW), Send)
+    refused = choose(ASK, None, there, NOW)
+    assert isinstance(refused, Refuse)
+    assert refused.reasons == ("den/0 takes no new session (its machine is draining)",)
+
+
 def test_a_cordoned_machine_of_which_nothing_is_heard_takes_no_new_pins_either() -> None:
     there = fleet(replica("den/0"))
     for state in ("unknown", "lost"):
@@ -231,6 +241,89 @@ def test_a_cordoned_machine_can_tell_that_a_home_is_not_there_any_more() -> None
     decision = choose(ASK, home("den/0"), fleet(replica("den/1"), machine_state="cordoned"), NOW)
     assert isinstance(decision, Refuse)
     assert decision.code == "home_removed"
+
+
+# its machine is its person's
+
+
+def wanted(*others: Replica, free_at: float | None = None, **known: object) -> Snapshot:
+    """den is its person's, its host gone."""
+    gone = replica("den/0", **{"heard_at": NOW - 100.0, "refused": True, "state": "yielded", **known})
+    there = fleet(gone, *others)
+    den = Machine("den", "yielded", "home", free_at=free_at)
+    return replace(there, machines={**there.machines, "den": den})
+
+
+@pytest.mark.parametrize("policy", ["wait", "move", "fail"])
+def test_a_session_of_a_machine_that_is_its_persons_stays_there_whatever_is_to_become_of_lost_ones(
+    policy: WhenLost,
+) -> None:
+    ask = replace(ASK, when_lost=policy)
+    decision = choose(ask, home("den/0"), wanted(replica("attic/0"), free_at=NOW + 605.0), NOW)
+    assert isinstance(decision, Refuse)
+    assert (decision.status, decision.code, decision.retry_s) == (503, "machine_yielded", 605.0)
+    assert decision.replica == "den/0"
+    assert "for 11 min more" in decision.message
+
+
+@pytest.mark.parametrize(
+    ("left_s", "says", "retry_s"),
+    [
+        (None, "at present", 30.0),
+        (3.2, "for 4 s more", 3.2),
+        (-7.0, "for 1 s more", 1.0),
+        (90.0, "for 90 s more", 90.0),
+        (7200.0, "for 2 h 0 min more", 7200.0),
+        (5401.0, "for 1 h 31 min more", 5401.0),
+    ],
+)
+def test_a_machine_that_is_its_persons_says_for_how_long(
+    left_s: float | None, says: str, retry_s: float
+) -> None:
+    free_at = None if left_s is None else NOW + left_s
+    decision = choose(ASK, home("den/0"), wanted(free_at=free_at), NOW)
+    assert isinstance(decision, Refuse)
+    assert says in decision.message
+    assert decision.retry_s == pytest.approx(retry_s)
+
+
+def test_new_sessions_go_elsewhere_and_are_told_why_where_there_is_no_elsewhere() -> None:
+    assert isinstance(choose(ASK, None, wanted(replica("attic/0")), NOW), Send)
+    for ask, there in (
+        (ASK, wanted()),
+        (NAMELESS, wanted()),
+        (replace(ASK, machine="den"), wanted(replica("attic/0"))),
+    ):
+        refused = choose(ask, None, there, NOW)
+        assert isinstance(refused, Refuse)
+        assert (refused.status, refused.code, refused.retry_s) == (503, "machine_yielded", 30.0)
+        assert "den at present" in refused.message
+
+
+def test_beside_one_that_comes_up_a_machine_that_is_its_persons_is_no_reason_to_refuse() -> None:
+    decision = choose(ASK, None, wanted(replica("attic/0", state="loading")), NOW)
+    assert isinstance(decision, Wait)
+    assert "attic/0" in decision.message
+
+
+def test_a_host_that_serves_is_asked_whatever_an_old_picture_says() -> None:
+    there = wanted(heard_at=NOW - 0.5, refused=False, state="ready")
+    assert isinstance(choose(ASK, home("den/0"), there, NOW), Send)
+
+
+def test_what_the_config_took_away_meanwhile_is_gone_there_too() -> None:
+    there = wanted()
+    other = replace(there, replicas={"den/1": replica("den/1", state="yielded")})
+    decision = choose(ASK, home("den/0"), other, NOW)
+    assert isinstance(decision, Refuse)
+    assert decision.code == "home_removed"
+
+
+def test_a_child_whose_parents_machine_is_its_persons_waits_with_it() -> None:
+    parent = Pin("ef" * 32, "tiny", "den/0", 1, 1.0)
+    decision = choose(replace(ASK, parent=parent), None, wanted(replica("attic/0")), NOW)
+    assert isinstance(decision, Refuse)
+    assert decision.code == "machine_yielded"
 
 
 # its machine is away

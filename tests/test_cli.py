@@ -86,9 +86,29 @@ def test_a_name_is_quoted(router: FakeRouter) -> None:
 
 def test_move_names_the_machine_and_tells_the_home(router: FakeRouter) -> None:
     path = f"/api/sessions/{PUBLIC}/move"
-    router.answers[path] = (200, {"id": PUBLIC, "machine": "den", "replicas": ["den/0"]})
-    assert run("move", PUBLIC, "den") == (0, f"{PUBLIC} has its home at den/0 now.")
+    went = {"context": "carried", "tokens": 4012, "bytes": 92 * 2**20, "seconds": 1.23}
+    moved = [{"model": "m", "replica": "den/0", **went}]
+    router.answers[path] = (200, {"id": PUBLIC, "machine": "den", "replicas": ["den/0"], "moved": moved})
+    said = f"{PUBLIC} has its home at den/0 now; its context went along (4012 tokens, 92.0 MiB, 1.2 s)."
+    assert run("move", PUBLIC, "den") == (0, said)
     assert router.asked[0][3] == {"machine": "den"}
+    moved[0] = {"model": "m", "replica": "den/0", "context": "evaluated anew", "why": "its home is away"}
+    said = f"{PUBLIC} has its home at den/0 now; its context is evaluated anew: its home is away."
+    assert run("move", PUBLIC, "den") == (0, said)
+    moved[0] = {"model": "m", "replica": "den/0", "context": "kept"}
+    assert run("move", PUBLIC, "den") == (0, f"{PUBLIC} has its home at den/0 now.")
+
+
+def test_drain_says_by_when_follows_it_and_refuses_what_is_no_time(router: FakeRouter) -> None:
+    router.answers["/api/machines/den/drain"] = (200, {"machine": "den", "draining": True})
+    told = {"deadline_s": 0.0, "moved": 1, "left": 0, "anew": {}, "stay": {}, "waits": ""}
+    machine = {"name": "den", "state": "draining", "draining": told}
+    router.answers["/api/fleet"] = (200, {"machines": [machine]})
+    code, said = run("drain", "den", "--deadline", "90s")
+    assert (code, said.startswith("den: moved 1 of 1 session; drained;")) == (0, True)
+    assert router.asked[0][3] == {"within_s": 90.0}
+    code, said = run("drain", "den", "--deadline", "soon")
+    assert (code, "is not a duration" in said) == (2, True)
 
 
 def test_forget_says_what_becomes_of_the_machine(router: FakeRouter) -> None:

@@ -38,9 +38,10 @@ DESIGN_KEYS = {
     (): "router network machines models",
     ("router",): "listen keys_file names identity",
     ("router", "identity"): "headers fields",
-    ("network",): "control ports private lost_after",
-    ("machines",): "name address zone reserve wake",
+    ("network",): "control ports private isolate lost_after files copy_rate models_disk",
+    ("machines",): "name address zone reserve yield_to wake",
     ("machines", "reserve"): "cores memory",
+    ("machines", "wake"): "mac command",
     ("models",): "name engine source machines replicas needs take context sessions hold queue unload parking "
     "when_lost options",
     ("models", "needs"): "cores memory gpus",
@@ -139,10 +140,10 @@ def test_everything_that_works_can_be_said(folder: Path) -> None:
             folder,
             """
 router: {listen: "localhost:9000"}
-network: {control: 9001, ports: 9100-9109, private: false, lost_after: 1m}
+network: {control: 9001, ports: 9100-9109, private: false, isolate: false, lost_after: 1m}
 machines:
   - {name: den-pc, address: 192.168.1.10, zone: home, reserve: {cores: 2, memory: 1.5GiB}}
-  - name: attic
+  - {name: attic, yield_to: [steam, Blender]}
 models:
   - name: org/assistant:q8
     engine: llama.cpp
@@ -164,7 +165,7 @@ models:
     assert config.router == RouterConfig("127.0.0.1", 9000)
     assert config.network == NetworkConfig(9001, 9100, 9109, lost_after_s=60.0)
     den = MachineConfig("den-pc", "192.168.1.10", "home", 2, 3 * GIB // 2)
-    assert config.machines == (den, MachineConfig("attic"))
+    assert config.machines == (den, MachineConfig("attic", yield_to=("steam", "Blender")))
     (spec,) = config.models
     assert (spec.machines, spec.replicas, spec.need) == (ZoneOf("home"), 3, Need(2, GIB // 2, 1))
     assert (spec.hold_s, spec.queue_s) == (0.5, 120.0)
@@ -373,14 +374,51 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
         ("router: {listen: 'localhost:8100'}", "1: router.listen: port 8100 lies among the hosts' ports"),
         (
             "machines: [{name: den, wake: {mac: x}}]",
-            "1: machines[0].wake: does not work yet in this version.",
+            "1: machines[0].wake.mac: x is not the address of a network card. Write it as `ip link` shows it",
         ),
+        (
+            "machines: [{name: den, wake: {mac: 11:22:33:44:55:56}}]",
+            "1: machines[0].wake.mac: 8846009756 is not the address of a network card. Write it in quotes as",
+        ),
+        (
+            "machines: [{name: den, wake: {mac: '11:22:33:44:55:56'}}]",
+            "1: machines[0].wake.mac: 11:22:33:44:55:56 is the address of a group. Write that of the machine's",
+        ),
+        (
+            "machines: [{name: den, wake: {}}]",
+            "1: machines[0].wake: it has neither mac nor command. Write one of the two",
+        ),
+        (
+            "machines: [{name: den, wake: {mac: 3c:ec:ef:01:23:45, command: wake}}]",
+            "1: machines[0].wake: it has both mac and command. Write one of the two",
+        ),
+        (
+            "machines: [{name: den, wake: {command: 'ssh \"nas'}}]",
+            '1: machines[0].wake.command: ssh "nas has a quote without its end. Close it, or write a list',
+        ),
+        (
+            "machines: [{name: den, wake: {command: [1]}}]",
+            "1: machines[0].wake.command: [1] is not a command. Write its program and its arguments",
+        ),
+        ("machines: [{name: den, wake: yes}]", "1: machines[0].wake: true has no keys in it."),
         ("machines: [{name: den/1}]", "1: machines[0].name: den/1 cannot be a name. Use letters, digits"),
         (
             "machines: [{name: no}]",
             "1: machines[0].name: false is not a name. A name is text. Put it in quotes.",
         ),
         ("machines: [{zone: home}]", "1: machines[0].name: is missing. Add it"),
+        (
+            "machines: [{name: den, yield_to: [/usr/bin/steam]}]",
+            "1: machines[0].yield_to: /usr/bin/steam is not the name of a program. Write it as `ps -e` shows it",
+        ),
+        (
+            "machines: [{name: den, yield_to: [7]}]",
+            "1: machines[0].yield_to: 7 is not the name of a program.",
+        ),
+        (
+            "machines: [{name: den, yield_to: [steam, steam]}]",
+            "1: machines[0].yield_to: a program is there twice. Name each once.",
+        ),
         (
             "machines: [{name: den, address: 5}]",
             "1: machines[0].address: 5 is not a machine's IP address. Write the one under which the others reach it",
@@ -742,12 +780,113 @@ def test_a_model_file_that_is_a_folder_or_unreadable_is_told(
             source_digest(str(folder / "tiny.gguf"))
 
 
-def test_a_source_on_hugging_face_does_not_work_yet(folder: Path) -> None:
-    (line,) = problems(folder, "models:\n  - name: a\n    source: hf:owner/repo:file.gguf\n")
-    assert line == (
-        "3: models[0].source: a source on Hugging Face (hf:) does not work yet in this version. "
-        "Download the file and give its path."
-    )
+def test_a_source_on_hugging_face_is_taken_as_it_is_written(folder: Path) -> None:
+    source = "hf:owner/repo:sub/file-Q4_K_M-00001-of-00003.gguf"
+    path = write(folder, f"models:\n  - name: a\n    source: {source}\n")
+    (spec,) = load(path, folder).models
+    assert spec.source == source
+    assert Config.from_json(json.loads(json.dumps(load(path).to_json()))) == load(path)
+    assert model_path(source, folder) == folder / "models/owner/repo/sub/file-Q4_K_M-00001-of-00003.gguf"
+
+
+def test_the_digest_of_a_source_on_hugging_face_is_the_same_before_and_after_it_was_fetched(
+    folder: Path,
+) -> None:
+    source = "hf:owner/repo:tiny.gguf"
+    before = source_digest(source, folder)
+    file = model_path(source, folder)
+    file.parent.mkdir(parents=True)
+    file.write_bytes((folder / "tiny.gguf").read_bytes())
+    assert source_digest(source, folder) == before == source_digest(source, folder / "elsewhere")
+    assert source_digest("hf:owner/repo@v2:tiny.gguf", folder) != before
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("hf:owner/repo", "hf:owner/repo names no file. Write hf:OWNER/REPO:FILE"),
+        ("hf:repo:file.gguf", "repo is not OWNER/REPO"),
+        ("hf:o/r/x:file.gguf", "o/r/x is not OWNER/REPO"),
+        ("hf:../etc:file.gguf", "../etc is not OWNER/REPO"),
+        ("hf:o/r:../../secrets/key.gguf", "../../secrets/key.gguf is not a file of a repository"),
+        ("hf:o/r:/etc/x.gguf", "/etc/x.gguf is not a file of a repository"),
+        ("hf:o/r:a//b.gguf", "a//b.gguf is not a file of a repository"),
+        ("hf:o/r:.whole/b.gguf", ".whole/b.gguf is not a file of a repository"),
+        ("hf:o/r@a..b:b.gguf", "a..b is not a revision"),
+        ("hf:o/r@:b.gguf", " is not a revision"),
+        ("hf:o/r:model.safetensors", "model.safetensors is not a GGUF file. Name a file that ends in .gguf"),
+        ("hf:o/r:m-00002-of-00003.gguf", "is part 2 of 3. Name the first part: m-00001-of-00003.gguf"),
+        ("hf:o/r:m-00001-of-00999.gguf", "is no part of 1 to 200 parts"),
+    ],
+)
+def test_a_source_on_hugging_face_that_is_written_wrongly_is_refused(
+    folder: Path, source: str, complaint: str
+) -> None:
+    (line,) = problems(folder, f'models:\n  - name: a\n    source: "{source}"\n')
+    assert line.startswith("3: models[0].source: ")
+    assert complaint in line
+
+
+def test_what_the_config_says_of_copies_of_models(folder: Path) -> None:
+    text = "network: {files: 9091, copy_rate: 50MiB, models_disk: 100GiB}\n"
+    network = load(write(folder, text + model())).network
+    assert (network.files, network.copy_rate, network.models_disk) == (9091, 50 * 2**20, 100 * 2**30)
+    usual = load(write(folder, model())).network
+    assert (usual.files, usual.copy_rate, usual.models_disk) == (8091, None, None)
+    for wrong, complaint in (
+        ("files: 8090", "8090 is the controller's port too"),
+        ("files: 8000", "8000 is the router's port too"),
+        ("files: 8150", "port 8150 lies among the hosts' ports"),
+        ("copy_rate: 1KiB", "1KiB a second is too slow"),
+        ("copy_rate: 50", "50 is not a size"),
+        ("models_disk: much", "much is not a size"),
+    ):
+        (line,) = problems(folder, f"network: {{{wrong}}}\n" + model())
+        assert line.startswith(f"1: network.{wrong.split(':')[0]}: ")
+        assert complaint in line
+
+
+def in_parts(folder: Path, count: int, told: int | None = None) -> Path:
+    """A model in parts, as llama.cpp splits it with the weights in all but the first; the path of the first."""
+    for number in range(1, count + 1):
+        data = gguf_bytes(tensors=int(number > 1))
+        pairs = text("split.count") + struct.pack("<IH", 2, told or count)
+        (keys,) = struct.unpack("<Q", data[16:24])
+        whole = data[:16] + struct.pack("<Q", keys + 1) + pairs + data[24:]
+        (folder / f"m-{number:05d}-of-{count:05d}.gguf").write_bytes(whole + bytes(64))
+    return folder / f"m-00001-of-{count:05d}.gguf"
+
+
+def test_a_model_in_several_parts_is_one(folder: Path) -> None:
+    first = in_parts(folder, 3)
+    head = gguf.read_head(first)
+    assert (head.parts, head.tensors) == (3, 2)
+    assert load(write(folder, f"models: [{{name: a, source: {first.name}}}]")).models[0].source == str(first)
+    last = folder / "m-00003-of-00003.gguf"
+    last.write_bytes(last.read_bytes()[:-1] + b"!")
+    assert gguf.read_head(first).digest != head.digest
+
+
+def test_a_model_in_several_parts_of_which_one_is_missing_or_strange_is_refused(folder: Path) -> None:
+    first = in_parts(folder, 3)
+    second, third = (folder / f"m-0000{n}-of-00003.gguf" for n in (2, 3))
+
+    def complaint(name: str) -> str:
+        (line,) = problems(folder, f"models: [{{name: a, source: {name}}}]")
+        return line
+
+    assert "is part 2 of 3. Name the first part: m-00001-of-00003.gguf" in complaint(second.name)
+    kept = third.read_bytes()
+    third.write_bytes(cut_to_size(gguf_bytes()))
+    assert f"{third} is no part of {first.name}. Get all parts of the same model" in complaint(first.name)
+    third.write_bytes(kept[:40])
+    assert "is truncated" in complaint(first.name)
+    third.unlink()
+    assert f"part 3 of 3 is missing: {third}. Put it beside {first.name}" in complaint(first.name)
+    first.rename(folder / "alone.gguf")
+    assert "is part of a model in 3 parts. Call it NAME-00001-of-00003.gguf" in complaint("alone.gguf")
+    (folder / "tiny.gguf").rename(folder / "w-00001-of-00002.gguf")
+    assert "is a whole model. Remove -00001-of-... from its name" in complaint("w-00001-of-00002.gguf")
 
 
 def test_the_digest_of_a_file_is_of_its_content(folder: Path) -> None:

@@ -342,7 +342,13 @@ def test_the_record_is_right_and_private(lab: Laboratory) -> None:
         slice=order.slice,
         limits=record.limits,
     )
-    assert sorted(record.limits.enforced + record.limits.watched) == ["cores", "gpus", "memory", "threads"]
+    assert sorted(record.limits.enforced + record.limits.watched) == [
+        "cores",
+        "gpus",
+        "memory",
+        "network",
+        "threads",
+    ]
     assert read_record(order.record) == record
     assert stat.S_IMODE(order.record.stat().st_mode) == 0o600
     assert stat.S_IMODE((order.folder / "host.err").stat().st_mode) == 0o600

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,11 @@ from cluster.join import RayIs, ray_of
 from cluster.machine import CpuCore, Hardware
 from cluster.paths import Paths, secret, write_private
 from cluster.slices import Need
-from serving.controller import Controller, Members
+from serving import controller as controller_
+from serving.controller import Controller
 from serving.journal_file import NOTHING, JournalNews, Mark
 from serving.machine_book import MachineBook
+from serving.membership import Members
 from serving.model import ModelSpec
 
 GIB = 1024**3
@@ -42,6 +44,8 @@ class OneMachine:
         self.readable = True
         """Whether its journal can be read."""
         self.hosts: list[dict[str, Any]] = []
+        self.yielded: dict[str, Any] | None = None
+        """For whom the machine is, as its keeper says."""
         self.changes = 0
         self.whole = 0
         """How often the journal was begun anew."""
@@ -49,6 +53,12 @@ class OneMachine:
         self.kept = (0, "")
         """The revision that its keeper has, and of which head."""
         self.left: list[str] = []
+        self.models: dict[str, Any] | None = None
+        """What its keeper reports of models; and what it was told to bring."""
+        self.brought: list[dict[str, Any]] = []
+        self.woke: list[tuple[str, str, list[str]]] = []
+        self.told: dict[str, Any] = {}
+        """What else its keeper reports."""
         self.answers = threading.Event()
         self.answers.set()
 
@@ -68,7 +78,13 @@ class OneMachine:
             "head": self.kept[1],
             "hardware": hardware.to_json(),
             "reserve": {"cores": 0, "memory_bytes": 0},
-            "replicas": [{**host, "journal": str(self.changes)} for host in self.hosts],
+            "yielded": self.yielded,
+            "replicas": [
+                {**host, "state": "yielded" if self.yielded else host["state"], "journal": str(self.changes)}
+                for host in self.hosts
+            ],
+            **({} if self.models is None else {"models": self.models}),
+            **self.told,
         }
 
     async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
@@ -90,10 +106,29 @@ class OneMachine:
         self.kept = (revision, head)
         return self._report()
 
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        if not self.answers.is_set():
+            raise TimeoutError
+        self.yielded = None if ends else {"by": "person", "until": for_s}
+        self.changes += 1
+        return self._report()
+
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        self.brought.append(orders)
+        self.changes += 1
+        self.models = {**(self.models or {}), "orders": orders["key"]}
+        return self._report()
+
     async def leave(self, machine: str) -> None:
         if not self.answers.is_set():
             raise TimeoutError
         self.left.append(machine)
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        if not self.answers.is_set():
+            raise TimeoutError
+        self.woke.append((machine, mac, networks))
+        return len(networks)
 
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
         if not self.readable:
@@ -127,8 +162,17 @@ class Several:
     ) -> dict[str, Any]:
         return await self._each[machine].apply(machine, revision, wishes, head)
 
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        return await self._each[machine].yield_machine(machine, for_s, ends)
+
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        return await self._each[machine].bring(machine, orders)
+
     async def leave(self, machine: str) -> None:
         await self._each[machine].leave(machine)
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        return await self._each[machine].wake(machine, mac, networks)
 
     async def pins(self, machine: str, known: dict[int, Mark]) -> dict[int, JournalNews]:
         return await self._each[machine].pins(machine, known)
@@ -297,7 +341,15 @@ def kept(replica: str = "den/0", generation: int = 1, **more: Any) -> dict[str, 
     return pin | more
 
 
+def was_here(folder: Path, name: str) -> None:
+    """A machine of that name was here once: its zone is known, which a home in another's stead must share."""
+    paths = Paths(folder / "home", folder / "locks")
+    paths.make()
+    MachineBook(paths.revision.with_name("machines.json")).here(f"id-{name}", name, "default")
+
+
 def test_a_session_whose_home_is_lost_moves_once_whoever_asks(folder: Path) -> None:
+    was_here(folder, "attic")
     running = Running(folder, OneMachine([kept("attic/0")]))
     running.until("/claim", CLAIM, 200)
     lost = {"replica": "attic/0", "generation": 1}
@@ -394,6 +446,7 @@ def test_a_journal_that_could_not_be_read_is_not_one_without_pins(folder: Path, 
 
 
 def test_a_home_is_not_lost_while_its_keeper_says_that_it_is_ready(folder: Path, host: Hears) -> None:
+    was_here(folder, "attic")
     members = OneMachine([kept()])
     members.hosts = [replica_at(host)]
     running = Running(folder, members)
@@ -486,7 +539,7 @@ FORGOTTEN = {"id": "id-1", "name": "den", "zone": "default"}
 
 def test_a_machine_that_is_gone_can_be_forgotten_until_it_is_here_again(folder: Path) -> None:
     members = OneMachine()
-    running = Running(folder, members)
+    running = Running(folder, members, lost_after_s=3.0)  # It is asked every second, not every ten.
     running.until("/claim", CLAIM, 200)
     status, answer = running.ask("/machines/den/forget", {})
     assert status == 409
@@ -555,6 +608,22 @@ def test_a_keeper_that_does_not_answer_is_away(folder: Path) -> None:
     assert running.ask("/leave", {})[1] == {"left": [], "away": ["den"], "hosts": {}}
 
 
+def test_what_a_keeper_says_again_is_not_worked_out_anew(folder: Path) -> None:
+    running = Running(folder, OneMachine(), lost_after_s=0.6)
+    deadline = time.monotonic() + 10
+    while [each["revision"] for each in running.ask("/fleet")[1]["machines"]] != [3]:
+        assert time.monotonic() < deadline
+    told = running.controller._fleet()
+    heard = [running.controller.roll._heard["id-1"]]
+    while len(heard) < 4:  # A question for news waits for a third of `lost_after`.
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+        if (last := running.controller.roll._heard["id-1"]) != heard[-1]:
+            heard.append(last)
+    assert running.controller._fleet() is told
+    assert running.ask("/fleet")[1]["machines"][0]["state"] == "ready"
+
+
 def test_where_ray_is_the_controller_says_once_it_is_up(folder: Path) -> None:
     running = Running(folder, OneMachine())
     head = f"http://127.0.0.1:{running.port}"
@@ -584,6 +653,39 @@ def test_a_keeper_that_is_silent_is_lost_and_back_when_it_is_heard_again(folder:
     assert [each["state"] for each in den["replicas"]] == ["unknown"]
     assert running.ask("/fleet")[1]["lost_after_s"] == 0.6
     members.answers.set()
+    running.until_stands("den", "ready")
+
+
+def test_nobody_asks_a_machine_that_is_gone_until_it_is_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try would have Ray make a keeper for it, every few seconds, for as long as it sleeps or is off."""
+    monkeypatch.setattr(controller_, "TICK_S", 0.05)
+
+    class Counts(OneMachine):
+        looks = tries = 0
+
+        def machines(self) -> list[str]:
+            self.looks += 1
+            return super().machines()
+
+        async def report(self, machine: str, known: int, wait_s: float) -> dict[str, Any]:
+            if not self.here:
+                self.tries += 1
+            return await super().report(machine, known, wait_s)
+
+    members = Counts()
+    running = Running(folder, members, lost_after_s=1.0)
+    running.until_stands("den", "ready")
+    members.here = False
+    running.until_stands("den", "lost")
+    tries, looks = members.tries, members.looks
+    deadline = time.monotonic() + 10
+    while members.looks < looks + 20:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert members.tries == tries
+    members.here = True
     running.until_stands("den", "ready")
 
 
@@ -712,6 +814,48 @@ def test_a_cordoned_machine_takes_no_new_sessions_and_stays_so(folder: Path) -> 
     assert again.until("/claim", other, 200)["pin"]["replica"] == "den/0"
 
 
+def test_a_machine_that_is_taken_off_the_list_takes_no_new_sessions_until_it_is_put_back_or_kept(
+    folder: Path,
+) -> None:
+    members = OneMachine([kept("den/7")])
+    running = Running(folder, members)
+    paths = running.controller.paths
+
+    def give_list(*workers: str) -> None:
+        told = {"provider": {"head_ip": "10.0.0.1", "worker_ips": list(workers)}}
+        (folder / "cluster.yaml").write_text(json.dumps(told))
+        paths.machine_list.write_text(str(folder / "cluster.yaml"))
+
+    def until_off(is_off: bool) -> None:
+        deadline = time.monotonic() + 10
+        while True:
+            (den,) = running.ask("/fleet")[1]["machines"]
+            if (den["unlisted"], den["cordoned"]) == (is_off, is_off) and den["state"] == "ready":
+                return
+            assert time.monotonic() < deadline, den
+            time.sleep(0.05)
+
+    give_list("127.0.0.1")
+    running.until("/claim", CLAIM, 200)
+    deadline = time.monotonic() + 10
+    while not paths.revision.with_name("listed.json").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    until_off(False)
+    other = {**CLAIM, "session": "cd" * 32}
+    give_list()
+    until_off(True)
+    assert running.ask("/claim", other)[0] == 503
+    assert running.ask("/claim", CLAIM)[1]["pin"]["replica"] == "den/7", "its own are served"
+    give_list("127.0.0.1")
+    until_off(False)
+    assert running.until("/claim", other, 200)["pin"]["replica"] == "den/0"
+    give_list()
+    until_off(True)
+    running.ask("/machines/den/uncordon", {})
+    until_off(False)
+
+
 def test_a_machine_that_nobody_knows_is_not_cordoned(folder: Path) -> None:
     running = Running(folder, OneMachine())
     running.until_stands("den", "ready")
@@ -719,6 +863,77 @@ def test_a_machine_that_nobody_knows_is_not_cordoned(folder: Path) -> None:
         status, answer = running.ask(f"/machines/shed/{act}", {})
         assert (status, answer["error"]["message"]) == (404, "There is no machine shed; known: den.")
         assert running.ask(f"/machines/den/{act}", {}, token="wrong")[0] == 401
+
+
+# machines that their persons want
+
+
+def test_a_machine_that_its_person_wants_takes_no_new_sessions_and_loses_none(folder: Path) -> None:
+    den, attic = OneMachine([kept("den/7")]), OneMachine(id_="id-2", name="attic")
+    den.hosts = [host_of(den, "d")]
+    running = Running(folder, Several(den, attic))
+    running.until("/claim", CLAIM, 200)
+    asked = running.ask("/machines/den/yield", {"for_s": 60})
+    assert asked == (200, {"machine": "den", "yielded": {"by": "person", "until": 60.0}})
+    assert running.until_stands("den", "yielded")["replicas"][0]["state"] == "yielded"
+    both = [{"replica": "den/0", "free": 1}, {"replica": "attic/0", "free": 0}]
+    other = {**CLAIM, "session": "cd" * 32, "ranked": both}
+    assert running.ask("/claim", other)[1]["pin"]["replica"] == "attic/0"
+    assert running.ask("/claim", CLAIM)[1]["pin"]["replica"] == "den/7"
+    assert running.ask("/machines/den/yield", {"end": True}) == (200, {"machine": "den", "yielded": None})
+    running.until_stands("den", "ready")
+    assert running.ask("/claim", {**other, "session": "ef" * 32})[1]["pin"]["replica"] == "den/0"
+
+
+def test_no_home_is_lost_that_only_its_person_keeps(folder: Path) -> None:
+    den, attic = OneMachine([kept("den/0")]), OneMachine(id_="id-2", name="attic")
+    den.hosts = [host_of(den, "d")]
+    running = Running(folder, Several(den, attic))
+    running.until("/claim", CLAIM, 200)
+    running.ask("/machines/den/yield", {})
+    lost = {"replica": "den/0", "generation": 1}
+    moves = {**CLAIM, "ranked": [{"replica": "attic/0", "free": 1}], "instead_of": lost}
+    assert running.ask("/claim", moves)[1]["pin"]["replica"] == "den/0"
+    den.hosts = [{**host_of(den, "d"), "state": "failed"}]
+    running.ask("/machines/den/yield", {"end": True})
+    assert running.until("/claim", moves, 200)["pin"]["replica"] == "attic/0", "then it is"
+
+
+@pytest.mark.parametrize("body", [{"for_s": "2h"}, {"end": 1}, []])
+def test_what_cannot_be_asked_of_a_machine_is_said(folder: Path, body: Any) -> None:
+    running = Running(folder, OneMachine())
+    running.until_stands("den", "ready")
+    status, answer = running.ask("/machines/den/yield", body)
+    assert status == 400
+    assert "for_s" in answer["error"]["message"]
+    assert running.ask("/machines/den/yield", {}, token="wrong")[0] == 401
+    status, answer = running.ask("/machines/shed/yield", {})
+    assert (status, answer["error"]["message"]) == (404, "There is no machine shed; known: den.")
+
+
+def test_a_keeper_that_does_not_take_it_is_said(folder: Path) -> None:
+    members = OneMachine()
+    running = Running(folder, members)
+    running.until_stands("den", "ready")
+    members.answers.clear()
+    status, answer = running.ask("/machines/den/yield", {})
+    assert status == 503
+    assert "`homeport yield`" in answer["error"]["message"]
+
+
+def test_nobody_waits_with_a_revision_for_a_machine_that_its_person_has(folder: Path) -> None:
+    den, attic = OneMachine(), OneMachine(id_="id-2", name="attic")
+    for machine in (den, attic):
+        machine.hosts = [host_of(machine, "old")]
+    attic.yielded = {"by": "steam", "until": None}
+    attic.hosts[0]["pid"] = None
+    running = Running(folder, Several(den, attic))
+    running.until_stands("attic", "yielded")
+    deadline = time.monotonic() + 20
+    while not (den.applied and attic.applied):
+        assert time.monotonic() < deadline, running.ask("/fleet")
+        time.sleep(0.05)
+    assert running.ask("/fleet")[1]["giving"]["passed"] == {}
 
 
 # a revision, one machine at a time
@@ -749,3 +964,58 @@ def test_the_next_machine_takes_a_revision_when_the_one_before_is_ready_with_it(
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert [revision for revision, _ in den.applied] == [3]
+
+
+SOURCE = "hf:o/r:m.gguf"
+
+
+def until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_machine_is_told_from_where_it_gets_a_model_once(folder: Path) -> None:
+    machine = OneMachine()
+    machine.models = {"orders": "", "url": None, "problem": None, "held": {}, "bringing": {}}
+    running = Running(folder, machine, [replace(MODEL, source=SOURCE)])
+    until(lambda: bool(machine.brought))
+    told = machine.brought[0]
+    assert told["sources"] == {SOURCE: {"do": "fetch", "content": None}}
+    assert told["named"] == [SOURCE]
+    content = {"commit": "c" * 40, "parts": [{"name": "m.gguf", "size": 7, "sha256": "a" * 64}]}
+    machine.models = {**machine.models, "held": {SOURCE: content}}
+    machine.changes += 1
+    until(lambda: machine.brought[-1]["sources"] == {})
+    known = running.controller.paths.known_models
+    until(lambda: json.loads(known.read_text())["known"] == {SOURCE: content})
+    assert len(machine.brought) == 2
+    (listed,) = running.ask("/fleet")[1]["machines"]
+    assert listed["models"]["held"] == {SOURCE: content}
+
+
+def test_a_pull_is_taken_from_who_has_the_token_and_says_what_it_wants(folder: Path) -> None:
+    machine = OneMachine()
+    machine.models = {"orders": "", "url": None, "problem": None, "held": {}, "bringing": {}}
+    running = Running(folder, machine)
+    until(lambda: running.ask("/fleet")[1]["machines"] != [])
+    assert running.ask("/models/pull", {"source": SOURCE}, token="wrong")[0] == 401
+    for wrong in (
+        {},
+        {"source": "bundled"},
+        {"source": "/etc/passwd"},
+        {"source": "hf:o/r:../x.gguf"},
+        {"source": SOURCE, "machines": []},
+        {"source": SOURCE, "machines": {"name": "den"}},
+        {"source": SOURCE, "machines": [1]},
+        ["no", "object"],
+    ):
+        assert running.ask("/models/pull", wrong)[0] == 400, wrong
+    assert machine.brought == []
+    assert running.ask("/models/pull", {"source": SOURCE, "machines": ["attic"]}) == (
+        200,
+        {"source": SOURCE, "machines": []},
+    )
+    assert running.ask("/models/pull", {"source": SOURCE}) == (200, {"source": SOURCE, "machines": ["den"]})
+    until(lambda: bool(machine.brought) and SOURCE in machine.brought[-1]["sources"])

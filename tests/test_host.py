@@ -635,7 +635,7 @@ def test_a_signal_ends_streams_with_an_event_and_the_process_with_0(
     assert time.monotonic() - begun < 3.0
     thread.join(5)
     assert (results[0].status, results[0].body["error"]["code"]) == (503, "host_stopping")
-    assert slow.errors() == ""
+    assert slow.faults() == ""
 
 
 def test_a_hanging_engine_does_not_keep_the_process(make_host: MakeHost) -> None:

@@ -2,10 +2,12 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from serving.source import SourceError, bundled_model
+from tests.gguf_parts import split
 from tests.host_process import HostProcess, model_spec, text_of
 
 MESSAGES = [
@@ -133,3 +135,14 @@ def test_a_file_that_is_no_model_ends_with_78(tmp_path_factory: pytest.TempPathF
         assert "homeport: load failed: " in host.errors()
     finally:
         host.kill()
+
+
+def test_a_model_in_several_parts_answers_as_the_whole_one(host: HostProcess, tmp_path: Path) -> None:
+    first = split(bundled_model(), tmp_path, "smollm2", 3)
+    whole = host.chat(ITALY, who="dan").body["choices"][0]["message"]["content"]
+    in_parts = HostProcess(tmp_path / "host", model_spec(context=1024), str(first), None)
+    try:
+        in_parts.start()
+        assert in_parts.chat(ITALY, who="dan").body["choices"][0]["message"]["content"] == whole
+    finally:
+        in_parts.kill()

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from cluster.confine import YIELD_SIGNAL
+from serving.host import STOP
 from serving.model import ParkingSpec
 from tests.fakes import Behaviour
 from tests.host_process import Answer, HostProcess, model_spec, session
@@ -74,7 +76,7 @@ def test_a_resident_that_gives_way_is_resumed_and_only_its_new_tokens_are_evalua
     assert again(host, "ann") == ("resumed", None, WARM)
     parking = host.state()["parking"]
     assert (parking["sessions"], parking["resumes"], parking["failures"]) == (1, 1, 0)
-    assert host.errors() == ""
+    assert host.faults() == ""
 
 
 def test_a_session_that_is_resumed_and_cut_says_where(make_host: MakeHost) -> None:
@@ -140,7 +142,7 @@ def test_a_host_that_is_told_to_stop_writes_its_residents_first(make_host: MakeH
     host.signal(signal.SIGTERM)
     assert host.wait_end(3.5) == 0
     stream.close()
-    assert host.errors() == ""
+    assert host.faults() == ""
     host.start()
     for name in ("ann", "ben", "cem"):
         body = {"messages": [{"role": "user", "content": name}], "max_tokens": 1}
@@ -158,6 +160,44 @@ def test_a_stop_that_cannot_save_says_how_many_and_ends_in_time(make_host: MakeH
     assert host.wait_end(4.0) == 1
     assert time.monotonic() - begun < 3.5
     assert "2 sessions not on disk" in host.errors()
+
+
+def test_a_yield_gives_a_save_more_time_than_a_stop_and_ends_within_five_seconds(
+    make_host: MakeHost, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    host = make_host(Behaviour(saves_when=str(gate)), hold_s=60.0)
+    host.start()
+    first(host, "ann")
+    begun = time.monotonic()
+    host.signal(YIELD_SIGNAL)
+    late = threading.Timer(STOP.exit_s + 0.2, gate.touch)
+    late.start()
+    assert host.wait_end(6.0) == 0
+    late.join()
+    assert STOP.exit_s < time.monotonic() - begun < 5.0
+    assert host.faults() == ""
+    host.start()
+    assert again(host, "ann") == ("resumed", None, WARM)
+
+
+def test_what_a_yield_has_no_time_to_save_is_evicted(make_host: MakeHost, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    host = make_host(Behaviour(sequences=2, saves_when=str(gate)), sessions=2, hold_s=60.0)
+    host.start()
+    first(host, "ann")
+    begun = time.monotonic()
+    host.signal(YIELD_SIGNAL)
+    assert host.wait_end(6.0) == 1
+    assert time.monotonic() - begun < 5.0
+    assert "1 sessions not on disk" in host.errors()
+    gate.touch()
+    host.start()
+    assert again(host, "ann")[:2] == ("evaluated", "evicted")
+    host.signal(signal.SIGTERM)
+    assert host.wait_end(4.0) == 0
+    host.start()
+    assert again(host, "ann")[0] == "resumed", "the note was for one life"
 
 
 def test_a_save_that_is_on_its_way_is_waited_for(make_host: MakeHost, tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_parked_when_told_to_stop_and_resumed_in_a_new_process_says_what_it_woul
     talk = two_turns(host)
     host.signal(signal.SIGTERM)
     assert host.wait_end() == 0
-    assert host.errors() == ""
+    assert host.faults() == ""
     host.start()
     talk.say(QUESTIONS[2])
     assert talk.texts == straight.texts

@@ -15,10 +15,11 @@ import pytest
 
 from cluster import install, llama_wheel, wheelhouse
 from cluster.commands import Progress, SetupError
-from cluster.install import Setup, Stamp, cache_folder, sentence_for
+from cluster.install import Setup, cache_folder, sentence_for
+from cluster.stamp import BUILD_LOCK, LOCKS, NODEPS_LOCK, Profile, Stamp
 
 ROOT = Path(__file__).parent.parent
-SOURCES = (*install.LOCKS.values(), install.BUILD_LOCK, install.NODEPS_LOCK, "pyproject.toml", "cluster")
+SOURCES = (*LOCKS.values(), BUILD_LOCK, NODEPS_LOCK, "pyproject.toml", "cluster")
 WANTED = Stamp("locks", "python", "llama")
 
 
@@ -57,7 +58,7 @@ def set_up(monkeypatch: pytest.MonkeyPatch, clone: Path) -> Callable[..., list[s
         step(name)
     monkeypatch.setattr(llama_wheel, "check_compiler", lambda _: None)
 
-    def run(profile: install.Profile = "runtime", **env: str) -> list[str]:
+    def run(profile: Profile = "runtime", **env: str) -> list[str]:
         taken.clear()
         places = {"PATH": os.environ["PATH"], "HOMEPORT_CACHE": str(clone / "cache")}
         Setup(clone, profile, {**places, **env}, Progress(io.StringIO())).run(quiet=True)

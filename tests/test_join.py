@@ -31,7 +31,7 @@ from cluster.join import (
 from cluster.paths import Paths
 from cluster.proof import Purpose, key_of, proven
 from serving import join_routes
-from serving.join_tokens import make
+from serving.join_tokens import Now, make
 from tests.heads import HEAD_ID, RAY, Head
 
 BUILD = build_id()
@@ -63,7 +63,13 @@ def refusal(head: Head, token: str, paths: Paths, name: str | None = None) -> Jo
 
 def test_a_machine_learns_who_it_is_and_what_it_needs(head: Head, paths: Paths) -> None:
     head.revision["machines"] = [
-        {"name": "attic", "address": "127.0.0.1", "zone": "home", "reserve_cores": 0}
+        {
+            "name": "attic",
+            "address": "127.0.0.1",
+            "zone": "home",
+            "reserve_cores": 0,
+            "yield_to": ["steam"],
+        }
     ]
     answer = ask(head.url, head.list_token, paths, None, 5.0)
     assert (answer.name, answer.zone, answer.address, answer.ray) == ("attic", "home", "127.0.0.1", RAY)
@@ -72,7 +78,7 @@ def test_a_machine_learns_who_it_is_and_what_it_needs(head: Head, paths: Paths) 
     assert paths.cluster_token.read_text() == head.token
     assert paths.ray_token.read_text() == head.paths.ray_token.read_text()
     assert not paths.digest_key.exists()
-    assert joined(paths) == join.Joined(head.url, "attic")
+    assert joined(paths) == join.Joined(head.url, "attic", answer.told)
     kept = json.loads(paths.machine.read_text())
     assert (kept["id"], kept["name"], kept["zone"], kept["ports"]) == (
         machine.id,
@@ -80,6 +86,7 @@ def test_a_machine_learns_who_it_is_and_what_it_needs(head: Head, paths: Paths) 
         "home",
         [8100, 8199],
     )
+    assert kept["yield_to"] == ["steam"]
     for file in (paths.cluster_token, paths.ray_token, paths.machine, paths.joined):
         assert file.stat().st_mode & 0o777 == 0o600
     assert head.book.remembered()[machine.id].address == "127.0.0.1"
@@ -100,7 +107,7 @@ def test_a_machine_that_joined_asks_again_with_the_clusters_token_and_stays_who_
 def test_a_token_is_used_by_the_machine_that_got_in_and_no_other(
     head: Head, paths: Paths, tmp_path: Path
 ) -> None:
-    token = make(head.paths, time.time())
+    token = make(head.paths, Now.here())
     head.ray_is("starting")
     with pytest.raises(HeadAway, match="Ray is not up yet"):
         ask(head.url, token, paths, "attic", 5.0)
@@ -114,7 +121,7 @@ def test_a_token_is_used_by_the_machine_that_got_in_and_no_other(
 
 
 def test_a_token_expires(head: Head, paths: Paths) -> None:
-    assert refusal(head, make(head.paths, time.time() - 601), paths).code == "token_expired"
+    assert refusal(head, make(head.paths, Now(time.time() - 601)), paths).code == "token_expired"
 
 
 def test_an_unknown_token_is_refused_and_told_to_nobody(
@@ -283,7 +290,7 @@ def test_a_stranger_at_the_heads_address_learns_no_token_and_is_not_obeyed(
     tokens = {
         "the clusters": head.token,
         "a lists": head.list_token,
-        "for one machine": make(head.paths, time.time()),
+        "for one machine": make(head.paths, Now.here()),
     }
     token = tokens[which]
     machine = {"name": "attic", "zone": "x", "address": "127.0.0.1", "ports": [8100, 8199]}

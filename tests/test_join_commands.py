@@ -15,13 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster import join
+from cluster.build import ROOT, build_id
 from cluster.ending import end_everything
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ours
 from cluster.proof import key_of
 from cluster.restarting import take_up_lock
 from router import cli, down_all, join_worker
-from serving.join_tokens import JoinTokens, make
+from serving.join_tokens import JoinTokens, Now, make
 from serving.machine_book import MachineBook
 from tests.heads import Head
 
@@ -92,7 +93,7 @@ def at(head: Head) -> str:
 
 
 def test_a_machine_joins_with_a_token_and_again_without(head: Head, worker: Worker) -> None:
-    token = make(head.paths, time.time())
+    token = make(head.paths, Now.here())
     code, told = run("join", at(head), "--token", token, "--name", "attic")
     assert code == 0
     line = f"attic serves the head at {at(head)}: zone default, address 127.0.0.1."
@@ -102,6 +103,16 @@ def test_a_machine_joins_with_a_token_and_again_without(head: Head, worker: Work
     assert run("join", at(head)) == (0, line)
     assert worker.services() == [service]
     assert (read_json(worker.paths.run) or {})["role"] == "worker"
+
+
+def test_a_service_does_not_stay_in_the_folder_of_who_started_it(
+    head: Head, worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which may be deleted, and then Ray would not start any more."""
+    monkeypatch.chdir(tmp_path)
+    assert run("join", at(head), "--token", head.list_token)[0] == 0
+    [service] = worker.services()
+    assert Path(f"/proc/{service}/cwd").readlink() == ROOT
 
 
 def test_a_token_may_come_from_a_file_or_from_stdin(head: Head, worker: Worker, tmp_path: Path) -> None:
@@ -132,6 +143,19 @@ def test_what_the_head_says_anew_begins_the_service_anew(head: Head, worker: Wor
     assert told.endswith("zone home, address 127.0.0.1 (its head calls it attic).")
     [after] = worker.services()
     assert after != before
+
+
+@pytest.mark.parametrize("build", ["0.0.1+0123456789ab", None])
+def test_a_service_of_another_version_is_begun_anew(head: Head, worker: Worker, build: str | None) -> None:
+    assert run("join", at(head), "--token", head.list_token)[0] == 0
+    [before] = worker.services()
+    told = read_json(worker.paths.run) or {}
+    assert told["build"] == build_id()
+    write_private(worker.paths.run, json.dumps({**told, "build": build}))
+    assert run("join", at(head))[0] == 0
+    [after] = worker.services()
+    assert after != before
+    assert (read_json(worker.paths.run) or {})["build"] == build_id()
 
 
 def test_a_head_that_is_not_up_yet_is_waited_for(
@@ -253,7 +277,7 @@ def pass_on(here: socket.socket, there: socket.socket, kept: bytearray) -> None:
 
 
 def test_no_token_travels_but_in_the_answer_to_a_first_join(head: Head, worker: Worker) -> None:
-    one = make(head.paths, time.time())
+    one = make(head.paths, Now.here())
     ray_token = secret(head.paths.ray_token)
     with Tap(head) as tap:
         assert run("join", tap.at, "--token", one)[0] == 0
@@ -325,7 +349,7 @@ def test_a_token_is_made_on_a_head_only(head: Head, worker: Worker) -> None:
     token = done.stdout.strip()
     assert "homeport join 10.0.0.1:9090 --token-file - (paste it there)" in done.stderr
     assert token not in done.stderr
-    assert JoinTokens(head.paths, "x").check(key_of(token), "a" * 32, time.time()) == "right"
+    assert JoinTokens(head.paths, "x").check(key_of(token), "a" * 32, Now.here()) == "right"
 
 
 # down --all

@@ -3,6 +3,10 @@
 import json
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +16,7 @@ from typer.testing import CliRunner
 
 from cluster.build import build_id
 from cluster.paths import Paths, read_json, write_private
+from cluster.processes import mark
 from cluster.restarting import take_up_lock
 from router import cli, following, join_head, lifecycle
 from router.join_head import MachineList, describe, own_addresses, read_list
@@ -67,7 +72,7 @@ def started(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     told: list[Any] = []
 
     def start(
-        paths: Paths, prepared: lifecycle.Prepared, env: Any, owner: int, lock: int, machines: Path
+        paths: Paths, prepared: lifecycle.Prepared, env: Any, owner: int, lock: int, machines: Path | None
     ) -> None:
         told.append((prepared.machine.address, prepared.machine.zone, machines))
         os.close(lock)
@@ -201,20 +206,88 @@ def test_what_is_new_of_machines_that_are_in_is_said_to_wait(clone: Clone, start
     code, told = clone.run()
     os.close(lock)
     assert code == 0
-    assert "New names, zones and reserves of machines that are in already hold after `homeport join`" in told
+    assert "take a new zone or reserve by themselves, within half a minute; a new name after" in told
+
+
+RESTARTER = """
+import fcntl, sys, time
+lock = open(sys.argv[1], "a")
+fcntl.flock(lock, fcntl.LOCK_EX)
+print("up", flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def restarter(clone: Clone) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """A homeport seems to run: a process of ours that has the lock, and what it wrote."""
+    with ExitStack() as stack:
+
+        def start(**run: Any) -> subprocess.Popen[str]:
+            os.close(running(clone, **run))
+            process = stack.enter_context(
+                subprocess.Popen(
+                    [sys.executable, "-c", RESTARTER, str(clone.paths.up_lock)],
+                    env={**os.environ, **mark(clone.paths, "parent")},
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+            )
+            stack.callback(process.kill)
+            assert process.stdout is not None
+            assert process.stdout.readline() == "up\n"
+            return process
+
+        yield start
 
 
 @pytest.mark.parametrize("build", ["0.0.1+0123456789ab", None])
-def test_files_of_another_version_below_a_head_that_runs_are_told(
-    clone: Clone, started: list[Any], build: str | None
+def test_another_version_takes_over_from_a_head_that_runs(
+    clone: Clone, started: list[Any], restarter: Callable[..., subprocess.Popen[str]], build: str | None
 ) -> None:
-    lock = running(clone, build=build)
-    clone.configure(context=1024)
+    old = restarter(build=build)
     code, told = clone.run()
-    os.close(lock)
-    assert (code, started) == (1, [])
-    assert f"these files are {build_id()}). Run `ray down`, then `ray up`." in told
-    assert (read_json(clone.paths.revision) or {})["revision"] == 1
+    assert (code, started) == (0, [(clone.address, "home", clone.list)])
+    assert f"this one ({build_id()}) takes over. The replicas go on as they are" in told
+    old.wait(timeout=5.0)  # raises where it still runs
+
+
+@pytest.mark.parametrize("given", ["a config with a mistake", "another port of the controller"])
+def test_what_cannot_start_takes_over_nothing(
+    clone: Clone, started: list[Any], restarter: Callable[..., subprocess.Popen[str]], given: str
+) -> None:
+    old = restarter(build="an older one")
+    clone.configure(**({"context": 0} if "mistake" in given else {"control": 18091}))
+    code, told = clone.run()
+    assert code in (1, 2), told
+    assert (started, old.poll()) == ([], None)
+
+
+def test_homeport_up_takes_over_on_one_machine_too(
+    clone: Clone, started: list[Any], restarter: Callable[..., subprocess.Popen[str]]
+) -> None:
+    old = restarter(build="an older one")
+    done = CliRunner().invoke(cli.app, ["up", "--detach", "--config", str(clone.config)])
+    assert (done.exit_code, started) == (0, [(clone.address, "home", None)]), done.output
+    old.wait(timeout=5.0)  # raises where it still runs
+    assert "takes over" in done.output
+
+
+def test_a_signal_while_it_takes_over_ends_no_replica(
+    clone: Clone, restarter: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[Paths] = []
+
+    def interrupt(*_: Any, **__: Any) -> None:
+        raise following.Ended
+
+    monkeypatch.setattr(following, "end", ended.append)
+    monkeypatch.setattr(lifecycle, "start", interrupt)
+    restarter(build="an older one")
+    done = CliRunner().invoke(cli.app, ["up", "--detach", "--config", str(clone.config)])
+    assert (done.exit_code, ended) == (130, [])
+    assert "The replicas go on as they are" in done.output
 
 
 def test_a_signal_ends_what_this_call_started_and_nothing_that_ran_before(
@@ -287,6 +360,8 @@ def test_a_machine_that_is_away_has_one_line_with_what_ray_says_of_it() -> None:
     _, attic = describe(listed, known, {"10.0.0.2": "waiting-for-ssh"})
     assert "zone home, lost: does not answer over SSH" in attic
     assert describe(listed, known, {})[1].endswith("zone home, lost")
+    *_, note = describe(listed, [{**known[1], "unlisted": True}], {})
+    assert note.startswith("attic is not on the list any more: it serves its sessions and takes no new ones.")
 
 
 def test_what_ray_says_is_read_where_it_says_anything(tmp_path: Path) -> None:

@@ -172,3 +172,41 @@ def test_an_entry_is_read_as_the_config_writes_it() -> None:
         "reserve_memory_bytes": 5,
     }
     assert Entry.from_json(told) == Entry("attic", None, "home", None, 5)
+    assert Entry.from_json({**told, "yield_to": ["steam"]}).yield_to == ("steam",)
+
+
+def test_to_which_programs_it_yields_the_config_says_of_that_name() -> None:
+    entry = replace(ATTIC, yield_to=("steam", "blender"))
+    assert joined(ASK, cluster(entry)).yield_to == ("steam", "blender")
+    assert joined(ASK, cluster()).yield_to == ()
+
+
+@pytest.mark.parametrize(
+    ("address", "boots", "boot", "refused"),
+    [
+        ("10.0.0.9", {ASK.id: "boot-1"}, "boot-2", True),
+        ("10.0.0.9", {ASK.id: "boot-1"}, "boot-1", False),
+        ("10.0.0.9", {}, "boot-2", False),
+        ("10.0.0.9", {ASK.id: ""}, "boot-2", False),
+        ("10.0.0.9", {ASK.id: "boot-1"}, "", False),
+        (ASK.address, {ASK.id: "boot-1"}, "boot-2", False),
+    ],
+    ids=[
+        "two at once",
+        "one that moved",
+        "one that came back",
+        "an older keeper",
+        "an older one",
+        "rebooted",
+    ],
+)
+def test_a_copy_of_a_disk_is_told_from_a_machine_that_moved(
+    address: str, boots: dict[str, str], boot: str, refused: bool
+) -> None:
+    there = replace(cluster(me=Known("attic", "home", address)), boots=boots)
+    decision = decide(replace(ASK, boot=boot), there)
+    assert isinstance(decision, Refused) == refused
+    if isinstance(decision, Refused):
+        assert decision.code == "id_taken"
+        assert "attic at 10.0.0.9 has the id of this machine" in decision.message
+        assert "remove machine.json and replicas/" in decision.message

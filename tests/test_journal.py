@@ -485,3 +485,39 @@ print("goes on")
 def test_a_folder_that_cannot_hold_it_is_an_error_and_damages_nothing(tmp_path: Path) -> None:
     with pytest.raises((OSError, JournalFull)):
         Journal(tmp_path / "missing" / "journal.sqlite")
+
+
+def test_where_a_session_may_run_is_what_its_last_turn_said(journal: Journal) -> None:
+    journal.insert(PIN, Facts("hp_x", machines="den"))
+    moved = replace(PIN, replica="attic/0", generation=2)
+    journal.insert(moved, Facts("hp_x"))
+    entry = journal.entry(PIN.session, PIN.model)
+    assert entry is not None
+    assert entry.machines == "den"
+    for machines in ("attic,den", None):
+        journal.touch(PIN.session, PIN.model, 9e9, Facts(machines=machines))
+        entry = journal.entry(PIN.session, PIN.model)
+        assert entry is not None
+        assert (entry.public, entry.machines) == ("hp_x", machines)
+
+
+def test_a_file_without_that_column_is_read_and_then_has_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal.sqlite"
+    journal = Journal(path)
+    journal.insert(PIN, Facts("hp_x", "5c" * 32))
+    journal.close()
+    connection = sqlite3.connect(path)
+    connection.execute("ALTER TABLE pins DROP COLUMN machines")
+    connection.execute("PRAGMA user_version = 2")
+    connection.commit()
+    connection.close()
+    (before,), _, _ = entries_since(path, NOTHING)
+    assert (before.pin, before.machines) == (PIN, None)
+    journal = Journal(path)
+    assert journal.warning is None
+    journal.touch(PIN.session, PIN.model, 5.0, Facts(machines="den"))
+    after = journal.entry(PIN.session, PIN.model)
+    assert after is not None
+    assert (after.pin, after.scope, after.machines) == (PIN, "5c" * 32, "den")
+    assert entries_since(path, NOTHING)[0] == [after]
+    journal.close()

@@ -69,10 +69,10 @@ class Machine:
         wishes = [{"model": model.to_json(), "digest": digest, "count": 1} for model, digest in models]
         self.keeper.apply(revision, wishes, "den")
 
-    def replace_keeper(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def replace_keeper(self) -> None:
         """The keeper does nothing any more; the next one finds what it left."""
 
-        monkeypatch.setattr(self.keeper, "_step", nothing)
+        retire(self.keeper)
         self.keeper = Keeper()
 
     def replica(self, slot: int) -> dict[str, Any]:
@@ -139,6 +139,18 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     finally:
         made.keeper.apply(100, [], "den")
         end_everything(made.paths)
+
+
+def test_a_machine_with_another_reserve_carves_its_slots_anew(machine: Machine) -> None:
+    """Its share of the revision that it has is given to it again, and ignored where nothing is different."""
+    machine.keeper.apply(3, [], "den")
+    assert Keeper().report()["revision"] == 3
+    first, last = json.loads(machine.paths.machine.read_text())["ports"]
+    enter(machine.paths, "den", "default", measure({}), Reserve(0, 1 << 20), (first, last))
+    keeper = Keeper()
+    assert keeper.report()["revision"] == 0
+    assert keeper.apply(3, [], "den")["revision"] == 3
+    assert Keeper().report()["revision"] == 3
 
 
 def test_a_failed_assertion_of_llama_cpp_ends_one_host_only_and_is_told(machine: Machine) -> None:
@@ -209,7 +221,7 @@ def test_new_settings_reach_a_host_that_runs_and_one_that_is_adopted(
     parking = ParkingSpec(2**20, 2**21, 60.0)
     machine.serve(1, revision=2, hold_s=1.0, queue_s=2.0, unload_s=1800.0, parking=parking)
     machine.until_settings(0, hold_s=1.0, queue_s=2.0, unload_s=1800.0, parking=parking.to_json())
-    machine.replace_keeper(monkeypatch)
+    machine.replace_keeper()
     machine.serve(1, revision=3, hold_s=3.0)
     machine.until_settings(0, hold_s=3.0, queue_s=60.0, unload_s=None, parking=ParkingSpec().to_json())
     after = machine.until(0, lambda replica: replica["state"] == "ready")
@@ -254,7 +266,7 @@ def test_a_slice_that_is_carved_anew_restarts_its_host_and_the_next_one_waits_fo
 def test_another_heads_revisions_are_taken_whatever_their_number(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(machine.keeper, "_step", nothing)
+    retire(machine.keeper)
 
     def serves() -> tuple[int, str, list[int]]:
         report = machine.keeper.report()
@@ -265,8 +277,8 @@ def test_another_heads_revisions_are_taken_whatever_their_number(
     assert serves() == (3, "den", [0])
     machine.serve(2, revision=1, head="attic")
     assert serves() == (1, "attic", [0, 1])
-    machine.replace_keeper(monkeypatch)
-    monkeypatch.setattr(machine.keeper, "_step", nothing)
+    machine.replace_keeper()
+    retire(machine.keeper)
     assert serves() == (1, "attic", [0, 1])
     machine.serve(1, revision=3)
     assert serves() == (3, "den", [0])
@@ -281,14 +293,14 @@ def test_a_host_that_listens_at_an_earlier_address_is_replaced_at_once(
     machine.behaviours = [TALKS]
     machine.serve(1)
     machine.lives(0, 1)
-    monkeypatch.setattr(machine.keeper, "_step", nothing)
+    retire(machine.keeper)
     kept = json.loads(machine.paths.machine.read_text())
     write_private(machine.paths.machine, json.dumps({**kept, "address": "127.0.0.2"}))
     began = time.monotonic()
     machine.keeper = Keeper()
     assert machine.lives(0, 2)["address"] == "127.0.0.2"
     assert time.monotonic() - began < 20
-    machine.replace_keeper(monkeypatch)
+    machine.replace_keeper()
     machine.lives(0, 2)  # at its own address it is adopted
 
 
@@ -299,7 +311,7 @@ def test_a_keeper_that_leaves_ends_all_that_runs_here_and_returns_at_once(
     machine.serve(1)
     machine.lives(0, 1)
     service = subprocess.Popen(["sleep", "600"], env=mark(machine.paths, "parent"))
-    monkeypatch.setattr(machine.keeper, "_step", nothing)  # or it would start the host anew
+    retire(machine.keeper)  # or it would start the host anew
     machine.keeper.leave()
     assert service.wait(PATIENCE_S) == -signal.SIGKILL
     deadline = time.monotonic() + PATIENCE_S
@@ -309,5 +321,9 @@ def test_a_keeper_that_leaves_ends_all_that_runs_here_and_returns_at_once(
     assert (machine.paths.logs / "ending.log").read_text() == ""
 
 
-async def nothing() -> None:
-    """A keeper's step."""
+def retire(keeper: Keeper) -> None:
+    """It does nothing any more, also when what a test patched is put back: it would start its hosts again."""
+
+    async def nothing() -> None: ...
+
+    keeper._step = nothing  # type: ignore[method-assign]

@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 from rich.console import Console, RenderableType
@@ -86,11 +87,43 @@ def test_a_program_that_reads_it_gets_whole_lines(monkeypatch: pytest.MonkeyPatc
         ({"state": "unknown"}, "not heard yet since the controller began"),
         ({"state": "lost", "away_s": 125.0}, "lost, last heard 2 min ago"),
         ({"state": "lost", "away_s": 40.0, "cordoned": True}, "lost, last heard 40 s ago, cordoned"),
+        ({"state": "yielded", "yielded": {"by": "steam", "until": None}}, "yielded to steam"),
+        ({"state": "yielded", "yielded": {"by": "person", "until": None}}, "yielded to its person"),
+        ({"state": "yielded", "yielded": {"by": None}, "cordoned": True}, "yielded to its person, cordoned"),
         ({"state": "lost", "away_s": None}, "lost, not heard since the controller began"),
     ],
 )
 def test_how_a_machine_stands_is_told_in_words(machine: dict[str, object], said: str) -> None:
     assert live.standing_text(machine) == said
+
+
+@pytest.mark.parametrize(
+    ("reach", "state", "silent_s", "said"),
+    [
+        ("up", "ready", 0.4, "● ready"),
+        ("suspect", "ready", 4.0, "◌ ready, no answer for 4 s"),
+        ("out", "ready", 125.0, "✗ no answer for 2 min"),
+        ("out", "draining", 9.0, "✗ no answer for 9 s"),
+        ("out", "unknown", None, "✗ no answer"),
+        ("out", "loading", 1.0, "◌ loading"),
+        ("unknown", "ready", None, "● ready"),
+    ],
+)
+def test_status_shows_how_the_router_reaches_a_host(
+    reach: str, state: str, silent_s: float | None, said: str
+) -> None:
+    host = {**replica(state, 0.5), "reach": reach, "silent_s": silent_s}
+    machine = {"name": "den", "zone": "home", "state": "ready", "hardware": None, "replicas": [host]}
+    text = seen(live.status_view({"machines": [machine]}, {"url": "http://x"}), width=200)
+    assert re.search(rf"{said}  ", text), text
+
+
+def test_a_machine_that_is_off_the_list_is_told_with_what_to_do() -> None:
+    machine: dict[str, object] = {"name": "den", "zone": "home", "state": "ready", "replicas": []}
+    told = live.status_view({"machines": [{**machine, "unlisted": True}]}, {"url": "http://x"})
+    assert "den is not on the list any more" in seen(told, width=300)
+    assert "`homeport down` on it ends its part" in seen(told, width=300)
+    assert "not on the list" not in seen(live.status_view({"machines": [machine]}, {}), width=300)
 
 
 def test_status_shows_a_machine_that_is_away_whatever_is_known_of_it() -> None:
@@ -105,3 +138,54 @@ def test_status_shows_a_machine_that_is_away_whatever_is_known_of_it() -> None:
     assert "ready" not in text
     up = seen(live.up_view({"steps": {}}, {"machines": [gone, fresh]}, []), width=160)
     assert "lost, last heard 2 min ago" in up
+
+
+def test_until_when_is_told_as_people_say_it() -> None:
+    noon = time.mktime((2026, 3, 4, 12, 0, 0, 0, 0, -1))
+    assert live.until_text(noon + 7500, noon) == "14:05"
+    assert live.until_text(noon + 86400, noon) == "2026-03-05 12:00"
+
+
+def test_status_shows_who_else_runs_there_and_what_is_only_watched() -> None:
+    there = {**replica("ready", 1.0), "foreign": [{"program": "steam", "share": 0.4}]}
+    machine = {
+        "name": "den",
+        "zone": "home",
+        "state": "ready",
+        "limits": {"enforced": ["cores", "threads"], "watched": ["memory"]},
+        "replicas": [there],
+    }
+    text = seen(live.status_view({"machines": [machine]}, {"url": "http://x"}), width=160)
+    assert "enforced: cores, threads; only watched: memory" in text
+    assert f"on the cores of {there['name']}: steam 40% of a core" in text
+    quiet = {**machine, "replicas": [{**there, "foreign": []}], "limits": {"enforced": [], "watched": []}}
+    text = seen(live.status_view({"machines": [quiet]}, {"url": "http://x"}), width=160)
+    assert "only watched" not in text
+    assert "on the cores of" not in text
+
+
+def test_what_a_machine_fetches_and_what_is_wrong_with_it_is_in_the_status() -> None:
+    waits = {**replica("starting", 0.43), "detail": "fetching 43 % of 1.2 GiB from den-pc"}
+    failed = {**replica("failed", 0.0), "name": "den/1", "detail": "o/r has no file x.gguf. Look there"}
+    bringing = {
+        "hf:o/r:m.gguf": {"doing": "fetching", "got": 5, "size": 100, "from": "hf", "trouble": None},
+        "hf:o/r:n.gguf": {"failures": 1, "trouble": {"message": "no way out", "remedy": "See to it"}},
+    }
+    machine = {
+        "name": "den",
+        "zone": "home",
+        "state": "ready",
+        "replicas": [waits, failed],
+        "models": {"bringing": bringing, "problem": "models cannot be copied from here: port 8091"},
+    }
+    text = seen(live.status_view({"machines": [machine]}, {"url": "http://x"}), width=160)
+    for line in (
+        "  den/0: fetching 43 % of 1.2 GiB from den-pc",
+        "  den/1: o/r has no file x.gguf. Look there",
+        "  hf:o/r:m.gguf: fetching 5 % of 100 bytes from hf",
+        "  hf:o/r:n.gguf: no way out. See to it",
+        "  models cannot be copied from here: port 8091",
+    ):
+        assert line in text.splitlines() or f"{line} " in text
+    lines = live.plain_lines({"steps": {}}, {"machines": [machine]}, ready=False)
+    assert "host den/0: fetching 40 % of 1.2 GiB from den-pc" in lines

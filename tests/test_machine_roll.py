@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from cluster.clocks import AwakeClock
 from serving.machine_book import MachineBook
-from serving.machine_roll import MachineRoll
+from serving.machine_roll import STEP_S, MachineRoll
 
 
 class Time:
@@ -140,6 +141,18 @@ def test_a_cordon_is_told_whether_the_machine_is_there_or_not(book: MachineBook)
     assert (told(seen)["den"]["state"], told(seen)["den"]["cordoned"]) == ("lost", True)
 
 
+def test_a_drain_is_told_with_its_deadline_and_takes_no_new_pins(book: MachineBook) -> None:
+    time = Time()
+    seen = roll(book, time)
+    seen.heard("id-1", report())
+    book.drain("den", 1e9 + 700.0)
+    den = told(seen)["den"]
+    assert (den["state"], den["cordoned"], den["draining"]) == ("draining", True, {"deadline_s": 1e9 + 700.0})
+    assert told(seen)["attic"]["draining"] is None
+    time.now += 30.0
+    assert (told(seen)["den"]["state"], told(seen)["den"]["cordoned"]) == ("lost", True)
+
+
 def test_forgotten_machines_and_former_owners_of_a_name_are_not_in_it(book: MachineBook) -> None:
     seen = roll(book, Time(), id_2=report("attic", "id-2"))
     seen.heard("id-3", report("den", "id-3"))
@@ -149,3 +162,15 @@ def test_forgotten_machines_and_former_owners_of_a_name_are_not_in_it(book: Mach
     assert list(seen.standings()) == ["id-3"]
     assert seen.unsaved == {"id-3", "id-2"}
     assert "id-2" not in seen.kept
+
+
+def test_a_controller_that_stood_still_takes_nobody_for_lost(book: MachineBook) -> None:
+    hands = Time()
+    seen = MachineRoll(book, {}, AwakeClock(STEP_S, hands), hands.wall)
+    seen.heard("id-1", report())
+    hands.now += 3600.0
+    assert seen.standings()["id-1"] == "ready"
+    for _ in range(6):
+        hands.now += 5.0
+        told(seen)
+    assert seen.standings()["id-1"] == "lost"

@@ -9,15 +9,13 @@ import pytest
 
 from serving import parked_file
 from serving.engine import SavedState
-from tests.parking_desk import ANN, BEN, CEM, ENGINE, MIB, Desk, saved, state_of, written
+from tests.parking_desk import ANN, BEN, CEM, ENGINE, MIB, Desk, on_folder, saved, state_of, written
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path / "parked")
-    yield desk
-    for parking in desk.made:
-        parking.close()
+    with on_folder(tmp_path / "parked") as made:
+        yield made
 
 
 async def test_a_parked_state_is_in_memory_at_once_and_then_on_disk_too(desk: Desk) -> None:

@@ -13,15 +13,13 @@ import pytest
 from serving import parked_file
 from serving.engine import SavedState
 from serving.parking_plan import MARGIN_BYTES
-from tests.parking_desk import ANN, BEN, CEM, ENGINE, Desk, saved, state_of, written
+from tests.parking_desk import ANN, BEN, CEM, ENGINE, Desk, on_folder, saved, state_of, written
 
 
 @pytest.fixture
 def desk(tmp_path: Path) -> Iterator[Desk]:
-    desk = Desk(tmp_path / "parked")
-    yield desk
-    for parking in desk.made:
-        parking.close()
+    with on_folder(tmp_path / "parked") as made:
+        yield made
 
 
 async def test_another_parking_finds_what_was_written(desk: Desk) -> None:

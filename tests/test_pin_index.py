@@ -321,3 +321,10 @@ def test_only_what_has_changed_is_to_be_saved() -> None:
     index.unsaved.clear()
     index.confirm([], "a/0", whole=True)
     assert index.unsaved == {("a/0", key)}
+
+
+def test_what_a_new_pin_says_of_itself_may_be_by_another_clock() -> None:
+    index = PinIndex()
+    pin, _ = index.claim("aa" * 32, "m", [Candidate("a/0", 1)], frozenset(), 50.0, created_s=3650.0)
+    assert pin.created_s == 3650.0
+    assert index.claims["aa" * 32, "m"].at == 50.0

@@ -57,7 +57,7 @@ class Routes:
         engine: Any = None
         turns: Any = self.turns
         desk = Desk("den", "den/0", model_spec(), engine, turns, self.journal, self.writer, awake=self._awake)
-        self.pins = PinRoutes(desk, keep_s=lambda: 30 * DAY, wall=lambda: NOW)
+        self.pins = PinRoutes(desk, keep_s=lambda: 30 * DAY, earliest=lambda: NOW)
 
     async def _awake(self) -> None:
         pass
@@ -103,7 +103,7 @@ def pin(name: str = ANN, replica: str = "den/0", generation: int = 1, created_s:
 
 
 async def test_a_pin_is_told_with_its_session_and_what_that_does(routes: Routes) -> None:
-    facts = Facts("hp_ann", SCOPE, BEN, guessed=True, history=session("said"))
+    facts = Facts("hp_ann", SCOPE, BEN, guessed=True, history=session("said"), machines="attic,den")
     routes.journal.insert(pin(), facts)
     routes.turns.does[ANN] = "waiting"
     told = await routes.ask("GET", f"/pins/{ANN}?model={MODEL}")
@@ -113,6 +113,7 @@ async def test_a_pin_is_told_with_its_session_and_what_that_does(routes: Routes)
         "scope": SCOPE,
         "family": BEN,
         "guessed": True,
+        "machines": "attic,den",
         "history": session("said"),
         "used_s": NOW,
         "turns": 0,
@@ -190,7 +191,9 @@ async def test_an_older_pin_is_answered_with_the_one_that_holds(routes: Routes) 
 
 async def test_pins_of_others_that_were_never_here_are_not_kept(routes: Routes) -> None:
     stranger = pin(BEN, "attic/0")
-    assert await routes.ask("POST", "/pins", {"pins": [stranger.to_json()]}) == {"pins": [stranger.to_json()]}
+    assert await routes.ask("POST", "/pins", {"pins": [stranger.to_json()]}) == {
+        "pins": [{**stranger.to_json(), "known": False}]
+    }
     assert routes.journal.count() == 0
 
 

@@ -145,6 +145,16 @@ def test_machines_that_are_away_are_told_and_their_steps_are_those_of_their_last
     assert found.left_out == (LeftOut("n", "shed", AWAY),)
 
 
+def test_what_a_machine_has_to_do_that_is_its_persons_is_told_and_comes_later() -> None:
+    lab, first = Lab("attic", "den"), revision(1, M)
+    lab.apply(first)
+    lab.yielded = ("attic",)
+    found = plan(revision(2, replace(M, context=4096), N), first, lab.fleet())
+    steps = [("drain", "attic/0"), ("start", "attic/1"), ("drain", "den/0"), ("start", "den/1")]
+    assert words(found) == steps
+    assert (found.away, found.yielded, found.left_out) == ((), ("attic",), ())
+
+
 def test_a_model_that_fits_nowhere_is_named_with_its_reasons() -> None:
     lab, first = Lab("attic", "den"), revision(1, M)
     lab.apply(first)

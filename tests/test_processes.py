@@ -5,14 +5,16 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
+from cluster import processes
+from cluster.group import look
 from cluster.paths import Paths, write_private
-from cluster.processes import RAY_UP, clean_environment, end, end_all, mark, ours, port_holder
+from cluster.processes import RAY_UP, Ours, clean_environment, end, end_all, mark, ours, port_holder
 from cluster.record import boot_id
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
@@ -28,9 +30,9 @@ def paths(tmp_path: Path) -> Paths:
 
 @pytest.fixture
 def started(paths: Paths) -> Iterator[list[subprocess.Popen[str]]]:
-    processes: list[subprocess.Popen[str]] = []
-    yield processes
-    for process in processes:
+    made: list[subprocess.Popen[str]] = []
+    yield made
+    for process in made:
         process.kill()
         process.wait()
         assert process.stdout
@@ -63,29 +65,33 @@ def test_our_mark_in_the_environment_makes_a_process_ours(
     assert ours(paths, "host") == []
 
 
-def record_session(paths: Paths, session: int, since: float, boot: str) -> None:
-    write_private(paths.ray_processes, json.dumps({"session": session, "since": since, "boot": boot}))
+def record_session(paths: Paths, session: int, later: int, boot: str) -> None:
+    """Its leader began `later` ticks after the process that has its number."""
+    seen = look(session)
+    assert seen is not None
+    written = {"session": session, "started": seen.start_time + later, "boot": boot}
+    write_private(paths.ray_processes, json.dumps(written))
 
 
 def test_a_worker_without_the_mark_is_ours_in_rays_recorded_session(
     paths: Paths, started: list[subprocess.Popen[str]]
 ) -> None:
     worker = start(started, {}, SLEEP + f"  # {paths.ray_folder}", session=True)
-    record_session(paths, worker.pid, time.time() - 60, boot_id())
+    record_session(paths, worker.pid, 0, boot_id())
     assert [(p.pid, p.role) for p in ours(paths)] == [(worker.pid, "ray")]
 
 
 @pytest.mark.parametrize(
-    ("note", "since_s", "boot"),
-    [("", -60.0, None), ("{folder}", 60.0, None), ("{folder}", -60.0, "an earlier boot")],
+    ("note", "later", "boot"),
+    [("", 0, None), ("{folder}", 1, None), ("{folder}", 0, "an earlier boot")],
 )
 def test_a_stranger_in_a_session_whose_number_was_given_anew_is_not_ours(
-    paths: Paths, started: list[subprocess.Popen[str]], note: str, since_s: float, boot: str | None
+    paths: Paths, started: list[subprocess.Popen[str]], note: str, later: int, boot: str | None
 ) -> None:
     """It does not look like Ray's, or is older than the record, or the record is of an earlier boot."""
     program = SLEEP + "  # " + note.format(folder=paths.ray_folder)
     stranger = start(started, {}, program, session=True)
-    record_session(paths, stranger.pid, time.time() + since_s, boot or boot_id())
+    record_session(paths, stranger.pid, later, boot or boot_id())
     assert ours(paths) == []
 
 
@@ -93,6 +99,26 @@ def test_a_process_that_ignores_sigterm_is_killed(paths: Paths, started: list[su
     process = start(started, mark(paths, "host"), STUBBORN)
     assert end(ours(paths), grace_s=0.2) == []
     process.wait(timeout=5)  # raises where it still runs; psutil may have reaped it before
+
+
+def test_a_process_that_ends_while_it_is_looked_for_is_ended(
+    paths: Paths, started: list[subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    process = start(started, mark(paths, "host"))
+    (found,) = ours(paths)
+    is_alive = processes._alive
+
+    def alive_until_now(each: Ours) -> bool:
+        was = is_alive(each)
+        process.kill()
+        process.wait()
+        return was
+
+    monkeypatch.setattr(processes, "_alive", alive_until_now)
+    monkeypatch.setattr(psutil, "pid_exists", lambda _pid: True)
+    alive = {found.pid: found}
+    processes._wait(alive, 5.0)
+    assert alive == {}
 
 
 def test_end_all_leaves_other_roles_alone(paths: Paths, started: list[subprocess.Popen[str]]) -> None:

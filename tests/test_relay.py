@@ -10,8 +10,10 @@ from typing import Any
 import aiohttp
 import pytest
 
-from router import turn
+from router import patience, turn
 from router.identity import digest, key_scope, public_id
+from serving.known_pins import Batch, KnownFile, Said
+from serving.pins import pin_from_json
 from tests.standins import (
     DONE,
     MODEL,
@@ -36,11 +38,12 @@ from tests.standins import (
 )
 
 TEA = digest("local", "", "tea")
+COFFEE = digest("local", "", "coffee")
 
 
-def pin(replica: str, generation: int = 1, created_s: float = 1.0) -> dict[str, Any]:
+def pin(replica: str, generation: int = 1, created_s: float = 1.0, session: str = TEA) -> dict[str, Any]:
     return {
-        "session": TEA,
+        "session": session,
         "model": MODEL,
         "replica": replica,
         "generation": generation,
@@ -318,6 +321,74 @@ async def test_without_a_controller_a_host_that_stays_away_is_not_waited_for_lon
         answer = await router.chat(session="tea")
         assert (answer.status, answer.headers["x-homeport-replica"]) == (200, "m1/0")
         assert int(well.seen[0]["x-homeport-queue-left-ms"]) <= 1000
+
+
+async def test_a_router_that_is_there_before_the_controller_gives_no_session_a_twin(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after a reboot of the head, whose own hosts come last: it has their names on disk."""
+    monkeypatch.setattr(patience, "PATIENCE_S", 0.0)
+    away, well = AnswersHost("m0/0"), AnswersHost("m1/0")
+    away.pins[(TEA, MODEL)] = pin("m0/0", generation=2)
+    well.pins[(COFFEE, MODEL)] = pin("m1/0", session=COFFEE)
+    async with routed(tmp_path, away, well) as router:
+        control_port = router.controller.port
+    async with running(well), running_router(tmp_path, control_port) as router:
+        await router.ready("m1/0")
+        waits = asyncio.create_task(router.chat(session="tea"))
+        known = await router.chat(session="coffee")
+        assert known.headers["x-homeport-replica"] == "m1/0", "whose home can be asked waits for nobody"
+        assert not (await asyncio.wait({waits}, timeout=1.0))[0], "it counts as new"
+        async with running(away):
+            answer = await waits
+        assert (answer.headers["x-homeport-replica"], answer.headers["x-homeport-pin"]) == ("m0/0", "kept")
+        assert len(well.bodies) == 1
+
+
+def known_file(path: Path, *pins: dict[str, Any], ended: dict[str, Any] | None = None) -> Path:
+    """What a controller wrote down."""
+    said = [Said(str(each["replica"]), (each["session"], MODEL), pin_from_json(each)) for each in pins]
+    if ended is not None:
+        said = [replace(each, ended=pin_from_json(ended)) for each in said]
+    KnownFile(path).write(Batch(said))
+    return path
+
+
+async def test_where_no_controller_answers_what_it_wrote_down_keeps_a_session_at_its_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long the controller takes to come."""
+    monkeypatch.setattr(patience, "UNHEARD_PATIENCE_S", 0.0)
+    away, well = AnswersHost("m0/0"), AnswersHost("m1/0")
+    away.pins[(TEA, MODEL)] = pin("m0/0")
+    async with routed(tmp_path, away, well) as router:
+        control_port = router.controller.port
+    file = known_file(tmp_path / "known.sqlite", pin("m0/0"), pin("m1/0", session=COFFEE))
+    async with running(well), running_router(tmp_path, control_port, known_file=file) as router:
+        await router.ready("m1/0")
+        waits = asyncio.create_task(router.chat(session="tea"))
+        answer = await router.chat(session="coffee")
+        assert (answer.headers["x-homeport-replica"], answer.headers["x-homeport-pin"]) == ("m1/0", "new")
+        assert not (await asyncio.wait({waits}, timeout=1.0))[0], "it counts as new"
+        async with running(away):
+            answer = await waits
+        assert (answer.headers["x-homeport-replica"], answer.headers["x-homeport-pin"]) == ("m0/0", "kept")
+
+
+@pytest.mark.parametrize("ended", [None, pin("m0/0", generation=2, created_s=2.0)])
+async def test_what_a_controller_wrote_down_is_not_believed_against_a_host_or_an_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ended: dict[str, Any] | None
+) -> None:
+    monkeypatch.setattr(patience, "UNHEARD_PATIENCE_S", 0.0)
+    hosts = [AnswersHost("m0/0"), AnswersHost("m1/0")]
+    async with routed(tmp_path, *hosts) as router:
+        control_port = router.controller.port
+    file = known_file(tmp_path / "known.sqlite", pin("m0/0"), ended=ended)
+    there = hosts if ended is None else hosts[1:]
+    async with running(*there), running_router(tmp_path, control_port, known_file=file) as router:
+        await router.ready(*(host.replica for host in there))
+        answer = await router.chat(session="tea")
+        assert (answer.status, answer.headers["x-homeport-pin"]) == (200, "new")
 
 
 # the host knows better: 421

@@ -71,6 +71,12 @@ def test_what_is_not_ready_with_what_is_wanted() -> None:
     assert unready(report, failed(report)) == ("den/1 restarts", "den/2 is loading")
 
 
+def test_nobody_waits_for_a_machine_that_its_person_has() -> None:
+    replicas = [replica(0, state="yielded", pid=None, running_digest=None), replica(1, state="failed")]
+    assert unready({"replicas": replicas, "yielded": {"by": "steam", "until": None}}) == ()
+    assert unready({"replicas": replicas, "yielded": None}) != ()
+
+
 class Cluster:
     """Machines that take what they are given; how far their replicas are is up to the test."""
 

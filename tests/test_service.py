@@ -58,6 +58,67 @@ def test_a_head_whose_ray_has_moved_is_joined_anew_and_a_stranger_moves_nothing(
         assert asyncio.run(misplaced(head, 10.0)) == f"the head's Ray is at {RAY} now: it joins anew"
 
 
+@pytest.mark.parametrize(
+    ("says", "expected"),
+    [
+        ({"zone": "lab"}, "the head's config says otherwise of this machine now: it joins anew"),
+        (
+            {"reserve_memory_bytes": 5 << 20},
+            "the head's config says otherwise of this machine now: it joins anew",
+        ),
+        ({}, None),
+        ({"name": "cellar"}, None),
+    ],
+)
+def test_what_the_config_says_otherwise_of_a_machine_reaches_it(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: dict[str, Any], expected: str | None
+) -> None:
+    """But for its name, which stands in the homes of its sessions."""
+    monkeypatch.setattr(service, "LOOK_S", 0.05)
+    monkeypatch.setattr(service, "ASK_S", 0.0)
+    entry = {"name": "attic", "address": "127.0.0.1", "zone": "home"}
+    with Head(tmp_path, [entry]) as head:
+        join.settle(paths, join.ask(head.url, head.list_token, paths, None, 5.0))
+        made = Service(paths)
+        head.revision["machines"] = [{**entry, **says}]
+
+        async def misplaced(seconds: float) -> str | None:
+            try:
+                return await asyncio.wait_for(made._misplaced(head.url, "127.0.0.1"), seconds)
+            except TimeoutError:
+                return None
+
+        assert asyncio.run(misplaced(10.0 if expected else 0.7)) == expected
+        kept = json.loads(paths.machine.read_text())
+        assert (kept["name"], kept["zone"]) == ("attic", says.get("zone", "home"))
+        assert asyncio.run(misplaced(0.5)) is None, "it is taken"
+
+
+def test_what_ray_does_not_know_of_a_machine_is_taken_without_ray(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Head(tmp_path) as head:
+        answer = join.ask(head.url, head.list_token, paths, None, 5.0)
+        join.settle(paths, answer)
+        told = {**answer.told, "of_a_later_version": ["x"]}
+        assert not Service(paths)._is_another(head.url, told)
+        assert join.joined(paths) == join.Joined(head.url, answer.name, answer.told), "it was asked again"
+
+
+def test_a_disk_that_is_full_does_not_end_ray_for_what_cannot_be_kept(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Head(tmp_path) as head:
+        answer = join.ask(head.url, head.list_token, paths, None, 5.0)
+        join.settle(paths, answer)
+
+        def full(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(join, "settle", full)
+        assert not Service(paths)._is_another(head.url, {**answer.told, "zone": "lab"})
+
+
 def test_a_machine_that_joined_nothing_says_how(paths: Paths) -> None:
     with pytest.raises(join.JoinRefused, match="homeport join ADDRESS"):
         asyncio.run(Service(paths)._live())

@@ -10,6 +10,7 @@ from yarl import URL
 
 from router.identity import digest, key_scope, public_id
 from router.peers import Unreachable
+from serving.moving import Mover
 from serving.pins import pin_from_json
 from tests.standins import (
     MODEL,
@@ -56,7 +57,9 @@ async def test_a_name_with_a_slash_is_ended_and_moved_as_any_other(tmp_path: Pat
         await router.ready("m1/0")
         path = router.url + "/api/sessions/a%2Fb"
         async with router.client.post(URL(f"{path}/move", encoded=True), json={"machine": "m1"}) as moved:
-            assert await moved.json() == {"id": public, "machine": "m1", "replicas": ["m1/0"]}
+            told = await moved.json()
+            assert (told["id"], told["machine"], told["replicas"]) == (public, "m1", ["m1/0"])
+            assert told["context"] == "evaluated anew"
         async with router.client.delete(URL(path, encoded=True)) as ended:
             assert (ended.status, (await ended.json())["id"]) == (200, public)
 
@@ -155,14 +158,13 @@ async def test_what_a_crossing_turn_said_at_the_former_home_is_handed_over(
         (new,) = (host for host in hosts if host is not old)
         (pin,) = old.pins.values()
         pin |= {"guessed": True, "history": before}
-        peers = router.parts.relay.homes._peers
-        leave = peers.leave
+        leave = Mover.leave
 
-        async def crossed(base: str, pin: dict[str, Any]) -> str:
-            assert await leave(base, pin) is None
-            return after
+        async def crossed(mover: Mover, base: str, pin: dict[str, Any]) -> tuple[str, bool]:
+            assert await leave(mover, base, pin) == (None, True)
+            return after, True
 
-        monkeypatch.setattr(peers, "leave", crossed)
+        monkeypatch.setattr(Mover, "leave", crossed)
         assert (await move(router, new.replica.partition("/")[0])).status == 200
         assert [told["history"] for told in new.told] == [before, after]
         assert new.told[1] == {**new.told[0], "history": after}
@@ -266,6 +268,68 @@ async def test_a_cordoned_machine_serves_its_own_and_takes_nobody_new(tmp_path: 
         refused = await router.ask("POST", "/api/machines/shed/cordon")
         assert (refused.status, refused.code) == (404, "machine_not_found")
         assert "m0, m1" in refused.json()["error"]["message"]
+
+
+async def test_a_machine_that_its_person_wants_keeps_its_sessions_and_gets_no_other(tmp_path: Path) -> None:
+    hosts = [AnswersHost("m0/0"), AnswersHost("m1/0")]
+    async with routed(tmp_path, *hosts, when_lost="move") as router:
+        answer = await router.chat(session="tea")
+        home = answer.headers["x-homeport-machine"]
+        host = next(each for each in hosts if each.replica.startswith(home))
+        given = await router.ask("POST", f"/api/machines/{home}/yield", data=b'{"for_s": 600}')
+        assert given.status == 200
+        assert given.json()["yielded"]["by"] == "person"
+        await host.stop()
+        await router.until(lambda: router.parts.fleet.snapshot().replicas[host.replica].refused)
+        refused = await router.chat(session="tea")
+        assert (refused.status, refused.code) == (503, "machine_yielded")
+        assert 590 <= int(refused.headers["retry-after"]) <= 600
+        assert "for 10 min more" in refused.json()["error"]["message"]
+        assert refused.headers["x-homeport-replica"] == host.replica
+        for number in range(4):
+            assert (await router.chat(session=f"new-{number}")).headers["x-homeport-machine"] != home
+        assert (await router.ask("POST", f"/api/machines/{home}/yield", data=b'{"end": true}')).json() == {
+            "machine": home,
+            "yielded": None,
+        }
+        await host.start()
+        await router.ready(host.replica)
+        again = await router.chat(session="tea")
+        assert (again.headers["x-homeport-replica"], again.headers["x-homeport-pin"]) == (
+            host.replica,
+            "kept",
+        )
+
+
+async def test_a_turn_whose_host_goes_for_its_person_is_told_so(tmp_path: Path) -> None:
+    hosts = [AnswersHost("m0/0"), AnswersHost("m1/0")]
+    async with routed(tmp_path, *hosts) as router:
+        home = (await router.chat(session="tea")).headers["x-homeport-machine"]
+        host = next(each for each in hosts if each.replica.startswith(home))
+        await host.stop()
+        waiting = asyncio.ensure_future(router.chat(session="tea", stream=True))
+        await router.until(lambda: router.parts.fleet.snapshot().replicas[host.replica].refused)
+        await router.ask("POST", f"/api/machines/{home}/yield", data=b"{}")
+        answer = await waiting
+        assert (answer.status, answer.code) == (503, "machine_yielded")
+
+
+@pytest.mark.parametrize("body", [b"[]", b'{"for_s": -1}', b'{"for_s": 5, "end": true}', b'{"to": "steam"}'])
+async def test_a_yield_that_says_nothing_possible_is_refused(tmp_path: Path, body: bytes) -> None:
+    async with routed(tmp_path, AnswersHost("den/0")) as router:
+        answer = await router.ask("POST", "/api/machines/den/yield", data=body)
+        assert (answer.status, answer.code) == (400, "invalid_body")
+        assert "for_s" in answer.json()["error"]["message"]
+
+
+async def test_a_yield_of_a_machine_that_cannot_be_asked_says_what_to_do(tmp_path: Path) -> None:
+    async with routed(tmp_path, AnswersHost("den/0")) as router:
+        refused = await router.ask("POST", "/api/machines/shed/yield", data=b"{}")
+        assert (refused.status, refused.code) == (404, "machine_not_found")
+        router.controller.silent_keepers.add("den")
+        away = await router.ask("POST", "/api/machines/den/yield", data=b"{}")
+        assert (away.status, away.code) == (503, "machine_unavailable")
+        assert away.json()["error"]["message"] == "den is away."
 
 
 async def test_sessions_are_listed_with_parent_source_and_place_in_the_line(tmp_path: Path) -> None:

@@ -215,6 +215,10 @@ class LabMachine:
         """Packets towards it are dropped, those that it sends go through."""
         self.lab.drop(self.veth, on=deaf)
 
+    def isolate(self, *, isolated: bool) -> None:
+        """Packets from it and towards it are dropped; its cable looks well."""
+        self.lab.drop(self.veth, on=isolated, both=True)
+
     def _answers(self) -> bool:
         assert self.init is not None
         if self.init.poll() is not None:
@@ -287,8 +291,13 @@ class Lab:
         """A command in the namespace between the zones."""
         run("ip", "netns", "exec", f"{self.prefix}-net", *command)
 
-    def drop(self, port: str, *, on: bool) -> None:
-        """Drop what goes out at a port of a bridge."""
+    def net_output(self, *command: str) -> str:
+        """What a command in the namespace between the zones says."""
+        words = ["ip", "netns", "exec", f"{self.prefix}-net", *command]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout
+
+    def drop(self, port: str, *, on: bool, both: bool = False) -> None:
+        """Drop what goes out at a port of a bridge; with `both` what comes in there too."""
         table = f"bridge drop_{port}"
         if on:
             self.net(
@@ -297,6 +306,12 @@ class Lab:
                 f"add chain {table} f {{ type filter hook postrouting priority 0; }}; "
                 f'add rule {table} f oifname "{port}" drop',
             )
+            if both:
+                self.net(
+                    "nft",
+                    f"add chain {table} b {{ type filter hook prerouting priority 0; }}; "
+                    f'add rule {table} b iifname "{port}" drop',
+                )
         else:
             self.net("nft", f"delete table {table}")
 

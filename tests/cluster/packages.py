@@ -14,6 +14,8 @@ from pathlib import Path
 from tests.cluster.lab import NAMESPACES, NEEDS, missing, program
 
 INSTALL_S = 600
+ALSO = {"dbus-daemon": "dbus-daemon"}
+"""Programs that single tests need, which say so where they are missing, and Debian's packages that bring them."""
 POLICY = Path("/usr/sbin/policy-rc.d")
 """Debian asks it whether a service may start that has been installed."""
 
@@ -21,18 +23,23 @@ POLICY = Path("/usr/sbin/policy-rc.d")
 def main() -> int:
     """0 always: what is missing then is told by the skipped tests themselves, too."""
     lacks = missing()
-    packages = sorted({NEEDS[name] for name in lacks if name in NEEDS})
+    packages = sorted({NEEDS[name] for name in lacks if name in NEEDS} | _also())
     if packages and not {"root", NAMESPACES} & set(lacks) and program("apt-get"):
         print(f"Installing {', '.join(packages)}: tests build machines as namespaces.", flush=True)
         with _nothing_starts():
             _install(packages)
         lacks = missing()
     if lacks:
-        remedy = f"; as root: apt-get install {' '.join(packages)}" if packages else ""
+        needed = sorted({NEEDS[name] for name in lacks if name in NEEDS})
+        remedy = f"; as root: apt-get install {' '.join(needed)}" if needed else ""
         print(
             f"The tests of several machines are skipped, for want of {', '.join(lacks)}{remedy}.", flush=True
         )
     return 0
+
+
+def _also() -> set[str]:
+    return {package for name, package in ALSO.items() if program(name) is None}
 
 
 @contextlib.contextmanager

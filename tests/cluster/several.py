@@ -15,8 +15,9 @@ from typing import Any
 
 from cluster import llama_wheel
 from cluster.commands import Progress
-from cluster.install import NODEPS_LOCK, Setup
+from cluster.install import Setup
 from cluster.llama_build import locked
+from cluster.stamp import NODEPS_LOCK
 from tests.cluster.kernel import command, run
 from tests.cluster.lab import HOME, PERSON, Lab, LabMachine, laboratory
 
@@ -35,6 +36,7 @@ NOT_CLONED = (
     ".hypothesis",
 )
 GIB = 1024**3
+READY_S = 120.0
 ASK = """
 import json, sys, urllib.error, urllib.request
 for session, words in json.load(sys.stdin):
@@ -131,6 +133,46 @@ class Several:
         """`ray up` or `ray down` on the laptop, in its clone. Its output is in stdout."""
         command = f"cd homeport && .venv/bin/ray {verb} -y configs/cluster.yaml 2>&1"
         return self.laptop.ssh(command, check=False, timeout=timeout)
+
+    def add(self, name: str, zone: str) -> LabMachine:
+        """One more machine, not booted and on no list, with the clone that its person set up: it joins by hand."""
+        machine = _machine(self.lab, self.prepared, name, zone)
+        run("rm", "-rf", str(machine.home / "homeport"))
+        _link(self.prepared, machine.home / "homeport")
+        return machine
+
+    def join(
+        self, machine: LabMachine, words: str = "", *, token: bool = True
+    ) -> subprocess.CompletedProcess[str]:
+        """`homeport join` on it, with a new token of the head, to its end. One that was in before needs none."""
+        given = f"--token {self.head.ssh(f'{HOMEPORT} join-token').stdout.strip()}" if token else ""
+        command = f"{HOMEPORT} join {self.head.address} {given} {words}"
+        return machine.ssh(command, check=False, timeout=200)
+
+    def ups(self) -> None:
+        """`ray up`, until every machine of the list is ready."""
+        up = self.ray("up")
+        assert up.returncode == 0, up.stdout
+        self.until_ready()
+
+    def until_ready(self) -> float:
+        """Until the router sends turns to every machine; returns the seconds."""
+        names = {machine.name for machine in self.members}
+        return wait_for(lambda: self.ready() >= names, "every machine ready", READY_S, self.logs)
+
+    def becomes_whole(self) -> None:
+        """Every machine is on, plugged in, in the cluster, and takes new pins, whatever was done to it."""
+        for machine in self.members:
+            machine.plug(plugged=True)
+            machine.freeze(frozen=False)
+            if machine.init is None:
+                machine.boot()
+        if not processes(self.head, "router.parent"):
+            self.ups()
+        self.until_ready()
+        for name, told in self.fleet().items():
+            if told.get("cordoned"):
+                self.head.ssh(f"{HOMEPORT} uncordon {name}")
 
     def fleet(self) -> dict[str, dict[str, Any]]:
         """What the head's router says of the machines, by name; {} while it does not answer."""

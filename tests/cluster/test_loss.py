@@ -4,6 +4,7 @@ The tests go on from one another. `make test-cluster` has the short ones; `make 
 minutes. Each prints what it measured (`-s`).
 """
 
+import itertools
 import json
 import os
 import signal
@@ -32,7 +33,16 @@ LOOK_S = 0.5
 ANSWERS_S = 15.0
 """A session answers again so soon after its host serves."""
 READY_S = 120.0
-MAY_SAY = {"machine_unavailable", "machine_lost", "host_lost"}
+MAY_SAY = frozenset({"machine_unavailable", "machine_lost", "host_lost"})
+ROUTER_ENDS = MAY_SAY | {
+    "router_stopping",
+    "cut",
+    "ConnectionRefusedError",
+    "ConnectionResetError",
+    "IncompleteRead",
+    "RemoteDisconnected",
+}
+"""What a session may be told while a router ends and the next one begins."""
 """What a session is told while its machine is away. Who has no router is told nothing."""
 LONG = pytest.mark.skipif(
     "HOMEPORT_TEST_LOSS" not in os.environ, reason="takes minutes: `make test-loss` runs it too"
@@ -115,17 +125,32 @@ class Loss:
         assert at is not None
         return at
 
-    def failures(self, name: str, since: float) -> str:
+    def longest_s(self, name: str, since: float) -> float:
+        """The longest time between two whole answers of its session."""
+        ends = [turn.ended for turn in self.traffic.whole(self.sessions[name], since)]
+        return max((after - before for before, after in itertools.pairwise([since, *ends])), default=0.0)
+
+    def failures(self, name: str, since: float, may_say: frozenset[str] = MAY_SAY) -> str:
         """What its session was told meanwhile, and how often."""
         turns = self.traffic.of(self.sessions[name], since)
         told = Counter(turn.error for turn in turns if turn.error is not None)
-        assert set(told) <= MAY_SAY, told
+        assert set(told) <= may_say, told
         return ", ".join(f"{times} x {code}" for code, times in told.items()) or "nothing"
 
     def counted(self, name: str) -> int:
         """How many turns its host has counted of its session. None may run meanwhile."""
         told = self.head.ssh(f"{HOMEPORT} sessions --json").stdout
         return int(next(each["turns"] for each in listed(told) if each["replica"] == self.homes[name]))
+
+    def incarnations(self) -> dict[str, int]:
+        """How often each replica was started."""
+        machines = self.several.fleet().values()
+        return {each["name"]: each["incarnation"] for machine in machines for each in machine["replicas"]}
+
+    def builds(self) -> set[str]:
+        """Which versions run, as each machine's restarter wrote it."""
+        folders = (machine.home / ".local" / "state" / "homeport" for machine in self.several.members)
+        return {json.loads((folder / "run.json").read_text())["build"] for folder in folders}
 
     def told(self) -> str:
         last = "\n".join(map(str, self.traffic.turns[-20:]))
@@ -284,14 +309,52 @@ def test_a_machine_that_hears_nothing_is_back_at_once(loss: Loss) -> None:
 
 
 @LONG
-def test_a_machine_unplugged_for_longer_than_rays_patience_joins_again_by_itself(loss: Loss) -> None:
+@pytest.mark.parametrize(("name", "seconds"), [("tower", 75), ("rack", 180)])
+def test_a_machine_unplugged_for_longer_than_rays_patience_joins_again_by_itself(
+    loss: Loss, name: str, seconds: int
+) -> None:
     """Ray's part of it ends and is started anew; test_service.py has that without sessions."""
-    for name in ("tower", "rack"):
-        machine = loss.machine(name)
-        node = processes(machine, "raylet/raylet")
-        unplug, plug = partial(machine.plug, plugged=False), partial(machine.plug, plugged=True)
-        goes_silent(loss, name, unplug, plug, 75)
-        assert processes(machine, "raylet/raylet") != node
+    machine = loss.machine(name)
+    node = processes(machine, "raylet/raylet")
+    unplug, plug = partial(machine.plug, plugged=False), partial(machine.plug, plugged=True)
+    goes_silent(loss, name, unplug, plug, seconds)
+    assert processes(machine, "raylet/raylet") != node
+
+
+@LONG
+def test_a_head_that_was_frozen_takes_no_machine_for_lost(loss: Loss) -> None:
+    """For longer than `lost_after`: its router and its controller heard nobody because they stood still themselves."""
+    before, began = loss.hosts(), time.time()
+    try:
+        loss.head.freeze()
+        time.sleep(45)
+    finally:
+        ended = time.time()
+        loss.head.freeze(frozen=False)
+    firsts = {name: loss.answers(name, ended)[0] for name in NAMES}
+    told = {name: f"{turn.ended - ended:.1f} s, {turn.context}" for name, turn in firsts.items()}
+    print(f"  sessions answer after {told}")
+    loss.becomes_whole()
+    loss.is_unharmed(began, *NAMES)
+    assert loss.hosts() == before
+
+
+def test_a_controller_that_is_killed_again_and_again_finds_everything_and_starts_nothing(loss: Loss) -> None:
+    before, lives, began = loss.hosts(), loss.incarnations(), time.time()
+    keepers = {machine.name: processes(machine, "ray::Keeper") for machine in loss.several.members}
+    for _ in range(3):
+        (controller,) = processes(loss.head, "ray::Controller")
+        os.kill(controller, signal.SIGKILL)
+        until(
+            lambda controller=controller: processes(loss.head, "ray::Controller") not in ([], [controller]),  # type: ignore[misc]
+            "another controller",
+            60.0,
+        )
+        wait_for(lambda: loss.several.ready() == set(NAMES), "it hears every keeper", READY_S, loss.told)
+    loss.becomes_whole()
+    assert (loss.hosts(), loss.incarnations()) == (before, lives)
+    assert {machine.name: processes(machine, "ray::Keeper") for machine in loss.several.members} == keepers
+    loss.is_unharmed(began, *NAMES)
 
 
 def test_a_workers_ray_that_is_killed_comes_back_and_no_turn_is_harmed(loss: Loss) -> None:
@@ -350,11 +413,8 @@ def test_while_the_heads_ray_is_dead_every_turn_is_answered_and_new_sessions_too
 def test_the_heads_machine_is_dead_and_after_ray_up_everything_is_where_it_was(
     loss: Loss, seconds: int
 ) -> None:
+    """Also its own session, which asks a router that is there before controller and host are."""
     workers = {name: pids for name, pids in loss.hosts().items() if name != loss.head.name}
-    # Its own session rests meanwhile: a router that is there before controller and host are takes it for a new one.
-    rests = loss.sessions[loss.head.name]
-    loss.traffic.rest(rests)
-    time.sleep(2)
     began = time.time()
     loss.head.plug(plugged=False)
     loss.head.kill()
@@ -366,7 +426,6 @@ def test_the_heads_machine_is_dead_and_after_ray_up_everything_is_where_it_was(
     up = loss.several.ray("up")
     assert up.returncode == 0, up.stdout
     up_s = time.time() - on
-    loss.traffic.go(rests)
     firsts = {name: loss.answers(name, on, READY_S)[0] for name in NAMES}
     told = {name: f"{turn.ended - on:.1f} s, {turn.context}" for name, turn in firsts.items()}
     serves_s = loss.is_back(loss.head.name, on) - on
@@ -376,6 +435,40 @@ def test_the_heads_machine_is_dead_and_after_ray_up_everything_is_where_it_was(
     )
     loss.becomes_whole()
     assert {name: loss.hosts()[name] for name in workers} == workers
+
+
+@LONG
+def test_another_version_takes_over_while_every_replica_goes_on(loss: Loss) -> None:
+    """`ray up` with other files brings it to the head and to the machines of its list; one that joined by hand gets the
+    files, and joins again."""
+    den, _, rack = loss.several.members
+    before, lives, builds, began = loss.hosts(), loss.incarnations(), loss.builds(), time.time()
+    den.ssh(f"{HOMEPORT} cordon rack")
+    clone = loss.several.laptop.home / "homeport"
+    for folder in (clone, rack.home / "homeport"):
+        replace_file(folder / "serving" / "plan.py", "# another version\n")
+    up = loss.several.ray("up")
+    assert up.returncode == 0, up.stdout
+    assert "takes over" in up.stdout
+    head_s = time.time() - began
+    join_by_hand(loss.several, rack)
+    wait_for(
+        lambda: len(loss.builds()) == 1 and loss.builds() != builds, "one version", READY_S, loss.several.logs
+    )
+    list_s = time.time() - began
+    whole_s = list_s + loss.becomes_whole()
+    told = {
+        name: f"{loss.longest_s(name, began):.1f} s without an answer, {loss.failures(name, began, ROUTER_ENDS)}"
+        for name in NAMES
+    }
+    print(
+        f"  `ray up` took {head_s:.1f} s, every machine has the version after {list_s:.1f} s, all is whole after "
+        f"{whole_s:.1f} s; told meanwhile: {told}"
+    )
+    assert (loss.hosts(), loss.incarnations()) == (before, lives)
+    fleet = loss.several.fleet()
+    assert [name for name, machine in fleet.items() if machine["cordoned"]] == ["rack"]
+    den.ssh(f"{HOMEPORT} uncordon rack")
 
 
 def test_nobody_moved_and_down_leaves_nothing(loss: Loss) -> None:
@@ -389,6 +482,13 @@ def test_nobody_moved_and_down_leaves_nothing(loss: Loss) -> None:
     assert all(name in ended.stdout for name in ("tower", "rack")), ended.stdout
     for machine in loss.several.members:
         until(lambda machine=machine: not machine.commands(), f"the end of everything on {machine.name}")  # type: ignore[misc]
+
+
+def replace_file(file: Path, more: str) -> None:
+    """With more text at its end; as another file, since copies of it share the old one."""
+    text = file.read_text()
+    file.unlink()
+    file.write_text(text + more)
 
 
 def kill(machine: LabMachine, *words: str) -> None:

@@ -192,7 +192,7 @@ def test_it_was_parked(single: Homeport) -> None:
 
 def test_a_second_turn_of_it_arrives_while_one_runs(single: Homeport) -> None:
     at_rest(single)
-    talk, busy = story(single, "two-turns", 200)
+    talk, busy = story(single, "two-turns", 100)
     second = Conversation(single.url, "two-turns")
     answer = second.say("Name three rivers.", 4)
     assert answer.error is None

@@ -209,12 +209,16 @@ def simulated(seed: int) -> Iterator[SimLoop]:
         process = PROCESS.get()
         return EPOCH_S + loop.now + (0.0 if process is None else process.skew_s)
 
+    def uptime(_clock: int) -> float:
+        return loop.time()
+
     def drawn() -> uuid.UUID:
         return uuid.UUID(int=rng.getrandbits(128))
 
     with (
         mock.patch.object(time, "time", wall),
         mock.patch.object(time, "monotonic", loop.time),
+        mock.patch.object(time, "clock_gettime", uptime),
         mock.patch.object(uuid, "uuid4", drawn),
     ):
         asyncio.set_event_loop(loop)

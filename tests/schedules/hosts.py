@@ -231,8 +231,17 @@ class SimMembers:
         host.revision = max(host.revision, revision)
         return host.report()
 
+    async def yield_machine(self, machine: str, for_s: float | None, ends: bool) -> dict[str, Any]:
+        raise RayFailed(f"{machine} serves: no person wants theirs in these schedules")
+
+    async def bring(self, machine: str, orders: dict[str, Any]) -> dict[str, Any]:
+        raise RayFailed(f"{machine} has no models from elsewhere in these schedules: {orders}")
+
     async def leave(self, machine: str) -> None:
         raise RayFailed(f"{machine} stays: nobody leaves in these schedules")
+
+    async def wake(self, machine: str, mac: str, networks: list[str]) -> int:
+        raise RayFailed(f"{machine} sends nothing: nobody is woken in these schedules")
 
     async def _reach(self, host: Host, timeout_s: float) -> None:
         await asyncio.sleep(self._link(host.name).delay_s())

@@ -75,7 +75,7 @@ class SimJournal:
             return
         touched = replace(found, used_s=max(found.used_s, now), turns=found.turns + 1)
         self.disk.rows[session, model] = touched
-        if (filled := found.facts.filled(facts)) != found.facts:
+        if (filled := found.facts.used(facts)) != found.facts:
             self.disk.put(replace(touched, facts=filled))
 
     def record(self, session: str, model: str, history: str) -> None:

@@ -156,6 +156,19 @@ class _Thread:
         self.loop.call_later(LOAD_S * (0.5 + self.loop.rng.random()), self._target)
 
 
+class _Tireless:
+    """A machine that never sleeps asks no logind."""
+
+    def leases(self, has_leases: bool) -> None:
+        """Nothing follows."""
+
+    def report(self) -> dict[str, Any]:
+        return {"held": None, "detail": ""}
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
 class _NoThread:
     def __init__(self, **_more: object) -> None:
         pass
@@ -207,6 +220,7 @@ def without_threads(loop: SimLoop, net: Network, model: ModelSpec) -> Iterator[N
         stack.enter_context(patch(serving.engine_life, "threading", SimpleNamespace(Thread=_Thread)))
         stack.enter_context(patch(serving.controller, "threading", SimpleNamespace(Thread=_NoThread)))
         stack.enter_context(patch(serving.host_app, "ThreadPoolExecutor", Inline))
+        stack.enter_context(patch(serving.host_app, "StayAwake", _Tireless))
         stack.enter_context(patch(serving.parking, "ThreadPoolExecutor", Inline))
         stack.enter_context(patch(serving.ask_host, "ask_host", ask_host))
         stack.enter_context(patch(router.app, "version", lambda: "simulated"))

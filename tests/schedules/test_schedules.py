@@ -24,11 +24,11 @@ import serving.admission
 from router.decision import Wait
 from router.finding import Finder
 from router.homes import Homes
-from router.peers import Peers
 from router.reply import Reply
 from serving.journal import Journal
 from serving.journal_file import Entry, Facts, entries_since
 from serving.lease import Chosen
+from serving.moving import Mover
 from serving.pin_index import PinIndex
 from serving.pinning import Pinning
 from serving.pins import Pin
@@ -145,12 +145,12 @@ def unread() -> Any:
 
 def left_behind() -> Any:
     """Moves that leave at the old home what was said last."""
-    learn = Peers._learn
+    learn = Mover._learn
 
-    async def without(self: Peers, base: str | None, pins: Any) -> Any:
+    async def without(self: Mover, base: str, pins: Any) -> Any:
         return await learn(self, base, [{**pin, "history": None} for pin in pins])
 
-    return mock.patch.object(Peers, "_learn", without)
+    return mock.patch.object(Mover, "_learn", without)
 
 
 def unknown_again() -> Any:
@@ -246,6 +246,7 @@ def test_the_simulated_journal_is_as_the_real_one(tmp_path: Path) -> None:
             None,
             rng.random() < 0.5,
             history,
+            rng.choice((None, "den", "attic,den")),
         )
         match rng.randrange(6):
             case 0 | 1:

@@ -1,0 +1,61 @@
+"""Refusals of the config in our words, and the values of how a machine is woken. config_schema.py has the keys."""
+
+import re
+import shlex
+
+from pydantic_core import PydanticCustomError
+
+
+def fault(problem: str, remedy: str) -> PydanticCustomError:
+    """A refusal in our words; `config` prints both parts."""
+    return PydanticCustomError("homeport", "{problem}", {"problem": problem, "remedy": remedy})
+
+
+def shown(value: object) -> str:
+    """A value of the file for a message: as in YAML, shortened."""
+    words = {None: "nothing", True: "true", False: "false"}
+    text = words[value] if value is None or isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def distinct(names: tuple[str, ...], problem: str) -> tuple[str, ...]:
+    """`names`, or a refusal that begins with `problem`."""
+    if len(set(names)) != len(names):
+        raise fault(problem, "Name each once")
+    return names
+
+
+def mac_value(value: object) -> str:
+    text = value.lower().replace("-", ":") if isinstance(value, str) else ""
+    if not re.fullmatch(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}", text) or text == "00:00:00:00:00:00":
+        hint = " in quotes" if not isinstance(value, str) else ""
+        raise fault(
+            f"{shown(value)} is not the address of a network card",
+            f'Write it{hint} as `ip link` shows it there, for example "3c:ec:ef:01:23:45"',
+        )
+    if int(text[:2], 16) & 1:
+        raise fault(f"{text} is the address of a group", "Write that of the machine's own network card")
+    return text
+
+
+def command_value(value: object) -> tuple[str, ...]:
+    try:
+        words = shlex.split(value) if isinstance(value, str) else value
+    except ValueError:
+        raise fault(f"{shown(value)} has a quote without its end", "Close it, or write a list") from None
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise fault(
+            f"{shown(value)} is not a command",
+            "Write its program and its arguments: etherwake aa:bb:cc:dd:ee:ff, or a list; no shell reads it",
+        )
+    if not words[0]:
+        raise fault("the command's program is empty", "Write its program first")
+    return tuple(words)
+
+
+def one_way_to_wake(value: object) -> object:
+    """Neither a machine that nobody can wake, nor one that could be woken in two ways."""
+    if isinstance(value, dict) and value.keys() <= {"mac", "command"} and len(value) != 1:
+        what = "both mac and command" if value else "neither mac nor command"
+        raise fault(f"it has {what}", "Write one of the two")
+    return value

@@ -1,0 +1,41 @@
+"""A homeport whose model comes from Hugging Face, of which there is a stand-in over real HTTP."""
+
+import json
+from pathlib import Path
+
+from serving.source import bundled_model
+from tests.e2e.installation import Homeport
+from tests.hub import add, hub
+
+SOURCE = "hf:o/r:m.gguf"
+
+
+def test_a_model_from_hugging_face_is_fetched_shown_served_and_needed_only_once(
+    fresh: Homeport, tmp_path: Path
+) -> None:
+    fresh.count = "1"
+    fresh.configure()
+    fresh.config.write_text(fresh.config.read_text().replace("source: bundled", f"source: {SOURCE}"))
+    size = bundled_model().stat().st_size
+    with hub({"o/r/m.gguf": add(bundled_model())}) as site:
+        fresh.extra = {"HF_ENDPOINT": site.url, "HF_HOME": str(tmp_path / "hf")}
+        done = fresh.run("up", "--detach", "--config", str(fresh.config))
+        assert done.returncode == 0, done.stdout + done.stderr + fresh.logs()
+        assert ": fetching " in done.stdout
+        assert " of 93.8 MiB from hf" in done.stdout
+        body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
+        assert fresh.post_whole(body, {"x-session-id": "tea"})[0] == 200
+        assert site.total == size
+        (machine,) = json.loads(fresh.run("status", "--json").stdout)["machines"]
+        assert machine["models"]["held"].keys() == {SOURCE}
+        pulled = fresh.run("pull", "smollm2", "--json")
+        assert (pulled.returncode, json.loads(pulled.stdout)["done"]) == (0, True), pulled.stderr
+        missing = fresh.run("pull", "hf:o/r:nope.gguf")
+        assert missing.returncode == 1
+        assert "o/r has no file nope.gguf. Look at " in missing.stderr
+        assert "hf:o/r:nope.gguf: o/r has no file nope.gguf" in fresh.run("status").stdout
+        assert fresh.run("pull", "other").returncode == 2
+    assert fresh.run("down").returncode == 0
+    fresh.up()
+    assert fresh.post_whole(body, {"x-session-id": "tea"})[0] == 200
+    assert site.total == size

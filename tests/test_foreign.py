@@ -1,0 +1,168 @@
+"""Whose CPUs are whose: the sums by hand, and the reading of /proc with real processes."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.foreign import MOVED, TOLD_MAX, Foreign, Place, Use, news, on_places, spread
+from cluster.foreign_watch import ForeignWatch, is_marked, running
+from cluster.group import look
+
+HOST = 4711
+PERIOD = 500.0
+"""Ticks of 5 s."""
+SLICE = {0: Place(frozenset({2, 3}), HOST)}
+LINUX = pytest.mark.skipif(sys.platform != "linux", reason="there is no /proc here")
+BUSY = "import os, sys, time\nos.sched_setaffinity(0, {int(sys.argv[1])})\nwhile True: pass"
+
+
+def use(name: str, ticks: dict[int, float], group: int = 1, session: int = 1) -> Use:
+    return Use(name, (group, session), ticks)
+
+
+def test_a_process_of_one_thread_ran_where_it_ran_last() -> None:
+    assert spread(50, 3, None, {}) == {3: 50.0}
+
+
+def test_a_process_of_many_threads_ran_where_these_did() -> None:
+    before = {1: (100, 0), 2: (10, 1), 3: (500, 3)}
+    after = {1: (130, 0), 2: (40, 2), 3: (500, 3), 4: (60, 2)}
+    assert spread(120, 0, before, after) == {0: 30.0, 2: 90.0}
+
+
+def test_of_threads_that_are_seen_first_their_whole_life_counts() -> None:
+    assert spread(60, 0, None, {1: (100, 0), 2: (300, 5)}) == {0: 15.0, 5: 45.0}
+
+
+def test_ticks_of_threads_that_are_gone_are_the_first_ones() -> None:
+    assert spread(60, 4, {1: (9, 4)}, {1: (9, 4)}) == {4: 60.0}
+
+
+def test_the_replicas_own_group_and_session_are_not_foreign() -> None:
+    uses = [use("host", {2: 500}, group=HOST), use("child", {3: 500}, session=HOST), use("game", {3: 250})]
+    assert on_places(uses, SLICE, PERIOD) == {0: (Foreign("game", 0.5),)}
+
+
+def test_what_runs_elsewhere_or_takes_next_to_nothing_is_not_told() -> None:
+    uses = [use("elsewhere", {0: 500}), use("idle", {2: 20}), use("least", {2: 25})]
+    assert on_places(uses, SLICE, PERIOD) == {0: (Foreign("least", 0.05),)}
+
+
+def test_programs_of_one_name_are_told_together_and_the_largest_first() -> None:
+    uses = [use("make", {2: 100}), use("cc1", {2: 100, 0: 400}), use("cc1", {3: 150})]
+    assert on_places(uses, SLICE, PERIOD) == {0: (Foreign("cc1", 0.5), Foreign("make", 0.2))}
+
+
+def test_one_process_may_be_foreign_to_two_replicas() -> None:
+    places = {0: Place(frozenset({0}), 1), 1: Place(frozenset({1}), None)}
+    found = on_places([use("game", {0: 500, 1: 250}, group=9, session=9)], places, PERIOD)
+    assert found == {0: (Foreign("game", 1.0),), 1: (Foreign("game", 0.5),)}
+
+
+def test_no_more_than_some_programs_are_told() -> None:
+    uses = [use(f"p{number}", {2: 30 + number}) for number in range(20)]
+    told = on_places(uses, SLICE, PERIOD)[0]
+    assert [each.name for each in told] == [f"p{number}" for number in range(19, 19 - TOLD_MAX, -1)]
+
+
+def test_a_share_that_moves_a_little_is_no_news() -> None:
+    before = {0: (Foreign("game", 0.5),)}
+    assert news(before, {0: (Foreign("game", 0.5 + MOVED / 2),)}) == before
+    moved = {0: (Foreign("game", 0.5 + 2 * MOVED),)}
+    assert news(before, moved) == moved
+    other = {0: (Foreign("game", 0.5), Foreign("cc1", 0.1))}
+    assert news(before, other) == other
+    assert news(before, {0: ()}) == {0: ()}
+    assert news(before, {}) == {}
+
+
+@pytest.fixture
+def busy() -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
+    """Starts processes that do nothing but run on one CPU."""
+    made: list[subprocess.Popen[bytes]] = []
+
+    def start(cpu: int) -> subprocess.Popen[bytes]:
+        process = subprocess.Popen([sys.executable, "-c", BUSY, str(cpu)], start_new_session=True)
+        made.append(process)
+        deadline = time.monotonic() + 20
+        while os.sched_getaffinity(process.pid) != {cpu}:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return process
+
+    yield start
+    for process in made:
+        process.kill()
+        process.wait()
+
+
+@LINUX
+def test_a_real_process_on_a_slice_is_found_and_its_own_host_is_not(
+    busy: Callable[[int], subprocess.Popen[bytes]],
+) -> None:
+    first, *others = sorted(os.sched_getaffinity(0))
+    game, host = busy(first), busy(first)
+    places = {0: Place(frozenset({first}), host.pid), 1: Place(frozenset(others), None)}
+    watch = ForeignWatch()
+    name = Path(f"/proc/{game.pid}/comm").read_text().strip()
+    assert watch.look(places, time.monotonic()) == {}, "nobody has looked before"
+
+    def share() -> float:
+        time.sleep(1.0)  # the time over which shares are measured
+        found = watch.look(places, time.monotonic())
+        return next((each.share for each in found[0] if each.name == name), 0.0)
+
+    deadline = time.monotonic() + 30
+    while not 0.05 <= (seen := share()) <= 1.05:
+        assert time.monotonic() < deadline, seen
+    game.kill()
+    game.wait()
+    names = {name}
+    while name in names:
+        share()
+        names = {each.name for each in watch.look(places, time.monotonic())[0]}
+        assert time.monotonic() < deadline + 30
+
+
+@LINUX
+def test_programs_are_found_by_the_name_that_the_kernel_keeps(tmp_path: Path) -> None:
+    program = tmp_path / "a-game-of-a-long-name"
+    program.write_bytes(Path("/bin/sleep").read_bytes())
+    program.chmod(0o755)
+    names = ("no-such-program", program.name)
+    assert running(names) == []
+    with subprocess.Popen([str(program), "60"]) as process:
+        deadline = time.monotonic() + 10
+        while running(names) != [program.name]:  # it may not have begun yet
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert running(names, is_ours=lambda pid: pid == process.pid) == []
+        process.kill()
+        until_zombie(process.pid)
+        assert running(names) == [], "what is dead and not waited for runs no more"
+    assert running(names) == []
+
+
+def until_zombie(pid: int) -> None:
+    deadline = time.monotonic() + 10
+    while (seen := look(pid)) is None or not seen.zombie:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@LINUX
+def test_a_mark_in_an_environment_is_found() -> None:
+    with subprocess.Popen(["/bin/sleep", "60"], env={"A": "1", "HOMEPORT_RUN": "x"}) as process:
+        deadline = time.monotonic() + 10
+        while not is_marked(process.pid, "HOMEPORT_RUN"):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert is_marked(process.pid, "A")
+        assert not is_marked(process.pid, "RUN")
+        process.kill()
+    assert not is_marked(process.pid, "A")
