@@ -162,7 +162,7 @@ class HostWatch:
     async def _end(self, end: Callable[[Record], bool]) -> None:
         record, self.life = self.record, "stopping"
         if record is not None:
-            self._unwatch()
+            self.close()
             await asyncio.to_thread(end, record)
         self.life, self.state = "absent", {}
 
@@ -217,7 +217,7 @@ class HostWatch:
         return told if isinstance(told, str) and told != self.address else None
 
     def _died(self, now: float) -> None:
-        self._unwatch()
+        self.close()
         self.life, self.state = "absent", {}
         self.deaths = (*self.deaths[-10:], now)
         failures = [line for line in self._last_lines() if line.startswith(LOAD_FAILED)]
@@ -229,7 +229,7 @@ class HostWatch:
         return confine.tail(self.folder / "host.err", STDERR_LINES)
 
     def _watch(self, record: Record) -> None:
-        self._unwatch()
+        self.close()
         if not hasattr(os, "pidfd_open"):
             return
         try:
@@ -243,7 +243,8 @@ class HostWatch:
             self._died(time.monotonic())
         self.on_death()
 
-    def _unwatch(self) -> None:
+    def close(self) -> None:
+        """Notice its end no longer."""
         if self._pidfd is not None:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)

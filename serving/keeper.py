@@ -87,7 +87,9 @@ class Keeper:
         self._wake = asyncio.Event()
         self.models = ModelStore(self.paths, self.machine, secret(self.paths.cluster_token), self._wake_up)
         self._publish()
-        threading.Thread(target=self._run, name="keeper", daemon=True).start()
+        self._living: asyncio.Task[None] | None = None
+        self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+        self._thread.start()
         self.sleep.start()
 
     def report(self, known: int = -1, wait_s: float = 0.0) -> dict[str, Any]:
@@ -169,6 +171,17 @@ class Keeper:
             log.exception("no magic packet was sent")
             return 0
 
+    def close(self) -> None:
+        """End its threads; its hosts live on, and what was being brought goes on with the next keeper.
+
+        Blocks until what it has begun is done. Orders after it are written down, and nobody follows them.
+        """
+        self.sleep.stop()
+        with contextlib.suppress(RuntimeError):  # its loop has ended
+            self._loop.call_soon_threadsafe(self._end_living)
+        self._thread.join()
+        self.models.close()
+
     def leave(self) -> None:
         """End this machine's part, this keeper too, as `homeport down` does: once this answer is out."""
         threading.Timer(ANSWERED_S, self._end_everything).start()
@@ -189,7 +202,8 @@ class Keeper:
             )
 
     def _wake_up(self) -> None:
-        self._loop.call_soon_threadsafe(self._wake.set)
+        with contextlib.suppress(RuntimeError):  # it is closed
+            self._loop.call_soon_threadsafe(self._wake.set)
 
     def _publish(self) -> int:
         """Make a new version of the report where it says something new. Returns the version that holds."""
@@ -224,10 +238,23 @@ class Keeper:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        self._loop.run_until_complete(self._live())
+        self._living = self._loop.create_task(self._live())
+        with contextlib.suppress(asyncio.CancelledError):
+            self._loop.run_until_complete(self._living)
+        self._loop.run_until_complete(self._loop.shutdown_default_executor())
+        self._loop.close()
 
     async def _live(self) -> None:
-        await asyncio.gather(self._keep(), self.owner.run(), self._foreign.run())
+        try:
+            await asyncio.gather(self._keep(), self.owner.run(), self._foreign.run())
+        finally:
+            await self.models.end()
+            for watch in self.watches.values():
+                watch.close()
+
+    def _end_living(self) -> None:
+        if self._living is not None:
+            self._living.cancel()
 
     def _heard(self) -> None:
         """Something of a host, or of this machine's person, is another than before."""

@@ -135,6 +135,10 @@ class ModelStore:
         if under is not None:
             self._failures.pop(under.source, None)  # It was ended, it did not fail.
 
+    def close(self) -> None:
+        """Give files to nobody any more."""
+        self._server.close()
+
     def stands(self, source: str) -> dict[str, Any]:
         """What a replica's report says while its files are not whole; {} where they are."""
         if self.is_whole(source):

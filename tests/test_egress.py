@@ -160,7 +160,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     try:
         yield made
     finally:
-        made.keeper.apply(100, [], "den")
+        made.keeper.close()
         end_everything(made.paths)
 
 

@@ -70,9 +70,8 @@ class Machine:
         self.keeper.apply(revision, wishes, "den")
 
     def replace_keeper(self) -> None:
-        """The keeper does nothing any more; the next one finds what it left."""
-
-        retire(self.keeper)
+        """The next one finds what it left."""
+        self.keeper.close()
         self.keeper = Keeper()
 
     def replica(self, slot: int) -> dict[str, Any]:
@@ -137,20 +136,22 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
     try:
         yield made
     finally:
-        made.keeper.apply(100, [], "den")
+        made.keeper.close()
         end_everything(made.paths)
 
 
 def test_a_machine_with_another_reserve_carves_its_slots_anew(machine: Machine) -> None:
     """Its share of the revision that it has is given to it again, and ignored where nothing is different."""
     machine.keeper.apply(3, [], "den")
-    assert Keeper().report()["revision"] == 3
+    machine.replace_keeper()
+    assert machine.keeper.report()["revision"] == 3
     first, last = json.loads(machine.paths.machine.read_text())["ports"]
     enter(machine.paths, "den", "default", measure({}), Reserve(0, 1 << 20), (first, last))
-    keeper = Keeper()
-    assert keeper.report()["revision"] == 0
-    assert keeper.apply(3, [], "den")["revision"] == 3
-    assert Keeper().report()["revision"] == 3
+    machine.replace_keeper()
+    assert machine.keeper.report()["revision"] == 0
+    assert machine.keeper.apply(3, [], "den")["revision"] == 3
+    machine.replace_keeper()
+    assert machine.keeper.report()["revision"] == 3
 
 
 def test_a_failed_assertion_of_llama_cpp_ends_one_host_only_and_is_told(machine: Machine) -> None:
@@ -266,7 +267,7 @@ def test_a_slice_that_is_carved_anew_restarts_its_host_and_the_next_one_waits_fo
 def test_another_heads_revisions_are_taken_whatever_their_number(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    retire(machine.keeper)
+    machine.keeper.close()
 
     def serves() -> tuple[int, str, list[int]]:
         report = machine.keeper.report()
@@ -278,7 +279,7 @@ def test_another_heads_revisions_are_taken_whatever_their_number(
     machine.serve(2, revision=1, head="attic")
     assert serves() == (1, "attic", [0, 1])
     machine.replace_keeper()
-    retire(machine.keeper)
+    machine.keeper.close()
     assert serves() == (1, "attic", [0, 1])
     machine.serve(1, revision=3)
     assert serves() == (3, "den", [0])
@@ -293,7 +294,7 @@ def test_a_host_that_listens_at_an_earlier_address_is_replaced_at_once(
     machine.behaviours = [TALKS]
     machine.serve(1)
     machine.lives(0, 1)
-    retire(machine.keeper)
+    machine.keeper.close()
     kept = json.loads(machine.paths.machine.read_text())
     write_private(machine.paths.machine, json.dumps({**kept, "address": "127.0.0.2"}))
     began = time.monotonic()
@@ -304,6 +305,21 @@ def test_a_host_that_listens_at_an_earlier_address_is_replaced_at_once(
     machine.lives(0, 2)  # at its own address it is adopted
 
 
+def test_a_keeper_that_is_closed_leaves_no_thread_and_its_host_alive(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = set(threading.enumerate())
+    machine.replace_keeper()
+    machine.behaviours = [TALKS]
+    machine.serve(1)
+    pid = machine.lives(0, 1)["pid"]
+    machine.keeper.close()
+    machine.keeper.close()  # once more is nothing
+    assert not set(threading.enumerate()) - before
+    machine.replace_keeper()
+    assert machine.lives(0, 1)["pid"] == pid
+
+
 def test_a_keeper_that_leaves_ends_all_that_runs_here_and_returns_at_once(
     machine: Machine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,7 +327,7 @@ def test_a_keeper_that_leaves_ends_all_that_runs_here_and_returns_at_once(
     machine.serve(1)
     machine.lives(0, 1)
     service = subprocess.Popen(["sleep", "600"], env=mark(machine.paths, "parent"))
-    retire(machine.keeper)  # or it would start the host anew
+    machine.keeper.close()  # or it would start the host anew
     machine.keeper.leave()
     assert service.wait(PATIENCE_S) == -signal.SIGKILL
     deadline = time.monotonic() + PATIENCE_S
@@ -319,11 +335,3 @@ def test_a_keeper_that_leaves_ends_all_that_runs_here_and_returns_at_once(
         assert time.monotonic() < deadline, (machine.paths.logs / "ending.log").read_text()
         time.sleep(0.1)
     assert (machine.paths.logs / "ending.log").read_text() == ""
-
-
-def retire(keeper: Keeper) -> None:
-    """It does nothing any more, also when what a test patched is put back: it would start its hosts again."""
-
-    async def nothing() -> None: ...
-
-    keeper._step = nothing  # type: ignore[method-assign]

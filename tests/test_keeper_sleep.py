@@ -43,11 +43,7 @@ def machine(manager: Logind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     try:
         yield made
     finally:
-        made.keeper.apply(100, [], "den")
-        deadline = time.monotonic() + 20.0
-        while made.keeper.watches and time.monotonic() < deadline:
-            time.sleep(0.05)
-        made.keeper.sleep.stop()
+        made.keeper.close()
         end_everything(made.paths)
 
 

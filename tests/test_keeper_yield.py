@@ -24,7 +24,7 @@ from serving.owner import end_hosts, read_order, write_order
 from serving.source import SourceError, bundled_model
 from serving.yielding import Order
 from tests.host_process import Stream, session
-from tests.test_keeper import TALKS, Machine, retire
+from tests.test_keeper import TALKS, Machine
 
 FREE_S = 5.0
 PATIENCE_S = 60.0
@@ -110,7 +110,7 @@ def den(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Den]:
     finally:
         for stream in made.streams:
             stream.close()
-        made.keeper.apply(100, [], "den")
+        made.keeper.close()
         end_everything(made.paths)
 
 
@@ -219,7 +219,7 @@ def test_a_persons_word_outlives_the_keeper_and_one_that_is_over_does_not_hold(
     den.replace_keeper()
     assert den.keeper.report()["yielded"]["by"] == "person"
     den.stays_empty(2.0)
-    retire(den.keeper)
+    den.keeper.close()
     write_order(den.paths, Order(time.time() - 7200, time.time() - 3600))  # as after a reboot in the night
     den.keeper = Keeper()
     assert den.keeper.report()["yielded"] is None
@@ -231,8 +231,7 @@ def test_a_keeper_that_begins_while_the_machine_is_yielded_ends_a_host_that_it_f
 ) -> None:
     den.serve(1)
     den.lives(0, 1)
-    retire(den.keeper)
-    monkeypatch.setattr(den.keeper.owner, "mind", lambda: None)
+    den.keeper.close()
     write_order(den.paths, Order(time.time(), None))
     began = time.monotonic()
     den.keeper = Keeper()
@@ -337,7 +336,7 @@ def test_a_full_disk_does_not_keep_the_machine_from_its_person(
 
 def test_who_else_runs_on_a_slice_is_in_the_report(den: Den, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(owner_watch, "FOREIGN_S", 1.0)
-    retire(den.keeper)
+    den.keeper.close()
     den.keeper = Keeper()
     den.serve(1)
     cpu = den.lives(0, 1)["slice"]["cpus"][0]

@@ -30,7 +30,6 @@ from tests.giver import TOKEN, part_of
 from tests.host_process import free_port, model_spec
 from tests.hub import COMMIT, Hub, HubFile, add, hub
 from tests.test_config import cut_to_size, gguf_bytes
-from tests.test_keeper import retire
 
 SOURCE = "hf:o/r:m.gguf"
 PATIENCE_S = 60.0
@@ -113,14 +112,7 @@ class Cluster:
 
     def end(self) -> None:
         for keeper in self.keepers.values():
-            keeper.apply(100, [], "end")
-            keeper.bring({"key": "end", "sources": {}})
-        for keeper in self.keepers.values():
-            deadline = time.monotonic() + PATIENCE_S
-            while keeper.models.is_busy or keeper.report()["ending"]:
-                assert time.monotonic() < deadline
-                time.sleep(0.02)
-            keeper.models._server.close()
+            keeper.close()
 
 
 Make = Callable[[Mapping[str, str]], Cluster]
@@ -409,9 +401,8 @@ def test_a_keeper_that_is_replaced_goes_on_without_a_controller(
     under = first.models._under
     assert under is not None
     assert under.process is not None
-    retire(first)
     under.process.kill()
-    first.models._server.close()
+    first.close()
     go.set()
     cluster.keepers["den"] = Keeper()
     deadline = time.monotonic() + PATIENCE_S

@@ -184,6 +184,7 @@ def keeper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Keeper]:
     enter(paths, "den", "default", FOUR, Reserve(0, 0), (18100, 18199))
     made = Keeper()
     yield made
+    made.close()
     made._loop.close()
 
 
