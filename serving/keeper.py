@@ -371,6 +371,8 @@ class Keeper:
                 watch.failed_to_start(str(error), time.monotonic())
         else:
             watch.started(record)
+            if self.owner.yielded:  # meanwhile
+                await watch.free()
 
     def _holder(self, slot: Slot) -> str | None:
         """Which other slot's host still holds some of this slice, as one that drains does: no death of this one."""

@@ -17,7 +17,7 @@ Report = dict[str, Any]
 STEP_S = 5.0
 """What at most counts of the time between two looks: a controller that stood still itself has waited for nobody."""
 
-OF_MACHINE = ("id", "name", "zone", "address", "hardware", "reserve")
+OF_MACHINE = ("id", "name", "zone", "address", "hardware", "reserve", "yielded")
 OF_REPLICA = ("name", "slot", "model", "address", "port", "slice", "config_digest", "limits")
 """What is kept of a report: not what ages within seconds."""
 

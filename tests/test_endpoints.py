@@ -442,7 +442,7 @@ def test_who_has_waited_elsewhere_waits_for_the_rest_of_the_time_only(make_host:
     host.stream({"messages": HELLO}, who="ann")
     answer = host.chat({"messages": HELLO}, {"x-homeport-queue-left-ms": "200"}, who="ben")
     assert (answer.status, answer.body["error"]["code"]) == (429, "queue_timeout")
-    assert 200 <= int(answer.headers["x-homeport-waited-ms"]) < 30_000
+    assert 150 <= int(answer.headers["x-homeport-waited-ms"]) < 30_000  # a timer may be early by its grain
     assert host.chat({"messages": HELLO}, {"x-homeport-queue-left-ms": "0"}, who="cem").status == 429
 
 

@@ -127,6 +127,16 @@ def test_what_ages_within_seconds_is_not_kept(book: MachineBook) -> None:
     assert seen.unsaved == set()
 
 
+def test_a_new_controller_knows_whose_a_machine_was_that_sleeps(book: MachineBook) -> None:
+    before = roll(book, Time())
+    person = {"by": "person", "until": None}
+    before.heard("id-1", {**report(), "yielded": person})
+    assert before.unsaved == {"id-1"}
+    book.asleep.add("id-1")
+    den = told(roll(book, Time(), id_1=before.kept["id-1"]))["den"]
+    assert (den["state"], den["yielded"]) == ("asleep", person)
+
+
 def test_a_cordon_is_told_whether_the_machine_is_there_or_not(book: MachineBook) -> None:
     time = Time()
     seen = roll(book, time)
