@@ -49,7 +49,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class At:
-    """How far one machine is: `state` is whole, fetching, waiting or failed."""
+    """How far one machine is: `state` is whole, fetching, waiting, failed, or away: it goes on once it is back."""
 
     state: str
     detail: str
@@ -99,7 +99,7 @@ def find(paths: Paths, name: str, config: Path | None, runs: bool) -> Wanted:
 
 
 def through_controller(paths: Paths, wanted: Wanted, show: Show) -> dict[str, At]:
-    """Have the cluster get it, and follow that until every machine has it or cannot. Raises NotPulled."""
+    """Have the cluster get it, and follow that until every machine has it, cannot, or is away. Raises NotPulled."""
     revision: dict[str, Any] = read_json(paths.revision) or {}
     control = revision.get("control", {})
     url, secret = f"http://{control.get('host')}:{control.get('port')}", api_client.owners_secret(paths)
@@ -124,7 +124,7 @@ def through_controller(paths: Paths, wanted: Wanted, show: Show) -> dict[str, At
                 raise NotPulled(
                     f"The controller does not answer: {error}. It goes on once it is back.", FAILED
                 ) from None
-        if found and all(at.state in ("whole", "failed") for at in found.values()):
+        if found and all(at.state in ("whole", "failed", "away") for at in found.values()):
             return found
         time.sleep(LOOK_S)
 
@@ -132,7 +132,9 @@ def through_controller(paths: Paths, wanted: Wanted, show: Show) -> dict[str, At
 def at_machine(report: Mapping[str, Any] | None, source: str) -> At:
     """How far a machine is with this source, by its keeper's report."""
     models = (report or {}).get("models")
-    if report is None or models is None or report.get("state") in ("lost", "unknown"):
+    if report is not None and report.get("state") in ("lost", "asleep"):
+        return At("away", "it is away, and goes on once it is back")
+    if report is None or models is None or report.get("state") == "unknown":
         return At("waiting", "it is away")
     if source in models["held"]:
         size = sum(part["size"] for part in models["held"][source]["parts"])

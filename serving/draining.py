@@ -8,6 +8,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -106,10 +107,12 @@ class Draining:
         self._client: aiohttp.ClientSession | None = None
         self._progress: dict[str, _Progress] = {}
         self._changed = asyncio.Event()
+        self._under_way: set[str] = set()
 
     def changed(self) -> None:
         """The book says something else."""
         self._changed.set()
+        self._changed = asyncio.Event()
 
     def told(self) -> dict[str, dict[str, Any]]:
         """By id of a machine that is drained: how far it is."""
@@ -118,21 +121,27 @@ class Draining:
         }
 
     async def run(self) -> None:
-        """For ever."""
-        while True:
-            self._changed.clear()
-            self._progress = {id_: each for id_, each in self._progress.items() if id_ in self._book.draining}
-            waits = [DONE_LOOK_S]
-            for machine in list(self._book.draining):
-                try:
-                    await self.step(machine)
-                except Exception:
-                    log.exception("machine %s is not drained; the controller goes on", machine)
-                waits.append(self._next_s(machine))
+        """For ever. Each machine by itself: a slow transfer of one does not hold up the others."""
+        async with asyncio.TaskGroup() as machines:
+            while True:
+                changed = self._changed
+                self._progress = {i: each for i, each in self._progress.items() if i in self._book.draining}
+                for machine in self._book.draining.keys() - self._under_way:
+                    self._under_way.add(machine)
+                    machines.create_task(self._empty(machine))
+                await changed.wait()
+
+    async def _empty(self, machine: str) -> None:
+        """Until it is no longer to be drained."""
+        while machine in self._book.draining:
+            changed = self._changed
             try:
-                await asyncio.wait_for(self._changed.wait(), min(waits) if self._book.draining else None)
-            except TimeoutError:
-                continue
+                await self.step(machine)
+            except Exception:
+                log.exception("machine %s is not drained; the controller goes on", machine)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), self._next_s(machine))
+        self._under_way.discard(machine)
 
     def _next_s(self, machine: str) -> float:
         progress = self._progress.get(machine)

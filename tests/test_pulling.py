@@ -96,7 +96,9 @@ def report(models: dict[str, Any] | None, state: str = "ready") -> dict[str, Any
     ("told", "state", "detail"),
     [
         (None, "waiting", "it is away"),
-        (report(DONE, "lost"), "waiting", "it is away"),
+        (report(DONE, "lost"), "away", "it is away, and goes on once it is back"),
+        (report(DONE, "asleep"), "away", "it is away, and goes on once it is back"),
+        (report(DONE, "unknown"), "waiting", "it is away"),
         (report(None), "waiting", "it is away"),
         (report(DONE), "whole", "has it"),
         (report({"held": {}, "bringing": {}}), "waiting", "waits for its turn"),
