@@ -120,7 +120,9 @@ def _open(seen: Seen, text: str, sources: Sequence[str]) -> str:
     if wall == "ufw":
         return "; ".join(f"sudo ufw allow proto tcp from {s} to any port {ports}" for s in sources)
     if wall == "firewalld":
-        adds = "; ".join(f"sudo firewall-cmd --permanent --zone=trusted --add-source={s}" for s in sources)
+        rule = "rule family={} source address={} port port={} protocol=tcp accept"
+        rules = (rule.format("ipv6" if ":" in s else "ipv4", s, text) for s in sources)
+        adds = "; ".join(f"sudo firewall-cmd --permanent --add-rich-rule='{each}'" for each in rules)
         return f"{adds}; sudo firewall-cmd --reload"
     if wall == "nftables":
         table, chain = _nft_input(str((seen.facts or {})["firewall"]["nft"])) or ("inet filter", "input")

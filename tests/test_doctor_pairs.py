@@ -104,7 +104,10 @@ def test_a_port_that_something_has_for_itself_is_a_warning() -> None:
 
 WALLS: list[tuple[dict[str, Any], str]] = [
     ({"ufw": True}, "sudo ufw allow proto tcp from 10.0.0.3 to any port 8100:8199"),
-    ({"firewalld": True}, "firewall-cmd --permanent --zone=trusted --add-source=10.0.0.3"),
+    (
+        {"firewalld": True},
+        "firewall-cmd --permanent --add-rich-rule='rule family=ipv4 source address=10.0.0.3 port port=",
+    ),
     ({"nft": NFT}, "nft insert rule inet filter input ip saddr { 10.0.0.3 } tcp dport 8100-8199 accept"),
     (
         {"iptables": "-P INPUT DROP\n-P FORWARD ACCEPT"},
