@@ -2,7 +2,7 @@
 
 from benchmarks.report import Figure
 from benchmarks.sessions_ask import Ask, begun, until, user
-from benchmarks.sessions_homeport import call, cluster_token, installation, replicas
+from benchmarks.sessions_homeport import call, installation, machine_token, replicas
 from tests.e2e.installation import Homeport
 
 QUEUED = 32
@@ -41,7 +41,7 @@ def _round(homeport: Homeport, secrets: dict[str, str], number: int) -> int:
         return Ask(port, name, user("Name three rivers."), TOKENS, headers)
 
     (replica,) = replicas(port, secrets["boss"])
-    host, token = int(replica["port"]), cluster_token(homeport)
+    host, token = int(replica["port"]), machine_token(homeport)
 
     def state(name: str) -> int:
         return int(call(host, "GET", "/state", token=token)[1][name])

@@ -7,7 +7,7 @@ import time
 
 from benchmarks.report import Figure
 from benchmarks.sessions_ask import until
-from benchmarks.sessions_homeport import call, cluster_token, installation
+from benchmarks.sessions_homeport import call, cluster_token, installation, machine_token
 from benchmarks.streams import MODEL
 from tests.e2e.installation import Homeport
 
@@ -58,7 +58,7 @@ def _write(homeport: Homeport, sessions: list[str]) -> None:
             }
             for session in sessions[start : start + AT_ONCE]
         ]
-        status, told = call(replica["port"], "POST", "/pins", {"pins": pins}, cluster_token(homeport))
+        status, told = call(replica["port"], "POST", "/pins", {"pins": pins}, machine_token(homeport))
         if status != 200:
             raise RuntimeError(f"the host took no pins: {status} {told}")
 

@@ -77,8 +77,13 @@ def call(port: int, method: str, path: str, body: object = None, token: str = ""
 
 
 def cluster_token(homeport: Homeport) -> str:
-    """What hosts and controller want to see."""
+    """What the controller wants to see."""
     return homeport.paths.cluster_token.read_text().strip()
+
+
+def machine_token(homeport: Homeport) -> str:
+    """What the hosts want to see."""
+    return homeport.paths.machine_token.read_text().strip()
 
 
 def replicas(port: int, token: str = "") -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 Starts nothing. What the head answers is decided in serving/joining.py.
 """
 
-import http.client
 import ipaddress
 import json
 import os
@@ -11,12 +10,25 @@ import re
 import secrets
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
+from cluster import machine_tls
 from cluster.build import build_id
+from cluster.call_head import (
+    JOIN_PORT,
+    LOOPBACK,
+    NOT_YET,
+    HeadAway,
+    JoinRefused,
+    kept_ca,
+    no_homeport,
+    post,
+    refusal,
+    trusted,
+)
 from cluster.inventory import measure
 from cluster.machine import Hardware, Machine, Reserve, default_reserve
 from cluster.paths import Paths, read_json, write_private
@@ -24,41 +36,30 @@ from cluster.proof import is_proven, key_of, proven
 from cluster.record import boot_id
 from cluster.slices import usable_cores
 
-LOOPBACK = "127.0.0.1"
-JOIN_PORT = 8090
-"""The controller's port where nothing else is said: the default of `network.control`."""
-ANSWER_BYTES_MAX = 65536
-REFUSALS = frozenset(
-    {
-        "token_unknown",
-        "token_used",
-        "token_expired",
-        "other_build",
-        "name_taken",
-        "name_wrong",
-        "id_taken",
-        "is_head",
-        "other_address",
-        "alone",
-        "malformed",
-        "disk",
-    }
-)
-"""The codes with which a head says no."""
-NOT_YET = "not_yet"
-"""The code with which it says: ask again."""
-
-
-class JoinRefused(Exception):
-    """This machine may not join like this. The message says why and what to do; `code` is for programs."""
-
-    def __init__(self, message: str, code: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-class HeadAway(Exception):
-    """The head does not answer, or not yet. The message says what to look at."""
+__all__ = [
+    "JOIN_PORT",
+    "LOOPBACK",
+    "NOT_YET",
+    "Answer",
+    "Books",
+    "HeadAway",
+    "JoinRefused",
+    "Joined",
+    "RayIs",
+    "ask",
+    "books",
+    "control_url",
+    "enter",
+    "is_same",
+    "joined",
+    "lasting",
+    "local_address",
+    "machine_id",
+    "machine_name",
+    "own_token",
+    "ray_of",
+    "settle",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +67,13 @@ class Answer:
     """What the head says to a machine that may join; it has proven that it knows the token."""
 
     head: str
-    """The address of the controller, as it was asked: `http://IP:PORT`."""
-    cluster_token: str | None = field(repr=False)
-    """None: this machine has it already, and asked with it."""
+    """The address of the controller, as it was asked: `http://IP:PORT`, or https."""
+    machine_token: str | None = field(repr=False)
+    """This machine's own. None: it has it already, and asked with it."""
+    files_token: str | None = field(repr=False)
+    """For models' files of other machines. None: likewise."""
     ray_token: str | None = field(repr=False)
-    """None: as that of the cluster."""
+    """None: likewise."""
     ray: str
     """`IP:PORT`."""
     name: str
@@ -85,6 +88,10 @@ class Answer:
     """Programs of its person's that it yields to."""
     told: Mapping[str, Any] = field(default_factory=dict)
     """All that the head said of this machine, as it said it."""
+    certificate: str | None = None
+    """This machine's, as PEM. None: the network is declared private, and nobody speaks TLS."""
+    ca: str | None = field(default=None, repr=False)
+    """The certificate of the CA that the head was known by, as PEM."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +157,7 @@ def machine_id(paths: Paths) -> str:
     return str(known["id"])
 
 
-def enter(
+def enter(  # noqa: PLR0913, PLR0917 - what machine.json has
     paths: Paths,
     name: str,
     zone: str,
@@ -159,6 +166,7 @@ def enter(
     ports: Sequence[int],
     address: str = LOOPBACK,
     yield_to: Sequence[str] = (),
+    speaks_tls: bool = False,
 ) -> Machine:
     """Write `machine.json` for this machine and return it. An id that is there already stays for ever."""
     machine = Machine(
@@ -175,6 +183,7 @@ def enter(
         "name": name,
         "zone": zone,
         "address": machine.address,
+        "tls": speaks_tls,
         "reserve": reserve.to_json(),
         "ports": list(ports),
         "yield_to": list(yield_to),
@@ -207,8 +216,23 @@ def control_url(address: str) -> str:
     return f"http://{host}:{number}"
 
 
+def is_same(head: str, other: str) -> bool:
+    """Whether two URLs are of one head, whatever it speaks."""
+    return urlsplit(head).netloc == urlsplit(other).netloc
+
+
+def own_token(paths: Paths) -> str:
+    """What this machine asks its head with, as it got it when it joined; empty where it has none."""
+    for file in (paths.machine_token, paths.cluster_token):  # the latter: from before each had its own
+        try:
+            return file.read_text().strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+    return ""
+
+
 def local_address(head: str) -> str | None:
-    """This machine's address towards the head, given as `http://IP:PORT`; None while no network leads there."""
+    """This machine's address towards the head, given as a URL; None while no network leads there."""
     parts = urlsplit(head)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
@@ -233,14 +257,17 @@ def lasting(paths: Paths) -> dict[str, Any]:
     """What a keeper reads of `machine.json` when it begins, and what Ray's books say by it; other keys it looks at now
     and then."""
     kept: dict[str, Any] = read_json(paths.machine) or {}
-    return {key: kept.get(key) for key in ("name", "zone", "address", "reserve", "ports")}
+    found = {key: kept.get(key) for key in ("name", "zone", "address", "reserve", "ports", "tls")}
+    return {**found, "ca": kept_ca(paths) if kept.get("tls") else None}
 
 
 def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float) -> Answer:
     """Ask the controller at `http://IP:PORT` to be let in. Raises JoinRefused, HeadAway or OSError (own disk).
 
-    The token does not travel, and nothing is taken from who does not know it.
+    A token that carries a fingerprint, or a head that was https when this machine joined, is asked over TLS alone. The
+    token does not travel, and nothing is taken from who does not know it.
     """
+    head, ca = trusted(head, token, paths, timeout_s)
     key, nonce = key_of(token), _nonce()
     asked = {
         "nonce": nonce,
@@ -250,20 +277,25 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
         "host_name": socket.gethostname(),
         "boot": boot_id(),
     }
-    status, told = _post(
-        head, "/join", lambda mine: proven(key, "join", {**asked, "address": mine}), timeout_s
+    if ca is not None:
+        asked["csr"] = machine_tls.request(paths, machine_id(paths))
+    status, told = post(
+        head, "/join", lambda mine: proven(key, "join", {**asked, "address": mine}), timeout_s, ca
     )
     if status != 200:
-        raise _refusal(head, status, told)
+        raise refusal(head, status, told)
     if not is_proven(key, "joined", told, nonce):
-        raise _no_homeport(head, "it does not prove that it knows the token of this machine")
+        raise no_homeport(head, "it does not prove that it knows the token of this machine")
     try:
         machine = told["machine"]
+        if (ca is None) != (told.get("certificate") is None):
+            raise KeyError("certificate")
         first, last = machine["ports"]
         cores, memory = machine["reserve_cores"], machine["reserve_memory_bytes"]
         return Answer(
             head=head,
-            cluster_token=_text(told.get("cluster_token")),
+            machine_token=_text(told.get("machine_token")),
+            files_token=_text(told.get("files_token")),
             ray_token=_text(told.get("ray_token")),
             ray=str(told["ray"]),
             name=str(machine["name"]),
@@ -274,20 +306,23 @@ def ask(head: str, token: str, paths: Paths, name: str | None, timeout_s: float)
             ports=(int(first), int(last)),
             yield_to=tuple(map(str, machine.get("yield_to", ()))),
             told=dict(machine),
+            certificate=_text(told.get("certificate")),
+            ca=ca,
         )
     except (KeyError, TypeError, ValueError):
-        raise _no_homeport(head, "its answer is of another shape") from None
+        raise no_homeport(head, "its answer is of another shape") from None
 
 
-def ray_of(head: str, token: str, machine: str, timeout_s: float) -> RayIs | None:
-    """Where the head's Ray is, and whether the head hears the machine of this id.
+def ray_of(head: str, token: str, machine: str, timeout_s: float, paths: Paths | None = None) -> RayIs | None:
+    """Where the head's Ray is, and whether the head hears the machine of this id. `paths`: where the CA lies.
 
-    None where nobody answers who proves to know the cluster's token, or Ray is not up there.
+    None where nobody answers who proves to know this machine's token, or Ray is not up there.
     """
     key, nonce = key_of(token), _nonce()
     asked = proven(key, "ray", {"nonce": nonce, "id": machine})
+    ca = None if paths is None or not head.startswith("https:") else kept_ca(paths)
     try:
-        status, told = _post(head, "/ray", lambda _: asked, timeout_s)
+        status, told = post(head, "/ray", lambda _: asked, timeout_s, ca)
     except (JoinRefused, HeadAway):
         return None
     if status != 200 or not is_proven(key, "ray_is", told, nonce):
@@ -301,9 +336,16 @@ def ray_of(head: str, token: str, machine: str, timeout_s: float) -> RayIs | Non
 def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) -> Machine:
     """Keep what the head said: the cluster's secrets, who this machine is, which head it joined. Raises OSError."""
     paths.make()
-    for file, told in ((paths.cluster_token, answer.cluster_token), (paths.ray_token, answer.ray_token)):
+    for file, told in (
+        (paths.machine_token, answer.machine_token),
+        (paths.files_token, answer.files_token),
+        (paths.ray_token, answer.ray_token),
+    ):
         if told is not None:
             write_private(file, told)
+    paths.cluster_token.unlink(missing_ok=True)  # it is the head's alone
+    if answer.certificate is not None and answer.ca is not None:
+        machine_tls.keep(paths, answer.certificate, answer.ca)
     hardware = measure(env)
     usual = default_reserve(hardware)
     reserve = Reserve(
@@ -319,6 +361,7 @@ def settle(paths: Paths, answer: Answer, env: Mapping[str, str] = os.environ) ->
         answer.ports,
         answer.address,
         answer.yield_to,
+        answer.certificate is not None,
     )
     write_private(
         paths.joined, json.dumps({"head": answer.head, "name": answer.name, "told": answer.told}, indent=1)
@@ -332,53 +375,3 @@ def _nonce() -> str:
 
 def _text(told: object) -> str | None:
     return None if told is None else str(told)
-
-
-def _post(
-    head: str, path: str, said: Callable[[str], Mapping[str, Any]], timeout_s: float
-) -> tuple[int, Any]:
-    """The status and the JSON of the answer. `said` makes what is asked from our own address on that connection.
-
-    Raises JoinRefused, HeadAway.
-    """
-    parts = urlsplit(head)
-    connection = http.client.HTTPConnection(parts.hostname or LOOPBACK, parts.port, timeout=timeout_s)
-    try:
-        connection.connect()
-        mine: str = connection.sock.getsockname()[0]
-        body = json.dumps(said(mine)).encode()
-        connection.request("POST", path, body, {"content-type": "application/json"})
-        answer = connection.getresponse()
-        return answer.status, json.loads(answer.read(ANSWER_BYTES_MAX))
-    except OSError as error:
-        message = (
-            f"Nothing answers at {head} ({error.strerror or error}). See that homeport is up on the head, that this is "
-            f"the address which its config gives it, and that no firewall closes port {parts.port}."
-        )
-        raise HeadAway(message) from error
-    except http.client.HTTPException as error:
-        raise _no_homeport(head, f"it does not speak HTTP ({type(error).__name__})") from None
-    except (ValueError, RecursionError):
-        raise _no_homeport(head, "its answer is no JSON") from None
-    finally:
-        connection.close()
-
-
-def _refusal(head: str, status: int, told: Any) -> Exception:
-    try:
-        message, code = str(told["error"]["message"]), told["error"]["code"]
-    except (KeyError, TypeError):
-        return _no_homeport(head, f"it answered with status {status}")
-    if code == NOT_YET:
-        return HeadAway(message)
-    if code not in REFUSALS:
-        return _no_homeport(head, f"it answered with status {status}")
-    return JoinRefused(message, code)
-
-
-def _no_homeport(head: str, why: str) -> JoinRefused:
-    message = (
-        f"What answers at {head} is no head that can be joined: {why}. Give the head's address, with the port that "
-        f"network.control of its config says ({JOIN_PORT} by default)."
-    )
-    return JoinRefused(message, "no_homeport")

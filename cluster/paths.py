@@ -113,7 +113,47 @@ class Paths:
 
     @property
     def cluster_token(self) -> Path:
+        """Of a head: the secret of its cluster, from which the tokens of its machines are made."""
         return self.home / "secrets" / "cluster_token"
+
+    @property
+    def machine_token(self) -> Path:
+        """What opens the hosts of this machine, and with which it asks its head."""
+        return self.home / "secrets" / "machine_token"
+
+    @property
+    def files_token(self) -> Path:
+        """What opens the machines' file servers to each other."""
+        return self.home / "secrets" / "files_token"
+
+    @property
+    def former_token(self) -> Path:
+        """Of a head: what every machine had before each had its own. It still lets them join anew, and no more."""
+        return self.home / "secrets" / "former_token"
+
+    @property
+    def authority(self) -> Path:
+        """Of a head: the CA of its cluster, with its key."""
+        return self.home / "head" / "ca.json"
+
+    @property
+    def tls(self) -> Path:
+        return self.home / "tls"
+
+    @property
+    def ca(self) -> Path:
+        """The certificate of the CA that this machine trusts."""
+        return self.tls / "ca.pem"
+
+    @property
+    def certificate(self) -> Path:
+        """This machine's own."""
+        return self.tls / "machine.pem"
+
+    @property
+    def key(self) -> Path:
+        """Of that certificate."""
+        return self.tls / "machine.key"
 
     @property
     def digest_key(self) -> Path:

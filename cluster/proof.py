@@ -2,8 +2,8 @@
 
 Who asks makes a fresh nonce; the ask and the answer both have it, and a proof over everything that they say. So an ask
 tells a stranger nothing to ask with elsewhere, and what a stranger answers, or answered before, proves nothing. The key
-is the token's digest, since of a token for one machine the head keeps no more. Nothing is hidden: an answer to a first
-join has secrets in it, for whoever listens on the way.
+is the token's digest, since of a token for one machine the head keeps no more. Nothing is hidden here: an answer to a
+first join has secrets in it, which TLS hides (cluster/tls.py), or a network that is declared private.
 """
 
 import hashlib
@@ -19,6 +19,16 @@ Purpose = Literal["join", "joined", "ray", "ray_is"]
 def key_of(token: str) -> str:
     """The SHA-256 of a token, as hex."""
     return hashlib.sha256(token.encode(errors="surrogatepass")).hexdigest()
+
+
+def machine_token(secret: str, machine: str) -> str:
+    """The token of one machine, by its id: who has it can neither work out the cluster's secret nor another's token."""
+    return hmac.new(secret.encode(), f"machine:{machine}".encode(), hashlib.sha256).hexdigest()
+
+
+def files_token(secret: str) -> str:
+    """With which machines get models from each other. It opens nothing else."""
+    return hmac.new(secret.encode(), b"files", hashlib.sha256).hexdigest()
 
 
 def proven(key: str, purpose: Purpose, told: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cluster import machine_tls
 from cluster.build import build_id
 from cluster.group import look
 from cluster.join import LOOPBACK
@@ -149,10 +150,25 @@ def environment(paths: Paths, env: Mapping[str, str], *, cluster: bool = False) 
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES": "1",
         **QUIET,
-        **(CLUSTER if cluster else {}),
+        **({**CLUSTER, **_tls(paths)} if cluster else {}),
         # Ray would give its actors, and so the hosts that a keeper starts, the niceness 15.
         "RAY_worker_niceness": "0",
         "PYTHONUNBUFFERED": "1",
+    }
+
+
+def _tls(paths: Paths) -> dict[str, str]:
+    """Ray's processes speak with each other over TLS, and only with those whose certificate our CA has signed too.
+
+    They listen on every interface all the same: Ray 2.60 has no option for that.
+    """
+    if not machine_tls.is_on(paths):
+        return {}
+    return {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": str(paths.certificate),
+        "RAY_TLS_SERVER_KEY": str(paths.key),
+        "RAY_TLS_CA_CERT": str(paths.ca),
     }
 
 

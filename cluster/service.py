@@ -17,7 +17,7 @@ from typing import Any
 from cluster import join, ray_cluster
 from cluster.build import build_id
 from cluster.machine import Machine
-from cluster.paths import Paths, read_json, secret
+from cluster.paths import Paths, read_json
 from cluster.processes import end_all
 from cluster.restarting import (
     BACKOFF_S,
@@ -127,8 +127,8 @@ class Service:
 
     def _ask_ray(self, head: str) -> join.RayIs | None:
         """Where the head says that its Ray is, and what this machine is to be."""
-        token, machine = secret(self.paths.cluster_token), join.machine_id(self.paths)
-        return join.ray_of(head, token, machine, LOOK_S)
+        token, machine = join.own_token(self.paths), join.machine_id(self.paths)
+        return join.ray_of(head, token, machine, LOOK_S, self.paths)
 
     def _is_another(self, head: str, told: Mapping[str, Any] | None) -> bool:
         """Take in what the head says otherwise of this machine than before. Whether Ray's part has to begin anew for
@@ -139,7 +139,7 @@ class Service:
         before = join.lasting(self.paths)
         try:
             join.settle(
-                self.paths, join.ask(head, secret(self.paths.cluster_token), self.paths, known.name, ANSWER_S)
+                self.paths, join.ask(head, join.own_token(self.paths), self.paths, known.name, ANSWER_S)
             )
         except (join.JoinRefused, join.HeadAway, OSError) as why:
             log.warning("what the head says otherwise of this machine is not taken yet: %s", why)
@@ -154,7 +154,7 @@ class Service:
     async def _start(self, known: join.Joined) -> tuple[int, str]:
         self.run.step("ray", "starting")
         began = time.monotonic()
-        token = secret(self.paths.cluster_token)
+        token = join.own_token(self.paths)
         answer = await asyncio.to_thread(join.ask, known.head, token, self.paths, known.name, ANSWER_S)
         await asyncio.to_thread(end_all, self.paths, "ray")
         machine: Machine = await asyncio.to_thread(join.settle, self.paths, answer)

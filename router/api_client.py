@@ -1,15 +1,17 @@
-"""How the command line asks a running homeport: small blocking calls to the router. Renders nothing.
+"""How the command line asks a running homeport: small blocking calls to the router and to the controller.
 
-`secret` is the cluster's token, with which this machine's owner needs no key.
+Renders nothing. `secret` is the cluster's token, with which this machine's owner needs no key.
 """
 
 import http.client
 import json
+import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster.paths import Paths
+from cluster import tls
+from cluster.paths import Paths, read_json
 
 ANSWER_S = 3.0
 
@@ -27,13 +29,44 @@ def get(url: str, path: str, timeout_s: float = ANSWER_S, secret: str = "") -> A
     return ask(url, "GET", path, None, timeout_s, secret)
 
 
+def ask_control(paths: Paths, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_S) -> Any:
+    """As `ask`, of the controller of the head that this machine is."""
+    control = (read_json(paths.revision) or {}).get("control", {})
+    try:
+        url = tls.url(control["host"], control["port"], bool(control.get("tls")))
+    except KeyError:
+        raise Away("No homeport was started on this state folder.") from None
+    return ask(url, method, path, body, timeout_s, owners_secret(paths), trust(paths))
+
+
+def trust(paths: Paths) -> ssl.SSLContext | None:
+    """By which CA the machines of this head are known; None where they speak in clear. Raises Away."""
+    if not (read_json(paths.revision) or {}).get("control", {}).get("tls"):
+        return None
+    try:
+        return tls.client_context(paths.ca)
+    except OSError as error:
+        raise Away(
+            f"{paths.ca}: {error.strerror or error}. `homeport down` and `homeport up` make it anew."
+        ) from None
+
+
 def ask(
-    url: str, method: str, path: str, body: Any = None, timeout_s: float = ANSWER_S, secret: str = ""
+    url: str,
+    method: str,
+    path: str,
+    body: Any = None,
+    timeout_s: float = ANSWER_S,
+    secret: str = "",
+    context: ssl.SSLContext | None = None,
 ) -> Any:
-    """Send JSON (None: nothing), and return the JSON of the answer. Raises Away or Refused."""
+    """Send JSON (None: nothing), and return the JSON of the answer. Raises Away or Refused.
+
+    `context`: whom to trust, where the URL is https.
+    """
     data = None if body is None else json.dumps(body).encode()
     headers = {} if data is None else {"content-type": "application/json"}
-    connection, answer = _ask(url, method, path, data, {**headers, **bearer(secret)}, timeout_s)
+    connection, answer = _ask(url, method, path, data, {**headers, **bearer(secret)}, timeout_s, context)
     try:
         return _body(answer)
     finally:
@@ -84,10 +117,15 @@ def stream_chat(
 
 
 def _ask(
-    url: str, method: str, path: str, body: bytes | None, headers: Mapping[str, str], timeout_s: float
+    url: str,
+    method: str,
+    path: str,
+    body: bytes | None,
+    headers: Mapping[str, str],
+    timeout_s: float,
+    context: ssl.SSLContext | None = None,
 ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "127.0.0.1", parts.port, timeout=timeout_s)
+    connection = _connect(url, timeout_s, context)
     try:
         sent = {
             name: value.encode() for name, value in headers.items()
@@ -97,6 +135,14 @@ def _ask(
     except (OSError, http.client.HTTPException) as error:
         connection.close()
         raise Away(f"{url} does not answer: {error}") from error
+
+
+def _connect(url: str, timeout_s: float, context: ssl.SSLContext | None) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    host = parts.hostname or "127.0.0.1"
+    if parts.scheme == "https":
+        return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
+    return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
 
 
 def _body(answer: http.client.HTTPResponse) -> Any:

@@ -27,6 +27,7 @@ import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
+from cluster import tls
 from cluster.clocks import AwakeClock, DayClock
 from cluster.sockets import connecting
 from router import admin
@@ -87,6 +88,8 @@ class Settings:
     """What the controller knew last of sessions' homes, where its disk is this machine's."""
     keys_file: Path | None = None
     """None: everybody may come in, from this machine only."""
+    ca_file: Path | None = None
+    """The CA by which machines are known that speak TLS; None: plain HTTP."""
     names: tuple[str, ...] = ()
     """What clients may call this machine beside its own name."""
     identity: IdentityOptions = DEFAULT
@@ -203,10 +206,10 @@ def build(
     metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet))
     specs = {spec.name: spec for spec in settings.models}
     addressing = Addressing(fleet, homes, finder, specs, settings.digest_key, settings.identity)
-    relay = Relay(fleet, homes, addressing, client, settings.token, specs, metrics, clock)
+    relay = Relay(fleet, homes, addressing, client, specs, metrics, clock)
     fleet.on_lost = relay.lost
     ring, keys = key_ring(settings.keys_file, settings.token)
-    mover = Mover(client, settings.token, clock)
+    mover = Mover(client, peers.bearers.of, clock)
     sessions = Sessions(fleet, peers, finder, relay, mover, wall)
     pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
@@ -214,10 +217,14 @@ def build(
     return Parts(front, fleet, relay, keys, specs)
 
 
-def new_client() -> aiohttp.ClientSession:
-    """The one pooled client of a router: no cookies, no proxies, no decoding. Needs a running loop."""
+def new_client(ca: Path | None = None) -> aiohttp.ClientSession:
+    """The one pooled client of a router: no cookies, no proxies, no decoding. Needs a running loop.
+
+    `ca`: the CA of machines that speak TLS; connections are kept, so that hardly a turn begins with a handshake.
+    """
+    trust = True if ca is None else tls.client_context(ca)
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0, socket_factory=connecting),
+        connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0, socket_factory=connecting, ssl=trust),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("accept", "accept-encoding", "user-agent", "content-type"),
@@ -284,6 +291,7 @@ def read_settings(path: Path) -> Settings:
         models=tuple(ModelSpec.from_json(model) for model in data["models"]),
         known_file=Path(data["known_file"]) if "known_file" in data else None,
         keys_file=None if router.keys_file is None else Path(router.keys_file),
+        ca_file=Path(data["ca_file"]) if data.get("ca_file") else None,
         names=router.names,
         identity=IdentityOptions(router.identity.headers, router.identity.fields),
     )
@@ -291,7 +299,7 @@ def read_settings(path: Path) -> Settings:
 
 async def serve(settings: Settings, listening: socket.socket, settings_file: Path) -> None:
     """Serve until SIGTERM. What `settings_file` says of models is taken as it changes."""
-    async with new_client() as client:
+    async with new_client(settings.ca_file) as client:
         parts = build(settings, client, CollectorRegistry())
         server = Server(parts.front, parts.relay)
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)

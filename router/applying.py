@@ -100,8 +100,7 @@ def carry_out(paths: Paths, proposal: Proposal, say: Say) -> int:
 
 def fleet_of(paths: Paths, renewal: Renewal) -> dict[str, Any]:
     """What the controller tells. Raises Away and Refused."""
-    url = f"http://{renewal.machine.address}:{renewal.config.network.control}"
-    fleet: dict[str, Any] = api_client.get(url, "/fleet", secret=api_client.owners_secret(paths))
+    fleet: dict[str, Any] = api_client.ask_control(paths, "GET", "/fleet")
     return fleet
 
 

@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,7 @@ from cluster.doctor_pairs import PortRange, findings_between, ranges
 from cluster.doctor_session import Looked, Target, look, over_ssh
 from cluster.join import LOOPBACK
 from cluster.paths import Paths
+from cluster.proof import machine_token
 from cluster.restarting import running
 from router import api_client, egress_check, following
 from router.command_line import FAILED, NOT_RUNNING, PLAIN, WRONG, err, out, refuse
@@ -126,14 +128,17 @@ def _egress(paths: Paths) -> list[Finding]:
         refuse("homeport does not run here. Run this on the head, after `homeport up`.", NOT_RUNNING)
     if following.is_worker(run):
         refuse(following.worker_line(paths, run) + " Ask there.", WRONG)
-    token = api_client.owners_secret(paths)
+    secret = api_client.owners_secret(paths)
     try:
-        fleet = api_client.ask(run["url"], "GET", "/api/fleet", secret=token, timeout_s=ANSWER_S)
+        fleet = api_client.ask(run["url"], "GET", "/api/fleet", secret=secret, timeout_s=ANSWER_S)
+        trust = api_client.trust(paths)
     except (api_client.Away, api_client.Refused, KeyError) as error:
         refuse(f"The router cannot answer: {error}", FAILED)
     address = run.get("address", LOOPBACK)
     addresses = own_addresses() if address == LOOPBACK else [address]
-    found = asyncio.run(egress_check.check(fleet["machines"], addresses[:4], token))
+    found = asyncio.run(
+        egress_check.check(fleet["machines"], addresses[:4], partial(machine_token, secret), trust)
+    )
     if not found:
         refuse("No host runs yet, so nothing could be asked. `homeport status` says how far it is.", FAILED)
     return found

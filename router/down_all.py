@@ -42,12 +42,8 @@ def ask_all(paths: Paths) -> Leaving:
             f"This machine serves the head at {known.head}: run `homeport down --all` there, or `homeport down` here "
             "for this machine alone."
         )
-    control = (read_json(paths.revision) or {}).get("control", {})
     try:
-        url = f"http://{control['host']}:{control['port']}"
-        told = api_client.ask(
-            url, "POST", "/leave", {}, timeout_s=ANSWER_S, secret=api_client.owners_secret(paths)
-        )
+        told = api_client.ask_control(paths, "POST", "/leave", {}, ANSWER_S)
         return Leaving({name: list(map(_host, hosts)) for name, hosts in told["hosts"].items()}, told["away"])
     except (api_client.Away, api_client.Refused, KeyError, TypeError, ValueError):
         was_asked = run is not None or bool(ours(paths, "ray"))

@@ -9,7 +9,8 @@ import contextlib
 import json
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import ssl
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from cluster.doctor import Finding
@@ -30,11 +31,16 @@ NAME = "example.com"
 DATAGRAM_MAX = 256
 
 
-async def check(machines: Sequence[Mapping[str, Any]], addresses: Sequence[str], token: str) -> list[Finding]:
+async def check(
+    machines: Sequence[Mapping[str, Any]],
+    addresses: Sequence[str],
+    token: Callable[[str], str],
+    tls: ssl.SSLContext | None = None,
+) -> list[Finding]:
     """One finding for each replica whose host runs, or may run on a machine that is away.
 
-    `machines`: as /api/fleet has them; `addresses`: this machine's, at which it listens meanwhile. Raises OSError where
-    it can listen at none.
+    `machines`: as /api/fleet has them; `addresses`: this machine's, at which it listens meanwhile. `token` gives that
+    of a machine, by its id; `tls`: whom to trust. Raises OSError where it can listen at none.
     """
     # Where this machine cannot look it up either, no host proves anything by it.
     name = NAME if await aside(lambda: look_up(NAME), LOOKUP_S, "timeout") == "ok" else None
@@ -47,8 +53,13 @@ async def check(machines: Sequence[Mapping[str, Any]], addresses: Sequence[str],
         ]
         told = await asyncio.gather(
             *(
-                _ask(replica, token, {"targets": ear.targets, "name": name, "word": word})
-                for _, replica, word in asked
+                _ask(
+                    replica,
+                    token(machine.get("id", "")),
+                    {"targets": ear.targets, "name": name, "word": word},
+                    tls,
+                )
+                for machine, replica, word in asked
             )
         )
         await asyncio.sleep(LATE_S)
@@ -65,11 +76,12 @@ async def check(machines: Sequence[Mapping[str, Any]], addresses: Sequence[str],
     ]
 
 
-async def _ask(replica: Mapping[str, Any], token: str, body: Mapping[str, Any]) -> dict[str, Any] | None:
+async def _ask(
+    replica: Mapping[str, Any], token: str, body: Mapping[str, Any], tls: ssl.SSLContext | None
+) -> dict[str, Any] | None:
     try:
-        asking = ask_host(
-            replica["address"], replica["port"], token, "POST", "/egress", json.dumps(body).encode()
-        )
+        data = json.dumps(body).encode()
+        asking = ask_host(replica["address"], replica["port"], token, "POST", "/egress", data, tls)
         return await asyncio.wait_for(asking, ANSWER_S)
     except NO_ANSWER:
         return None

@@ -163,8 +163,8 @@ def host_silent(replica: str) -> ApiError:
 
 def host_refused(replica: str) -> ApiError:
     message = (
-        f"{replica} does not accept this router's cluster token. Run `homeport down` and "
-        "`homeport up` on its machine so that both use the same one."
+        f"{replica} does not accept the token that this router has for its machine. Run `homeport join HEAD` there, "
+        "with the head's address, so that both have the same one; on the head, `homeport down` and `homeport up`."
     )
     return ApiError(502, "host_refused", message, final=True)
 

@@ -48,12 +48,22 @@ class Known:
     state: HostState | None = None
     heard_at: float | None = None
     refused: bool = False
+    untrusted: str | None = None
+    """Why it is not known to be the host that it should be."""
     _made: Replica | None = None
     _made_of: tuple[object, ...] = ()
 
     def replica(self) -> Replica:
         """As a snapshot has it: the one of before where nothing of it has changed, since there may be hundreds."""
-        made_of = (self.state, self.heard_at, self.refused, self.known_at, self.listed, self.machine)
+        made_of = (
+            self.state,
+            self.heard_at,
+            self.refused,
+            self.untrusted,
+            self.known_at,
+            self.listed,
+            self.machine,
+        )
         if self._made is None or self._made_of != made_of:
             self._made, self._made_of = self._make(), made_of
         return self._made
@@ -69,7 +79,7 @@ class Known:
             port=listed.port,
             state=host.state if host else listed.state,
             progress=host.progress if host else listed.progress,
-            detail=host.detail if host else listed.detail or "",
+            detail=self.untrusted or (host.detail if host else listed.detail or ""),
             incarnation=host.incarnation if host else listed.incarnation or 0,
             places=host.places if host else 1,
             running=host.running if host else 0,
@@ -168,9 +178,14 @@ class Fleet:
         return self._clock()
 
     def base(self, replica: str) -> str | None:
-        """`http://address:port` of its host; None for one that is not known."""
+        """`http://address:port` (or https) of its host; None for one that is not known."""
         known = self.known.get(replica)
         return None if known is None else known.base
+
+    def bearer(self, replica: str) -> str:
+        """What opens its host; nothing for one that is not known."""
+        known = self.known.get(replica)
+        return "" if known is None else self._peers.bearers.of(known.base)
 
     def reachable(self) -> list[str]:
         """Replicas whose hosts answered of late."""
@@ -199,10 +214,15 @@ class Fleet:
         try:
             state = await self._peers.state(known.base)
         except Unreachable as error:
+            if error.untrusted != known.untrusted:
+                known.untrusted = error.untrusted
+                log.warning("%s: %s", replica, error)
+                self._changed()
             if error.refused:
                 known.refused = True
                 self._changed()
             return
+        known.untrusted = None
         known.heard_at = self._clock()
         known.refused = state.replica != replica
         known.state = None if known.refused else state
@@ -263,12 +283,16 @@ class Fleet:
         self._zones |= {
             machine.name: machine.zone for machine in listed.forgotten if machine.zone is not None
         }
+        # A machine that is here has the address of one that was there before.
+        for machine in sorted(listed.machines, key=lambda machine: machine.state not in AWAY):
+            for replica in machine.replicas:
+                self._peers.bearers.belongs(self._base(machine, replica), machine.id)
         for machine in listed.machines:
             self._zones[machine.name] = machine.zone
             if machine.state not in AWAY:
                 self.woken.pop(machine.name, None)
             for replica in machine.replicas:
-                base = _base(replica.address or machine.address, replica.port)
+                base = self._base(machine, replica)
                 before = self.known.get(replica.name)
                 if before is None:
                     new.append(replica.name)
@@ -278,6 +302,9 @@ class Fleet:
                     before.machine, before.listed, before.is_listed = machine, replica, True
         self._changed()
         return new
+
+    def _base(self, machine: ListedMachine, replica: ListedReplica) -> str:
+        return self._peers.bearers.base(replica.address or machine.address, replica.port)
 
     def _filled(self, listed: ListedFleet) -> ListedFleet:
         """With the replicas that a machine had which is away, where the controller does not know them."""
@@ -369,10 +396,6 @@ class Fleet:
             log.warning("the fleet could not be saved: %s", error)
             return
         self._membership = membership
-
-
-def _base(address: str, port: int) -> str:
-    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def _membership(listed: ListedFleet) -> object:

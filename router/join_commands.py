@@ -74,15 +74,16 @@ def join_token() -> None:
         refuse(following.worker_line(paths, run) + " Make the token there.", WRONG)
     if run.get("address", LOOPBACK) == LOOPBACK:
         refuse(
-            "homeport serves this machine alone here. Give it its `address` below `machines` in the config, set "
-            "`network: {private: true}`, then run `homeport down` and `homeport up`.",
+            "homeport serves this machine alone here. Give it its `address` below `machines` in the config, then run "
+            "`homeport down` and `homeport up`.",
             WRONG,
         )
+    control = (read_json(paths.revision) or {}).get("control", {})
     try:
-        token = join_tokens.make(paths, join_tokens.Now.here())
+        token = join_tokens.make(paths, join_tokens.Now.here(), bool(control.get("tls")))
     except OSError as error:
         refuse(f"{paths.join_tokens}: {error.strerror}. Run as its owner.", FAILED)
-    port = (read_json(paths.revision) or {}).get("control", {}).get("port", JOIN_PORT)
+    port = control.get("port", JOIN_PORT)
     where = run["address"] if port == JOIN_PORT else f"{run['address']}:{port}"
     print(token)
     minutes = f"{join_tokens.TOKEN_S / 60:.0f} minutes"

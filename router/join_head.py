@@ -6,6 +6,7 @@ Starting is router/lifecycle.py's matter; setting the other machines up is Ray's
 import ipaddress
 import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,10 @@ from typing import Any
 import psutil
 import yaml
 
-from cluster.paths import Paths, secret
+from cluster import machine_tls
+from cluster.paths import Paths, secret, write_private
 from cluster.restarting import running
+from cluster.tls import MARK
 from router import api_client, following, lifecycle, live, renewing, upgrading
 from router.lifecycle import Prepared, UpRefused
 from serving.standing import AWAY
@@ -104,7 +107,7 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
         renewal = _compare(paths, run, listed, prepared)
         if upgrading.is_due(run):
             say(upgrading.words(run))
-            _make_token(paths)
+            _make_token(paths, lifecycle.speaks_tls(prepared.config, prepared.machine))
             parent = lifecycle.start(paths, prepared, env, None, upgrading.take_over(paths), listed.path)
             code = following.follow(paths, parent, detach=True, keeps=True)
         else:
@@ -113,15 +116,14 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
     else:
         try:
             lifecycle.leave_former_cluster(paths)
-            _make_token(paths)
+            _make_token(paths, lifecycle.speaks_tls(prepared.config, prepared.machine))
             parent = lifecycle.start(paths, prepared, env, os.getpid(), lock, listed.path)
         except following.Ended:
             following.end(paths)
             raise
         code = following.follow(paths, parent, detach=True)
     if code == 0:
-        url = f"http://{listed.head}:{prepared.config.network.control}"
-        for line in describe(listed, _machines(paths, url), _rays_words(listed)):
+        for line in describe(listed, _machines(paths), _rays_words(listed)):
             say(line)
     return code
 
@@ -167,9 +169,9 @@ def _compare(paths: Paths, run: dict[str, Any], listed: MachineList, prepared: P
             1,
         )
     renewal = renewing.compare(paths, run, prepared)
-    if "network.control" in renewal.later:
+    if changed := [key for key in ("network.control", "network.private") if key in renewal.later]:
         raise UpRefused(
-            "network.control has changed, and every machine knows the old one. Run `homeport down --all`, then try "
+            f"{changed[0]} has changed, and every machine knows the old one. Run `homeport down --all`, then try "
             "again.",
             1,
         )
@@ -180,7 +182,7 @@ def _renew(
     paths: Paths, run: dict[str, Any], renewal: renewing.Renewal, listed: MachineList, say: Say
 ) -> None:
     """Give a running head its list, and a revision where the config has changed."""
-    _make_token(paths)
+    _make_token(paths, lifecycle.speaks_tls(renewal.config, renewal.machine))
     lifecycle.give_list(paths, listed.path)
     renewing.renew(paths, renewal)
     following.say_running(run)
@@ -200,15 +202,18 @@ def _renew(
         )
 
 
-def _make_token(paths: Paths) -> None:
-    """The token that Ray carries to the machines of the list."""
+def _make_token(paths: Paths, speaks_tls: bool) -> None:
+    """The token that Ray carries to the machines of the list: with what they know the head by, where it speaks TLS."""
     paths.join_token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    secret(paths.join_token)
+    bare = secret(paths.join_token).partition(MARK)[0]
+    token = machine_tls.pinned(paths, bare, speaks_tls=speaks_tls, now=time.time())
+    if token != secret(paths.join_token):
+        write_private(paths.join_token, token)
 
 
-def _machines(paths: Paths, control_url: str) -> list[dict[str, Any]]:
+def _machines(paths: Paths) -> list[dict[str, Any]]:
     try:
-        fleet = api_client.get(control_url, "/fleet", secret=api_client.owners_secret(paths))
+        fleet = api_client.ask_control(paths, "GET", "/fleet")
         return list(fleet["machines"])
     except (api_client.Away, api_client.Refused, KeyError, TypeError):
         return []

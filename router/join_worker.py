@@ -59,7 +59,8 @@ def join_head(paths: Paths, address: str, given: Given, env: Mapping[str, str], 
         raise NotJoined(str(refused), code=2) from None
     _may_serve(paths, head)
     tokens = _tokens(paths, head, given)
-    answer = _ask(paths, head, tokens, given.name, say)
+    answer = _ask(paths, tokens, given.name, say)
+    head = answer.head
     before = join.lasting(paths)
     machine = join.settle(paths, answer, env)
     run = running(paths)
@@ -85,16 +86,16 @@ def _may_serve(paths: Paths, head: str) -> None:
             "A homeport runs on this state folder by itself, or is starting. End it with `homeport down`, then join."
         )
     known = join.joined(paths)
-    if known is not None and known.head != head:
+    if known is not None and not join.is_same(known.head, head):
         raise NotJoined(
             f"This machine serves the head at {_text(known.head)}. End that with `homeport down`, then join."
         )
 
 
-def _tokens(paths: Paths, head: str, given: Given) -> list[str]:
-    """What to try, best first. Raises NotJoined where there is nothing."""
+def _tokens(paths: Paths, head: str, given: Given) -> list[tuple[str, str]]:
+    """What to try, best first: the head's URL and a token. Raises NotJoined where there is nothing."""
     if given.token is not None:
-        return [given.token.strip()]
+        return [(head, given.token.strip())]
     if given.token_file is not None:
         try:
             is_stdin = str(given.token_file) == "-"
@@ -104,28 +105,29 @@ def _tokens(paths: Paths, head: str, given: Given) -> list[str]:
             raise NotJoined(f"{given.token_file}: {why}. {_HOW}", code=2) from None
         if not token:
             raise NotJoined(f"{given.token_file} is empty. {_HOW}", code=2)
-        return [token]
+        return [(head, token)]
     known = join.joined(paths)
-    # The cluster's own token is for the head that gave it alone.
-    files = [paths.join_token, *([paths.cluster_token] if known and known.head == head else [])]
-    tokens = [text for file in files if (text := _text_of(file))]
+    tokens = [(head, text)] if (text := _text_of(paths.join_token)) else []
+    # Its own token is for the head that gave it alone, and asked for in the way of that day: never in clear after TLS.
+    if known is not None and join.is_same(known.head, head) and (own := join.own_token(paths)):
+        tokens.append((known.head, own))
     if not tokens:
         raise NotJoined(f"There is no token to join with. {_HOW}", code=2)
     return tokens
 
 
-def _ask(paths: Paths, head: str, tokens: list[str], name: str | None, say: Say) -> join.Answer:
+def _ask(paths: Paths, tokens: list[tuple[str, str]], name: str | None, say: Say) -> join.Answer:
     deadline, told = time.monotonic() + PATIENCE_S, False
     *others, last = tokens
     while True:
         try:
-            for token in others:
+            for head, token in others:
                 try:
                     return join.ask(head, token, paths, name, ANSWER_S)
                 except join.JoinRefused as refused:
-                    if refused.code != "token_unknown":
+                    if refused.code not in ("token_unknown", "needs_tls"):
                         raise
-            return join.ask(head, last, paths, name, ANSWER_S)
+            return join.ask(*last, paths, name, ANSWER_S)
         except join.JoinRefused as refused:
             raise NotJoined(str(refused)) from None
         except join.HeadAway as away:
@@ -205,7 +207,7 @@ def _wait(paths: Paths, head: str, machine: Machine, say: Say) -> None:
 
 
 def _is_heard(paths: Paths, head: str, machine: Machine) -> bool:
-    told = join.ray_of(head, _text_of(paths.cluster_token), machine.id, ANSWER_S)
+    told = join.ray_of(head, join.own_token(paths), machine.id, ANSWER_S, paths)
     return told is not None and told.is_heard
 
 
@@ -217,7 +219,7 @@ def _text_of(file: Path) -> str:
 
 
 def _text(head: str) -> str:
-    return head.removeprefix("http://").removesuffix(f":{join.JOIN_PORT}")
+    return urlsplit(head).netloc.removesuffix(f":{join.JOIN_PORT}")
 
 
 _HOW = "`homeport join-token` on the head makes one; give it with --token-file FILE, or - to paste it."

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import restarting
+from cluster import machine_tls, restarting, tls
 from cluster.build import ROOT, build_id
 from cluster.ending import HOST_GRACE_S, end_everything
 from cluster.fit import NoFit, fit
@@ -28,9 +28,10 @@ from cluster.join import LOOPBACK, enter, machine_name
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder, port_is_free
+from cluster.proof import files_token, machine_token
 from cluster.restarting import UP_LOCK_FD, running
 from router.refused import Refused
-from serving.config import Config, MachineConfig, line_of, load
+from serving.config import Config, MachineConfig, load
 from serving.model import digest
 from serving.source import content_digest
 
@@ -84,7 +85,7 @@ def prepare(paths: Paths, config_path: Path, env: Mapping[str, str], address: st
     known = read_json(paths.machine) or {}
     entry = _entry(config, known.get("name"), address)
     address = address or entry.address or LOOPBACK
-    _needs_address(config_path, config, address)
+    _needs_address(address)
     reserve = entry.reserve(hardware)
     machine = Machine(known.get("id", ""), entry.name, entry.zone, address, hardware, reserve, "ready")
     fitted = fit([model.wish() for model in config.models], [machine])
@@ -157,6 +158,10 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
     config, network = prepared.config, prepared.config.network
     _needs_space(paths.home)
     leave_former_cluster(paths)
+    if paths.cluster_token.exists() and not paths.machine_token.exists():
+        paths.cluster_token.replace(
+            paths.former_token
+        )  # Every machine has it: it is no secret of the head's.
     for part in (paths.cluster_token, paths.digest_key, paths.ray_token):
         secret(part)
     end(ours(paths, "parent", "router"), ROUTER_GRACE_S)
@@ -172,7 +177,12 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
         (network.first, network.last),
         prepared.machine.address,
         prepared.config.machine(prepared.machine.name).yield_to,
+        speaks_tls(config, prepared.machine),
     )
+    write_private(paths.machine_token, machine_token(secret(paths.cluster_token), machine.id))
+    write_private(paths.files_token, files_token(secret(paths.cluster_token)))
+    if speaks_tls(config, machine):
+        machine_tls.certify_head(paths, machine.id, machine.address, time.time())
     give_list(paths, machines)
     write_revision(paths, config, machine, (network.first, network.last))
     run = {
@@ -188,6 +198,11 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
     write_private(paths.run, json.dumps(run, indent=1))
 
 
+def speaks_tls(config: Config, machine: Machine) -> bool:
+    """Whether the machines of this head speak TLS: others reach it, in a network that is not declared private."""
+    return not (config.network.private or ipaddress.ip_address(machine.address).is_loopback)
+
+
 def leave_former_cluster(paths: Paths) -> None:
     """Where this machine served a head elsewhere: remove that, its secrets, and what runs with them.
 
@@ -196,7 +211,8 @@ def leave_former_cluster(paths: Paths) -> None:
     if paths.joined.exists():
         end_all(paths, "ray")  # a keeper would start its hosts anew
         end(ours(paths, "host"), HOST_GRACE_S)
-        for secret_ in (paths.cluster_token, paths.ray_token, paths.join_token):
+        secrets_ = (paths.cluster_token, paths.machine_token, paths.files_token, paths.ray_token)
+        for secret_ in (*secrets_, paths.join_token, paths.ca, paths.certificate):
             secret_.unlink(missing_ok=True)
         paths.joined.unlink(missing_ok=True)  # last: who is interrupted does it again
 
@@ -231,6 +247,7 @@ def wanted_revision(
         "control": {
             "host": machine.address,
             "port": config.network.control,
+            "tls": speaks_tls(config, machine),
             "lost_after_s": config.network.lost_after_s,
         },
         "files": {
@@ -261,7 +278,8 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
     write_private(paths.revision, json.dumps({"revision": number, **wanted}, indent=1))
     router = {
         **config.router.to_json(),
-        "control_url": f"http://{machine.address}:{config.network.control}",
+        "control_url": tls.url(machine.address, config.network.control, speaks_tls(config, machine)),
+        "ca_file": str(paths.ca) if speaks_tls(config, machine) else None,
         "token_file": str(paths.cluster_token),
         "digest_key_file": str(paths.digest_key),
         "fleet_file": str(paths.fleet),
@@ -280,19 +298,9 @@ def _entry(config: Config, known: str | None, address: str | None) -> MachineCon
     return config.machine(host if host in names or not known else known)
 
 
-def _needs_address(config_path: Path, config: Config, address: str) -> None:
+def _needs_address(address: str) -> None:
     if ipaddress.ip_address(address).is_loopback:
         return
-    if not config.network.private:
-        line = line_of(config_path, "network", "private") or line_of(config_path, "network")
-        where, what = (
-            (f":{line}", "`private: true` below `network`") if line else ("", "`network: {private: true}`")
-        )
-        raise UpRefused(
-            f"{config_path}{where}: on {address} machines speak with each other, and that is not encrypted yet. If "
-            f"nobody else is in that network, write {what} there; if somebody is, leave out the address of this "
-            "machine, or its list, so that it stays alone. After `ray up` from another machine: there, in its clone."
-        )
     if not port_is_free(address, 0):
         raise UpRefused(
             f"{address} is no address of this machine at present. Look at `ip addr`, and correct the machine's address."

@@ -13,7 +13,9 @@ from urllib.parse import quote
 import aiohttp
 import msgspec
 
+from cluster import tls
 from router.snapshot import Resident
+from serving.bearers import Bearers
 from serving.pin_index import Candidate
 from serving.pins import Pin, pin_from_json
 from serving.standing import LOST_AFTER_S
@@ -34,11 +36,12 @@ class NotYet(Exception):
 
 
 class Unreachable(Exception):
-    """No usable answer came. `refused`: nobody listens there."""
+    """No usable answer came. `refused`: nobody listens there. `untrusted`: why its certificate proves nothing."""
 
-    def __init__(self, reason: str, refused: bool = False) -> None:
-        super().__init__(reason)
+    def __init__(self, reason: str, refused: bool = False, untrusted: str | None = None) -> None:
+        super().__init__(untrusted or reason)
         self.refused = refused
+        self.untrusted = untrusted
 
 
 class InLine(msgspec.Struct, frozen=True):
@@ -196,10 +199,12 @@ def read_fleet(text: bytes) -> ListedFleet:
 
 
 class Peers:
-    """All methods raise Unreachable when no usable answer comes in time. `base` is a host's `http://address:port`."""
+    """All methods raise Unreachable when no usable answer comes in time. `base` is a host's `http://address:port`, or
+    https, and `token` the cluster's: a host gets its machine's, which is made from it."""
 
     def __init__(self, client: aiohttp.ClientSession, control_url: str, token: str) -> None:
         self._client = client
+        self.bearers = Bearers(token, control_url.startswith("https:"))
         self._control = control_url.rstrip("/")
         self._of_pins = (f"{self._control}/claim", f"{self._control}/pins/")
         self._router = uuid.uuid4().hex
@@ -337,7 +342,9 @@ class Peers:
         query: dict[str, str] | None = None,
     ) -> bytes | None:
         """The answer's bytes; None for 404."""
-        headers = self._headers if body is None else {**self._headers, "content-type": "application/json"}
+        base = _base(url)
+        asked = self._headers if base == self._control else {"authorization": self.bearers.of(base)}
+        headers = asked if body is None else {**asked, "content-type": "application/json"}
         try:
             async with self._client.request(
                 method, url, data=body, params=query, headers=headers, timeout=limits
@@ -350,7 +357,20 @@ class Peers:
                     raise Unreachable(f"it answered {answer.status}")
                 return await answer.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unreachable(type(error).__name__, connection_refused(error)) from error
+            raise Unreachable(
+                type(error).__name__, connection_refused(error), _untrusted(error, url)
+            ) from error
+
+
+def _base(url: str) -> str:
+    """`scheme://address:port` of a URL."""
+    return url[: url.find("/", url.find("//") + 2)]
+
+
+def _untrusted(error: BaseException, url: str) -> str | None:
+    """What is wrong with the certificate there; None for an error of another kind."""
+    cause = getattr(error, "certificate_error", None) or getattr(error, "os_error", None) or error
+    return tls.why(cause, f"what answers at {_base(url)}")
 
 
 def _known_pin(text: bytes | None) -> KnownPin | None:

@@ -100,12 +100,9 @@ def find(paths: Paths, name: str, config: Path | None, runs: bool) -> Wanted:
 
 def through_controller(paths: Paths, wanted: Wanted, show: Show) -> dict[str, At]:
     """Have the cluster get it, and follow that until every machine has it, cannot, or is away. Raises NotPulled."""
-    revision: dict[str, Any] = read_json(paths.revision) or {}
-    control = revision.get("control", {})
-    url, secret = f"http://{control.get('host')}:{control.get('port')}", api_client.owners_secret(paths)
     try:
         body = {"source": wanted.source, "machines": wanted.machines}
-        names = api_client.ask(url, "POST", "/models/pull", body, secret=secret)["machines"]
+        names = api_client.ask_control(paths, "POST", "/models/pull", body)["machines"]
     except (api_client.Away, api_client.Refused) as error:
         raise NotPulled(f"The controller cannot be asked: {error}. Try again in a moment.", FAILED) from None
     if not names:
@@ -114,7 +111,7 @@ def through_controller(paths: Paths, wanted: Wanted, show: Show) -> dict[str, At
     found: dict[str, At] = {}
     while True:
         try:
-            fleet = api_client.get(url, "/fleet", secret=secret)
+            fleet = api_client.ask_control(paths, "GET", "/fleet")
             heard_at = time.monotonic()
             machines = {each["name"]: each for each in fleet["machines"]}
             found = {name: at_machine(machines.get(name), wanted.source) for name in names}

@@ -35,7 +35,6 @@ class Relay:
         homes: Homes,
         addressing: Addressing,
         client: aiohttp.ClientSession,
-        token: str,
         models: Mapping[str, ModelSpec],
         metrics: Metrics,
         clock: Callable[[], float],
@@ -45,7 +44,6 @@ class Relay:
         self.homes = homes
         self.addressing = addressing
         self.client = client
-        self.bearer = f"Bearer {token}"
         self.metrics = metrics
         self.clock = clock
         self.turns: set[Turn] = set()

@@ -45,7 +45,9 @@ def compare(paths: Paths, run: Mapping[str, Any], prepared: Prepared) -> Renewal
     router = RouterConfig.from_json(settings) if settings else given.router
     control = before.get("control", {}).get("port", given.network.control)
     first, last = before.get("machine", {}).get("ports", (given.network.first, given.network.last))
-    network = replace(given.network, control=control, first=first, last=last)
+    tls = before.get("control", {}).get("tls")
+    private = given.network.private if tls is None or machine.address == LOOPBACK else not tls
+    network = replace(given.network, control=control, first=first, last=last, private=private)
     config = replace(given, router=router, network=network)
     number, wanted = lifecycle.wanted_revision(paths, config, machine, (first, last))
     later = (*_router(router, given.router), *_network(config, given), *_machine(machine, prepared))
@@ -94,6 +96,8 @@ def _router(runs: RouterConfig, given: RouterConfig) -> Iterator[str]:
 def _network(runs: Config, given: Config) -> Iterator[str]:
     if runs.network.control != given.network.control:
         yield "network.control"
+    if runs.network.private != given.network.private:
+        yield "network.private"
     if (runs.network.first, runs.network.last) != (given.network.first, given.network.last):
         yield "network.ports"
 

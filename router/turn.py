@@ -278,7 +278,9 @@ class Turn:
         timeout = STREAM if self._streams else WHOLE
         left_s = max(0.0, deadline - self.relay.clock())
         assert self._addressed is not None
-        headers = host_headers(ask, to, self._addressed.who, self.head, self.relay.bearer, left_s)
+        headers = host_headers(
+            ask, to, self._addressed.who, self.head, self.relay.fleet.bearer(to.replica), left_s
+        )
         return await self.relay.client.post(url, data=data, headers=headers, timeout=timeout)
 
     async def _pass_whole(self, response: aiohttp.ClientResponse) -> str:

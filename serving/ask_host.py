@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 from typing import Any
 
 AWAY = (OSError, TimeoutError, ValueError, IndexError)
@@ -9,10 +10,19 @@ AWAY = (OSError, TimeoutError, ValueError, IndexError)
 
 
 async def ask_host(
-    address: str, port: int, token: str, method: str, path: str, body: bytes = b""
+    address: str,
+    port: int,
+    token: str,
+    method: str,
+    path: str,
+    body: bytes = b"",
+    tls: ssl.SSLContext | None = None,
 ) -> dict[str, Any]:
-    """The object that it answers with 200. Raises one of AWAY; sets no limit to the time."""
-    reader, writer = await asyncio.open_connection(address, port)
+    """The object that it answers with 200. `token`: its machine's. `tls`: whom to trust; None: it is asked in clear.
+
+    Raises one of AWAY; sets no limit to the time.
+    """
+    reader, writer = await asyncio.open_connection(address, port, ssl=tls)
     try:
         head = f"{method} {path} HTTP/1.1\r\nhost: {address}:{port}\r\nauthorization: Bearer {token}\r\n"
         writer.write(f"{head}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body)

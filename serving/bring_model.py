@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cluster import tls
 from serving.bring_order import Giver, Order
 from serving.copy_rate import CopyRate
 from serving.gguf import GgufError, read_head
@@ -156,7 +157,8 @@ class Bringing:
 
         if self._order.how == "copy":
             token = Path(self._order.token_file).read_text().strip()
-            copying = Copying(token, self._order.zone, CopyRate(self._order.rate))
+            trust = tls.client_context(Path(self._order.ca_file)) if self._order.ca_file else None
+            copying = Copying(token, self._order.zone, CopyRate(self._order.rate), trust)
             return copying.copy(part, givers, file, told)
         from serving import hub_fetch
 

@@ -9,7 +9,7 @@ from serving.model_files import Content
 
 @dataclass(frozen=True, slots=True)
 class Giver:
-    """A machine that has the file. `url` is its file server's: `http://IP:PORT`."""
+    """A machine that has the file. `url` is its file server's: `http://IP:PORT`, or https."""
 
     name: str
     url: str
@@ -27,6 +27,8 @@ class Order:
     givers: tuple[Giver, ...] = ()
     zone: str = ""
     token_file: str = ""
+    ca_file: str = ""
+    """The CA by which givers are known; empty: they speak in clear."""
     rate: int | None = None
     """Bytes a second of copies."""
     budget: int | None = None
@@ -42,6 +44,7 @@ class Order:
             "givers": [[giver.name, giver.url] for giver in self.givers],
             "zone": self.zone,
             "token_file": self.token_file,
+            "ca_file": self.ca_file,
             "rate": self.rate,
             "budget": self.budget,
             "named": list(self.named),

@@ -8,15 +8,19 @@ it over HTTP, since they never import Ray.
 import asyncio
 import logging
 import os
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+import aiohttp
 import msgspec
 
-from cluster import magic_packet
+from cluster import machine_tls, magic_packet, tls
 from cluster.clocks import AwakeClock, DayClock
 from cluster.paths import Paths, read_json, secret
+from cluster.proof import machine_token
+from serving.bearers import Bearers
 from serving.controller_app import Acts, ControllerApp, MachineAway
 from serving.draining import Draining
 from serving.giving import Giving
@@ -76,18 +80,21 @@ class Controller:
         self._deaf: set[str] = set()
         """Ids of machines whose keeper did not take its share, until it is heard of again."""
         self._sharing = Sharing()
-        self._telling = Telling(self.index, self.token)
+        self._trust: ssl.SSLContext | None = None
+        self._bearers = Bearers(self.token)
+        self._telling = Telling(self.index, lambda id_: machine_token(self.token, id_), lambda: self._trust)
         self._waker = Waker(self._who_is_there, self._order_wake, AWAY)
         self._giving = Giving(lambda: self.roll.reports, self._heard_of, self.ping, self._give, self._head)
         self._models = ModelGiving(self.paths.known_models, _ForModels(self))
         self._draining = Draining(
             self.book,
             self.index,
-            self.token,
+            self._bearers,
             lambda: self.roll.reports,
             self._heard_of,
             self._takes_new,
             self.index_clock,
+            lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._trust or True)),
         )
         threading.Thread(target=self._run, name="controller", daemon=True).start()
 
@@ -108,7 +115,11 @@ class Controller:
     async def _main(self) -> None:
         self._read_revision()
         control = self.revision["control"]
-        server = quiet_server(self.app().asgi(), control["host"], control["port"])
+        shown = None
+        if control.get("tls"):
+            self._trust, self._bearers.speaks_tls = tls.client_context(self.paths.ca), True
+            shown = tls.ServerTls(machine_tls.own_files(self.paths)).context
+        server = quiet_server(self.app().asgi(), control["host"], control["port"], shown)
         await asyncio.gather(self._work(), server.serve())
 
     async def _work(self) -> None:

@@ -16,6 +16,7 @@ import aiohttp
 import msgspec
 
 from cluster.clocks import DayClock
+from serving.bearers import Bearers
 from serving.carrying import Fits, fits_of, why_not
 from serving.drain_plan import Go, Resting, Target, plan
 from serving.machine_book import MachineBook
@@ -89,7 +90,7 @@ class Draining:
         self,
         book: MachineBook,
         index: PinIndex,
-        token: str,
+        bearers: Bearers,
         reports: Callable[[], Mapping[str, Report]],
         here: Callable[[], Collection[str]],
         takes_new: Callable[[str], bool],
@@ -98,7 +99,7 @@ class Draining:
     ) -> None:
         self._book = book
         self._index = index
-        self._token = token
+        self._bearers = bearers
         self._reports = reports
         self._here = here
         self._takes_new = takes_new
@@ -170,7 +171,7 @@ class Draining:
             key = (go.session.session, go.session.model)
             if not go.ends_turns and progress.again_s.get(key, 0.0) > self._clock.steady():
                 continue
-            if await self._go(go, homes[go.session.replica], _base_of(self._reports(), go), progress):
+            if await self._go(go, homes[go.session.replica], self._base_of(go), progress):
                 progress.left -= 1
 
     async def _go(self, go: Go, home: _Home, base: str | None, progress: _Progress) -> bool:
@@ -185,7 +186,7 @@ class Draining:
             pin for pin in home.pins if pin["session"] == session.session and pin["model"] == session.model
         )
         try:
-            mover = Mover(self._http(), self._token)
+            mover = Mover(self._http(), self._bearers.of)
             context = await mover.move(
                 home.base, base, made, facts, ends_turns=go.ends_turns, needs_context=not go.ends_turns
             )
@@ -211,7 +212,7 @@ class Draining:
             try:
                 if replica["state"] != "ready":
                     raise OSError(replica["state"])
-                base = _base(report, replica)
+                base = self._base(report, replica)
                 state = await self._ask(base, "/state")
                 pins = (await self._ask(base, "/pins", PINS))["pins"]
                 quiet = {r["session"]: float(r["quiet_s"]) for r in state.get("residents", ())}
@@ -240,7 +241,7 @@ class Draining:
         found = []
         for report, replica in wanted:
             try:
-                state = await self._ask(_base(report, replica), "/state")
+                state = await self._ask(self._base(report, replica), "/state")
                 if state["state"] != "ready":
                     continue
                 fits = fits_of(state)
@@ -257,33 +258,30 @@ class Draining:
 
     async def _ask(self, base: str, path: str, limits: aiohttp.ClientTimeout = ANSWER) -> dict[str, Any]:
         """Raises one of Away, or ValueError."""
-        headers = {"authorization": f"Bearer {self._token}"}
+        headers = {"authorization": self._bearers.of(base)}
         async with self._http().get(base + path, headers=headers, timeout=limits) as answer:
             body = await answer.read()
             if answer.status != 200:
                 raise ValueError(f"it answered {answer.status}")
         return msgspec.json.decode(body, type=dict[str, Any])
 
+    def _base_of(self, go: Go) -> str | None:
+        """Where its new home's host listens, by the machine's last report."""
+        for report in self._reports().values():
+            for replica in report["replicas"]:
+                if replica["name"] == go.target.replica:
+                    return self._base(report, replica)
+        return None
+
+    def _base(self, report: Report, replica: Mapping[str, Any]) -> str:
+        base = self._bearers.base(replica.get("address") or report["address"], replica["port"])
+        self._bearers.belongs(base, report["id"])
+        return base
+
     def _http(self) -> aiohttp.ClientSession:
         if self._client is None:
             self._client = self._make_client()
         return self._client
-
-
-def _base_of(reports: Mapping[str, Report], go: Go) -> str | None:
-    """Where its new home's host listens, by the machine's last report."""
-    for report in reports.values():
-        for replica in report["replicas"]:
-            if replica["name"] == go.target.replica:
-                return _base(report, replica)
-    return None
-
-
-def _base(report: Report, replica: Mapping[str, Any]) -> str:
-    address = replica.get("address") or report["address"]
-    return (
-        f"http://[{address}]:{replica['port']}" if ":" in address else f"http://{address}:{replica['port']}"
-    )
 
 
 def _resting(name: str, home: _Home) -> list[Resting]:

@@ -1,7 +1,7 @@
 """Gives the files of fetched models to the other machines of the zone: `GET /files/{SHA-256}`, whole or from a byte on.
 
 A thread and a loop of its own in the keeper's process. Gives nothing but whole models by their digests, and only to who
-has the cluster's token and says that it is in this zone. Written by hand: a web framework would cost a keeper more
+has the token for files and says that it is in this zone. Written by hand: a web framework would cost a keeper more
 memory than all the rest of it.
 """
 
@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster import tls
 from serving.copy_rate import CopyRate, NoSuchBytes, byte_range
 
 HEAD_BYTES_MAX = 8192
@@ -44,9 +45,13 @@ log = logging.getLogger(__name__)
 
 
 class FileServer:
-    """`find` says where the file of a digest lies, if it is whole here. It may be called in another thread."""
+    """`find` says where the file of a digest lies, if it is whole here. It may be called in another thread. `shown`:
+    the machine's certificate; None: it serves plain HTTP."""
 
-    def __init__(self, token: str, zone: str, find: Callable[[str], Path | None]) -> None:
+    def __init__(
+        self, token: str, zone: str, find: Callable[[str], Path | None], shown: tls.ServerTls | None = None
+    ) -> None:
+        self._shown = shown
         self._expected = f"Bearer {token}".encode()
         self._zone = zone.encode()
         self._find = find
@@ -74,6 +79,9 @@ class FileServer:
 
     def listen(self, address: str, port: int) -> None:
         """Listen there, and no longer elsewhere. Again is nothing, but where it failed before."""
+        if self._shown is not None:
+            with suppress(OSError):  # else the former certificate is shown on
+                self._shown.renew()
         if self._where == (address, port) and self.problem is None:
             return
         self.close()
@@ -105,7 +113,10 @@ class FileServer:
     async def _serve(self, address: str, port: int, started: threading.Event) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
         try:
-            server = await asyncio.start_server(self._connected, address, port, limit=HEAD_BYTES_MAX)
+            context = None if self._shown is None else self._shown.context
+            server = await asyncio.start_server(
+                self._connected, address, port, limit=HEAD_BYTES_MAX, ssl=context
+            )
         except OSError as error:
             why = error.strerror or error
             self.problem = f"models cannot be copied from here: port {port} of {address}: {why}"
@@ -178,6 +189,7 @@ class FileServer:
                 if writer.transport.is_closing():
                     return None
                 count = min(self._rate.piece(PIECE_BYTES), end - at)
+                file.seek(at)  # over TLS it reads from where the file is, if `at` is 0
                 async with asyncio.timeout(SENT_S):
                     count = await loop.sendfile(writer.transport, file, at, count)
                 if count == 0:

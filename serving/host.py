@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +24,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from cluster import network
+from cluster import network, tls
 from cluster.confine import YIELD_SIGNAL, adopt_locks, cap_file
 from cluster.slices import Slice
 from cluster.sockets import recover_soon
@@ -73,6 +73,8 @@ class HostSpec:
     folder: Path
     slice: Slice
     config_digest: str
+    shown: tls.Files | None = None
+    """What the machine shows of itself; None: plain HTTP, alone on loopback or in a network declared private."""
 
 
 def read_spec(path: Path) -> HostSpec:
@@ -90,7 +92,12 @@ def read_spec(path: Path) -> HostSpec:
         folder=Path(data["folder"]),
         slice=Slice.from_json(data["slice"]),
         config_digest=data["config_digest"],
+        shown=_files(data.get("tls")),
     )
+
+
+def _files(told: Mapping[str, str] | None) -> tls.Files | None:
+    return None if told is None else tls.Files(Path(told["certificate"]), Path(told["key"]))
 
 
 def llama_engine(spec: HostSpec) -> Engine:
@@ -138,6 +145,16 @@ def run_host(
     except (OSError, ValueError, KeyError, TypeError) as error:
         return _say(LOAD_FAILED, f"load failed: the spec {spec_path} cannot be used: {error}")
     try:
+        shown = None if spec.shown is None else tls.ServerTls(spec.shown)
+    except OSError as error:
+        reason = (
+            f"the machine's certificate {spec.shown.certificate} cannot be used ({error})"
+            if spec.shown
+            else ""
+        )
+        remedy = "`homeport join HEAD` here makes another one; on the head, `homeport down` and `homeport up`"
+        return _say(LOAD_FAILED, f"load failed: {reason}; {remedy}")
+    try:
         journal = Journal(spec.folder / "journal.sqlite")
     except JournalFull as error:
         return _say(1, str(error))
@@ -151,7 +168,7 @@ def run_host(
         return _say(1, reason)
     engine = make_engine(spec)
     watch = MemoryWatch(spec.slice.memory_bytes)
-    host = _Host(listener, spec.folder / "host.err", watch)
+    host = _Host(listener, spec.folder / "host.err", watch, shown)
     about = About(
         replica=spec.replica,
         machine=spec.machine,
@@ -174,8 +191,11 @@ def run_host(
 class _Host:
     """One life of the process: load, serve, stop. `serve` is called once."""
 
-    def __init__(self, listener: socket.socket, errors: Path, watch: MemoryWatch) -> None:
+    def __init__(
+        self, listener: socket.socket, errors: Path, watch: MemoryWatch, shown: tls.ServerTls | None
+    ) -> None:
         self._listener = listener
+        self._shown = shown
         self._errors = errors
         self._watch = watch
         self._code = 0
@@ -189,7 +209,7 @@ class _Host:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, 0)
         loop.add_signal_handler(YIELD_SIGNAL, self._stop, 0, YIELD)
-        server = _Server(app, self._stopping)
+        server = _Server(app, self._stopping, self._shown)
         serving = asyncio.create_task(server.serve(sockets=[self._listener]))
         housekeeping = asyncio.create_task(self._keep_house())
         app.load()
@@ -231,12 +251,21 @@ class _Host:
                 cap_file(self._errors, STDERR_BYTES)
             if warning := self._watch.check():
                 _say(0, warning)
+            if self._shown is not None:
+                self._renew(self._shown)
+
+    def _renew(self, shown: tls.ServerTls) -> None:
+        """Show the certificate that the machine got when it joined last."""
+        try:
+            shown.renew()
+        except OSError as error:
+            _say(0, f"the machine's new certificate cannot be used ({error}); the former one is shown on")
 
 
 class _Server(uvicorn.Server):
     """uvicorn without its signal handlers and without its ten wakes a second."""
 
-    def __init__(self, app: HostApp, stopping: asyncio.Event) -> None:
+    def __init__(self, app: HostApp, stopping: asyncio.Event, shown: tls.ServerTls | None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -251,6 +280,7 @@ class _Server(uvicorn.Server):
                 server_header=False,
                 timeout_keep_alive=KEEP_ALIVE_S,
                 timeout_graceful_shutdown=CLOSE_STREAMS_S,
+                ssl_context_factory=tls.for_uvicorn(None if shown is None else shown.context),
             )
         )
         self._stopping = stopping

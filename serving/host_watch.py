@@ -4,6 +4,7 @@ import asyncio
 import json
 import logging
 import os
+import ssl
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,8 @@ LOOK_S = 10.0
 LOAD_FAILED = "homeport: load failed: "
 """How the last line of a host begins that cannot ever load its model."""
 STDERR_LINES = 12
+FORMER_TOKEN = "cluster_token"  # noqa: S105 - a file's name
+"""The file with the token of all hosts, before each machine had its own."""
 
 log = logging.getLogger(__name__)
 
@@ -43,11 +46,14 @@ class HostWatch:
         token: str,
         on_death: Callable[[], None],
         clock: Callable[[], float] | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """`tls`: whom to trust; None where hosts serve plain HTTP."""
         self.record_path = record_path
         self.folder = folder
         self.address = address
         self.token = token
+        self.tls = tls
         self.on_death = on_death
         self.life: Life = "unknown"
         self.detail = ""
@@ -60,7 +66,7 @@ class HostWatch:
         self._clock = clock or AwakeClock(LOOK_S)
         self._answered_at = self._clock()
         self._elsewhere: str | None = None
-        """Another address than this machine's, where a host listens that was adopted."""
+        """Why a host that was adopted cannot be reached as this machine's hosts are."""
         self._pidfd: int | None = None
         self._wanted: str | None = None
 
@@ -80,7 +86,7 @@ class HostWatch:
         if record is not None and confine.alive(record):
             self.started(record)
             self.detail = "ran already: adopted"
-            self._elsewhere = self._other_address()
+            self._elsewhere = self._was_told()
         else:
             self.record = record
             self.life = "absent"
@@ -110,9 +116,10 @@ class HostWatch:
             self._died(time.monotonic())
             return
         if self._elsewhere is not None:
-            log.info("ending the host of %s: it listens at %s", self.folder.name, self._elsewhere)
+            why = self._elsewhere
+            log.info("ending the host of %s: %s", self.folder.name, why)
             await self.stop(grace_s=1.0)
-            self.detail = f"this machine's address is {self.address} and no longer {self._elsewhere}"
+            self.detail = why
             return
         try:
             self.state = await asyncio.wait_for(self._ask(self.record.port, "GET", "/state"), ANSWER_S)
@@ -210,11 +217,19 @@ class HostWatch:
             },
         }
 
-    def _other_address(self) -> str | None:
-        """Where its host was told to listen, if that is not this machine's address."""
+    def _was_told(self) -> str | None:
+        """What its host was told when it started that holds no longer; None: all of it holds."""
         spec = read_json(self.folder / "spec.json")
-        told = spec.get("address") if isinstance(spec, dict) else None
-        return told if isinstance(told, str) and told != self.address else None
+        if not isinstance(spec, dict):
+            return None
+        address, token_file = spec.get("address"), spec.get("token_file")
+        if isinstance(address, str) and address != self.address:
+            return f"this machine's address is {self.address} and no longer {address}"
+        if bool(spec.get("tls")) != (self.tls is not None):
+            return "machines speak TLS now" if self.tls else "the network is declared private now: no TLS"
+        if isinstance(token_file, str) and Path(token_file).name == FORMER_TOKEN:
+            return "each machine has a token of its own now"
+        return None
 
     def _died(self, now: float) -> None:
         self.close()
@@ -251,4 +266,4 @@ class HostWatch:
             self._pidfd = None
 
     async def _ask(self, port: int, method: str, path: str, body: bytes = b"") -> dict[str, Any]:
-        return await ask_host(self.address, port, self.token, method, path, body)
+        return await ask_host(self.address, port, self.token, method, path, body, self.tls)

@@ -1,7 +1,8 @@
-"""How machines come and go over HTTP: `POST /join` for those that know a token to join by; `POST /ray` and
-`POST /leave` for those that are in.
+"""How machines come and go over HTTP: `GET /ca` and `POST /join` for those that know a token to join by; `POST /ray`
+and `POST /leave` for those that are in.
 
-No token travels to join or to find Ray: both sides prove that they know it (cluster/proof.py).
+No token travels to join or to find Ray: both sides prove that they know it (cluster/proof.py). Over TLS a machine gets
+its certificate with its answer.
 
 Decides nothing: tokens are serving/join_tokens.py's matter, names and zones serving/joining.py's.
 """
@@ -19,16 +20,18 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from cluster import machine_tls
 from cluster.build import build_id
 from cluster.join import LOOPBACK, NOT_YET, machine_name
 from cluster.paths import Paths, read_json, secret
-from cluster.proof import is_proven, proven
+from cluster.proof import files_token, is_proven, machine_token, proven
 from serving.join_tokens import WORDS, JoinTokens, Now
 from serving.joining import DEFAULT_ZONE, Ask, Cluster, Entry, Join, Known, Refused, decide
 from serving.machine_book import MachineBook
 
 BODY_BYTES_MAX = 16384
 TEXT_MAX = 255
+CSR_MAX = 4096
 LEAVING_S = 120.0
 """For so long after all were asked to leave nobody is let in: the head is about to end."""
 UP_SOON = "The head's Ray is not up yet. Ask again in a few seconds; `homeport status` on the head says more."
@@ -52,6 +55,8 @@ class Asked:
     build: str
     host_name: str
     boot: str
+    csr: str | None
+    """What it asks a certificate with; None: it asked in clear."""
 
     @classmethod
     def read(cls, body: bytes) -> "Asked":
@@ -65,9 +70,12 @@ class Asked:
             raise ValueError("name is no text")
         if not re.fullmatch(r"[0-9a-f]{32}", told["id"]):
             raise ValueError("id is not 32 lower-case hex digits")
+        csr = told.get("csr")
+        if csr is not None and (not isinstance(csr, str) or len(csr) > CSR_MAX):
+            raise ValueError("csr is no short text")
         boot = str(told.get("boot", ""))[:TEXT_MAX]
         address, build, host_name = told["address"], told["build"], told["host_name"]
-        return cls(told, told["nonce"], told["id"], name or None, address, build, host_name, boot)
+        return cls(told, told["nonce"], told["id"], name or None, address, build, host_name, boot, csr)
 
 
 class JoinRoutes:
@@ -98,6 +106,7 @@ class JoinRoutes:
         machine's id, and in which boot of the machine it runs."""
         self._boots = boots
         return [
+            Route("/ca", self._tell_ca),
             Route("/join", self._join, methods=["POST"]),
             Route("/ray", self._tell_ray, methods=["POST"]),
             Route("/leave", guard(self._leave), methods=["POST"]),
@@ -110,7 +119,7 @@ class JoinRoutes:
         except ValueError as error:
             return _error(400, "malformed", f"This is no request to join: {error}.")
         now = Now.here()
-        key = self._tokens.find(lambda key: is_proven(key, "join", asked.told, asked.nonce))
+        key = self._tokens.find(lambda key: is_proven(key, "join", asked.told, asked.nonce), asked.id)
         verdict = self._tokens.check(key, asked.id, now)
         if verdict != "right":
             log.warning("a machine at %s may not join: %s", peer, verdict)
@@ -122,6 +131,12 @@ class JoinRoutes:
         if isinstance(decision, Refused):
             log.warning("a machine at %s may not join: %s", peer, decision.code)
             return _error(409, decision.code, decision.message)
+        try:
+            certificate = self._certify(asked, decision.address, now.wall)
+        except ValueError as error:
+            return _error(400, "malformed", f"This is no request to join: {error}.")
+        except OSError as error:
+            return _disk(error)
         if self._is_leaving():
             return _not_yet(ENDS)
         if (ray := self._ray()) is None:
@@ -132,22 +147,40 @@ class JoinRoutes:
                 return _error(401, verdict, WORDS[verdict])
             self._book.here(asked.id, decision.name, decision.zone, decision.address)
         except OSError as error:
-            message = f"The head's state folder cannot be written ({error.strerror}); make room on its disk."
-            return _error(507, "disk", message)
+            return _disk(error)
         log.info("machine %s joins from %s", decision.name, peer)
-        knows_all = key == self._tokens.clusters
-        secrets = {} if knows_all else self._secrets()
-        answer = {"nonce": asked.nonce, **self._answer(decision, ray), **secrets}
+        secrets = {} if key == self._tokens.own(asked.id) else self._secrets(asked.id)
+        answer = {"nonce": asked.nonce, **self._answer(decision, ray), **secrets, "certificate": certificate}
         return JSONResponse(proven(key, "joined", answer))
+
+    async def _tell_ca(self, _request: Request) -> Response:
+        """Anybody may know it: what it has signed is shown to everybody who calls."""
+        if not self._speaks_tls():
+            return _error(404, "no_tls", "The network of this head is declared private: nobody speaks TLS.")
+        signer = machine_tls.authority(self._paths, time.time())
+        return Response(signer.certificate, media_type="application/x-pem-file")
+
+    def _speaks_tls(self) -> bool:
+        return bool(self._revision()["control"].get("tls"))
+
+    def _certify(self, asked: Asked, address: str, now: float) -> str | None:
+        """This machine's certificate for the address at which it is; None where nobody speaks TLS. Raises ValueError
+        for a request that is none, and OSError."""
+        if not self._speaks_tls():
+            return None
+        if asked.csr is None:
+            raise ValueError("it asks for no certificate")
+        return machine_tls.certify(self._paths, asked.csr, asked.id, address, now)
 
     async def _tell_ray(self, request: Request) -> Response:
         try:
             told = _object(await _body(request))
         except ValueError as error:
             return _error(400, "malformed", f"This is no request: {error}.")
-        key, nonce, machine = self._tokens.clusters, str(told.get("nonce")), str(told.get("id"))
+        nonce, machine = str(told.get("nonce")), str(told.get("id"))
+        key = self._tokens.own(machine)
         if not is_proven(key, "ray", told, nonce):
-            return _error(401, "token_unknown", "The cluster's token is needed.")
+            return _error(401, "token_unknown", "The token of that machine is needed.")
         ray = self._ray()
         if ray is None:
             return _not_yet(UP_SOON)
@@ -175,9 +208,11 @@ class JoinRoutes:
         since = self._leaving_since
         return since is not None and time.monotonic() < since + LEAVING_S
 
-    def _secrets(self) -> dict[str, str]:
+    def _secrets(self, machine: str) -> dict[str, str]:
         """For a machine that knows no more than a token to join by; another one has them."""
-        return {"cluster_token": self._token, "ray_token": secret(self._paths.ray_token)}
+        own = machine_token(self._token, machine)
+        files, ray = files_token(self._token), secret(self._paths.ray_token)
+        return {"machine_token": own, "files_token": files, "ray_token": ray}
 
     def _answer(self, join: Join, ray: str) -> dict[str, Any]:
         return {"ray": ray, "machine": self._machine(join)}
@@ -249,6 +284,11 @@ def _object(body: bytes) -> dict[str, Any]:
 
 def _error(status: int, code: str, message: str) -> Response:
     return JSONResponse({"error": {"message": message, "code": code}}, status_code=status)
+
+
+def _disk(error: OSError) -> Response:
+    message = f"The head's state folder cannot be written ({error.strerror}); make room on its disk."
+    return _error(507, "disk", message)
 
 
 def _not_yet(message: str) -> Response:

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from cluster import machine_tls
 from cluster.clocks import uptime
 from cluster.paths import Paths, read_json, write_private
-from cluster.proof import key_of
+from cluster.proof import key_of, machine_token
 from cluster.record import boot_id
 
 Verdict = Literal["right", "token_unknown", "token_used", "token_expired"]
@@ -46,9 +47,9 @@ class Now:
         return cls(time.time(), boot_id(), uptime())
 
 
-def make(paths: Paths, now: Now) -> str:
-    """A new token, for one machine and ten minutes. Raises OSError."""
-    token = f"hpj-{secrets.token_urlsafe(24)}"
+def make(paths: Paths, now: Now, speaks_tls: bool = False) -> str:
+    """A new token, for one machine and ten minutes; it names the CA of a head that speaks TLS. Raises OSError."""
+    token = machine_tls.pinned(paths, f"hpj-{secrets.token_urlsafe(24)}", speaks_tls=speaks_tls, now=now.wall)
     with _locked(paths.join_tokens):
         kept = [each for each in _read(paths.join_tokens) if each["until"] + REMEMBERED_S > now.wall]
         until = {"until": now.wall + TOKEN_S, "boot": now.boot, "until_up": now.up + TOKEN_S}
@@ -62,26 +63,30 @@ class JoinTokens:
     Tokens never come here: who asks shows that it knows one of which the head has the key (cluster/proof.py).
     """
 
-    def __init__(self, paths: Paths, cluster_token: str) -> None:
+    def __init__(self, paths: Paths, secret: str) -> None:
+        """`secret`: the cluster's."""
         self._path = paths.join_tokens
-        self._list = paths.join_token
-        self.clusters = key_of(cluster_token)
-        """The key of the cluster's token, which machines have that joined before."""
+        self._lasts = (paths.join_token, paths.former_token)
+        self._secret = secret
 
-    def find(self, is_it: Callable[[str], bool]) -> str | None:
-        """The key for which `is_it` says yes; None where that is the key of no token known here."""
+    def own(self, machine: str) -> str:
+        """The key of the token that the machine of this id has since it joined."""
+        return key_of(machine_token(self._secret, machine))
+
+    def find(self, is_it: Callable[[str], bool], machine: str) -> str | None:
+        """The key for which `is_it` says yes; None where that is the key of no token that this machine may have."""
         kept = [str(each["sha256"]) for each in _read(self._path)]
-        return next((key for key in (*self._lasting(), *kept) if is_it(key)), None)
+        return next((key for key in (*self._lasting(machine), *kept) if is_it(key)), None)
 
     def check(self, key: str | None, machine: str, now: Now) -> Verdict:
         """Whether the machine of this id may join with the token of this key."""
-        if key in self._lasting():
+        if key in self._lasting(machine):
             return "right"
         return _verdict(_find(_read(self._path), key), machine, now)
 
     def take(self, key: str | None, machine: str, now: Now) -> Verdict:
         """As `check`; a token for one machine is this one's from then on. Raises OSError."""
-        if key in self._lasting():
+        if key in self._lasting(machine):
             return "right"
         with _locked(self._path):
             kept = _read(self._path)
@@ -92,12 +97,13 @@ class JoinTokens:
                 _write(self._path, kept)
             return verdict
 
-    def _lasting(self) -> list[str]:
-        """The keys of a machine list's token, and of that of machines which joined before."""
-        keys = [self.clusters]
-        with contextlib.suppress(OSError, UnicodeDecodeError):
-            if listed := self._list.read_text().strip():
-                keys.append(key_of(listed))
+    def _lasting(self, machine: str) -> list[str]:
+        """The keys of this machine's own token, of a machine list's, and of the one that all had in former builds."""
+        keys = [self.own(machine)]
+        for file in self._lasts:
+            with contextlib.suppress(OSError, UnicodeDecodeError):
+                if token := file.read_text().strip():
+                    keys.append(key_of(token))
         return keys
 
 

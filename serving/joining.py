@@ -197,6 +197,6 @@ def _taken(ask: Ask, cluster: Cluster, name: str, owner: Known, by_config: bool)
 
 
 _ALONE = (
-    "The homeport there serves its own machine alone. In its config, give that machine its `address` below `machines` "
-    "and set `network: {private: true}`; then run `homeport down` and `homeport up` there."
+    "The homeport there serves its own machine alone. In its config, give that machine its `address` below `machines`; "
+    "then run `homeport down` and `homeport up` there."
 )

@@ -20,7 +20,7 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any, assert_never
 
-from cluster import confine, magic_packet
+from cluster import confine, machine_tls, magic_packet, tls
 from cluster.inventory import measure
 from cluster.machine import Hardware, Reserve
 from cluster.offline import offline
@@ -66,6 +66,7 @@ class Keeper:
         self.hardware: Hardware = measure(os.environ)
         self._boot = boot_id()
         self.reserve = Reserve.from_json(self.machine["reserve"])
+        self._trust = tls.client_context(self.paths.ca) if self.machine.get("tls") else None
         self.revision = 0
         self.head = ""
         """Id of the machine whose revision that is: each head counts its own."""
@@ -85,7 +86,7 @@ class Keeper:
             self._loop, lambda: list(self.watches.values()), self._publish, self._wait_told
         )
         self._wake = asyncio.Event()
-        self.models = ModelStore(self.paths, self.machine, secret(self.paths.cluster_token), self._wake_up)
+        self.models = ModelStore(self.paths, self.machine, secret(self.paths.files_token), self._wake_up)
         self._publish()
         self._living: asyncio.Task[None] | None = None
         self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
@@ -392,7 +393,8 @@ class Keeper:
             "port": slot.port,
             "model": slot.model.to_json(),
             "model_path": str(model_path(slot.model.source, self.paths.home)),
-            "token_file": str(self.paths.cluster_token),
+            "token_file": str(self.paths.machine_token),
+            "tls": machine_tls.own_files(self.paths).to_json() if self._trust else None,
             "folder": str(self.paths.replica(slot.number)),
             "slice": slot.slice.to_json(),
             "config_digest": slot.digest,
@@ -403,8 +405,9 @@ class Keeper:
             record_path=self.paths.record(slot),
             folder=self.paths.replica(slot),
             address=self.machine["address"],
-            token=secret(self.paths.cluster_token),
+            token=secret(self.paths.machine_token),
             on_death=self._wake.set,
+            tls=self._trust,
         )
         watch.find()
         return watch

@@ -4,6 +4,7 @@ from the next machine where one dies. Checks no digest (serving/bring_model.py d
 
 import http.client
 import re
+import ssl
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,13 @@ READ_BYTES = 1024**2
 
 @dataclass(slots=True)
 class Copying:
-    """How this machine asks: with the cluster's token, from its zone, no faster than `rate` allows."""
+    """How this machine asks: with the token for files, from its zone, no faster than `rate` allows. `trust`: over TLS,
+    whatever a giver's URL says; None: in clear."""
 
     token: str = field(repr=False)
     zone: str
     rate: CopyRate
+    trust: ssl.SSLContext | None = None
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
 
@@ -70,7 +73,7 @@ class Copying:
     def _take(self, part: Part, giver: Giver, file: BinaryIO, told: Callable[[int, str], None]) -> None:
         """What this machine gives, until it is all or the connection ends."""
         where = urlsplit(giver.url)
-        connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=ANSWER_S)
+        connection = self._connect(where.hostname or "", where.port)
         at = file.tell()
         try:
             headers = {
@@ -83,6 +86,11 @@ class Copying:
                 self._read(answer, part, giver, file, told)
         finally:
             connection.close()
+
+    def _connect(self, host: str, port: int | None) -> http.client.HTTPConnection:
+        if self.trust is None:
+            return http.client.HTTPConnection(host, port, timeout=ANSWER_S)
+        return http.client.HTTPSConnection(host, port, timeout=ANSWER_S, context=self.trust)
 
     def _read(
         self,

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster import machine_tls, tls
 from cluster.paths import Paths, read_json, write_private
 from cluster.processes import clean_environment, mark
 from serving.bring_order import Giver, Order
@@ -73,7 +74,9 @@ class ModelStore:
         machines of a zone would take turns at it for ever."""
         self._under: Under | None = None
         self._task: asyncio.Task[None] | None = None
-        self._server = FileServer(token, machine["zone"], self._folder.find)
+        self._speaks_tls = bool(machine.get("tls"))
+        shown = tls.ServerTls(machine_tls.own_files(paths)) if self._speaks_tls else None
+        self._server = FileServer(token, machine["zone"], self._folder.find, shown)
 
     @property
     def is_busy(self) -> bool:
@@ -180,7 +183,7 @@ class ModelStore:
         address, port = self._machine["address"], self._server.port
         return {
             "orders": self._orders.get("key", ""),
-            "url": None if port is None else f"http://{address}:{port}",
+            "url": None if port is None else tls.url(address, port, self._speaks_tls),
             "problem": self._server.problem,
             "fetches": sorted(source for source, order in self._sources().items() if order["do"] == "fetch"),
             "held": {source: held.content.to_json() for source, held in sorted(self._held.items())},
@@ -271,7 +274,8 @@ class ModelStore:
             Content.from_json(content) if content else None,
             tuple(Giver(name, url) for name, url in order.get("givers", ())),
             str(self._machine["zone"]),
-            str(self._paths.cluster_token),
+            str(self._paths.files_token),
+            str(self._paths.ca) if self._speaks_tls else "",
             told.get("rate"),
             told.get("budget"),
             tuple(told.get("named", ())),

@@ -104,13 +104,16 @@ Context = Carried | Anew
 
 
 class Mover:
-    """`client` has no limits of its own; `token` is the cluster's. `clock` is monotonic."""
+    """`client` has no limits of its own; `bearer` says what opens the host of a base. `clock` is monotonic."""
 
     def __init__(
-        self, client: aiohttp.ClientSession, token: str, clock: Callable[[], float] = time.monotonic
+        self,
+        client: aiohttp.ClientSession,
+        bearer: Callable[[str], str],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
-        self._headers = {"authorization": f"Bearer {token}"}
+        self._bearer = bearer
         self._clock = clock
 
     async def move(
@@ -159,7 +162,7 @@ class Mover:
         query |= {} if reason is None else {"context": "none"}
         try:
             async with self._client.request(
-                "GET", url, params=query, headers=self._headers, timeout=CARRY
+                "GET", url, params=query, headers=self._headers(source), timeout=CARRY
             ) as given:
                 if given.status == 409:
                     raise Busy(_told(await given.read()).get("message") or "a turn of it is open")
@@ -193,7 +196,7 @@ class Mover:
     async def _end(self, base: str, pin: Pin) -> None:
         url, query = f"{base}/pins/{pin.session}", {"model": pin.model}
         async with self._client.request(
-            "DELETE", url, params=query, headers=self._headers, timeout=ANSWER
+            "DELETE", url, params=query, headers=self._headers(base), timeout=ANSWER
         ) as answer:
             await answer.read()
 
@@ -206,7 +209,7 @@ class Mover:
 
     async def _state(self, base: str) -> dict[str, Any]:
         async with self._client.request(
-            "GET", f"{base}/state", headers=self._headers, timeout=ANSWER
+            "GET", f"{base}/state", headers=self._headers(base), timeout=ANSWER
         ) as answer:
             return _read(await answer.read(), answer.status)
 
@@ -215,7 +218,7 @@ class Mover:
     ) -> Context:
         size = given.headers.get("content-length", "0")
         headers = {
-            **self._headers,
+            **self._headers(target),
             "content-type": "application/octet-stream",
             "content-length": size,
             FINGERPRINT: given.headers.get(FINGERPRINT, ""),
@@ -231,12 +234,15 @@ class Mover:
             return Anew(f"it broke off on its way ({type(error).__name__})")
         return Carried(int(given.headers.get(TOKENS, "0")), int(size), self._clock() - began)
 
+    def _headers(self, base: str) -> dict[str, str]:
+        return {"authorization": self._bearer(base)}
+
     async def _learn(
         self, base: str, pins: Sequence[Mapping[str, Any]]
     ) -> list[tuple[Pin, str | None, bool]]:
         """What holds from now on, what was said last in it, and whether it is written down there. Raises one of Away,
         or ValueError."""
-        headers = {**self._headers, "content-type": "application/json"}
+        headers = {**self._headers(base), "content-type": "application/json"}
         async with self._client.request(
             "POST",
             f"{base}/pins",

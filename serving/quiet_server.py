@@ -1,9 +1,12 @@
 """A server over HTTP in a process that serves until it is killed."""
 
 import asyncio
+import ssl
 
 import uvicorn
 from starlette.applications import Starlette
+
+from cluster.tls import for_uvicorn
 
 
 class _QuietServer(uvicorn.Server):
@@ -13,7 +16,15 @@ class _QuietServer(uvicorn.Server):
         await asyncio.Event().wait()
 
 
-def quiet_server(app: Starlette, host: str, port: int) -> uvicorn.Server:
-    """Its `serve` listens there, and does not return."""
-    config = uvicorn.Config(app, host=host, port=port, log_level="warning", access_log=False, lifespan="off")
+def quiet_server(app: Starlette, host: str, port: int, shown: ssl.SSLContext | None = None) -> uvicorn.Server:
+    """Its `serve` listens there, and does not return. `shown`: it speaks TLS."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level="warning",
+        access_log=False,
+        lifespan="off",
+        ssl_context_factory=for_uvicorn(shown),
+    )
     return _QuietServer(config)

@@ -6,7 +6,8 @@ What there is to tell says the index; which hosts there are, a keeper's report.
 import asyncio
 import json
 import logging
-from collections.abc import Iterable, Mapping
+import ssl
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 from urllib.parse import urlencode
 
@@ -25,11 +26,17 @@ log = logging.getLogger(__name__)
 
 
 class Telling:
-    """`token` is the cluster's."""
+    """`token` gives the token of a machine, by its id. `tls`: whom to trust; None where hosts are asked in clear."""
 
-    def __init__(self, index: PinIndex, token: str) -> None:
+    def __init__(
+        self,
+        index: PinIndex,
+        token: Callable[[str], str],
+        tls: Callable[[], ssl.SSLContext | None] = lambda: None,
+    ) -> None:
         self._index = index
         self._token = token
+        self._tls = tls
         self._ending: set[asyncio.Task[bool]] = set()
 
     async def tell(self, report: Report) -> None:
@@ -78,7 +85,13 @@ class Telling:
         """Whether the host has done it."""
         try:
             asking = ask_host.ask_host(
-                report["address"], replica["port"], self._token, method, path, json.dumps(body).encode()
+                report["address"],
+                replica["port"],
+                self._token(report["id"]),
+                method,
+                path,
+                json.dumps(body).encode(),
+                self._tls(),
             )
             await asyncio.wait_for(asking, TELL_S)
         except ask_host.AWAY as error:

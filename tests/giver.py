@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.tls import ServerTls, url
 from serving.bring_order import Giver
 from serving.file_server import FileServer
 from serving.model_files import Part
@@ -40,13 +41,15 @@ class Giving:
 
 
 @contextmanager
-def giving(files: dict[str, Path], name: str = "den", zone: str = ZONE) -> Iterator[Giving]:
-    """`files`: by digest."""
-    server, port = FileServer(TOKEN, zone, files.get), free_port()
+def giving(
+    files: dict[str, Path], name: str = "den", zone: str = ZONE, shown: ServerTls | None = None
+) -> Iterator[Giving]:
+    """`files`: by digest. `shown`: over TLS."""
+    server, port = FileServer(TOKEN, zone, files.get, shown), free_port()
     server.listen("127.0.0.1", port)
     assert server.port == port, server.problem
     try:
-        yield Giving(server, port, Giver(name, f"http://127.0.0.1:{port}"))
+        yield Giving(server, port, Giver(name, url("127.0.0.1", port, shown is not None)))
     finally:
         server.close()
 

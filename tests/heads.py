@@ -3,12 +3,14 @@
 import json
 import socket
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import uvicorn
 
+from cluster import machine_tls, tls
 from cluster.paths import Paths, secret, write_private
 from serving.controller_app import Acts, ControllerApp
 from serving.join_routes import JoinRoutes
@@ -36,7 +38,11 @@ class Head:
     """Listens on loopback and takes itself to be at `address`, so that who asks from here is another machine."""
 
     def __init__(
-        self, folder: Path, machines: Sequence[dict[str, Any]] = (), address: str = "10.99.0.1"
+        self,
+        folder: Path,
+        machines: Sequence[dict[str, Any]] = (),
+        address: str = "10.99.0.1",
+        speaks_tls: bool = False,
     ) -> None:
         self.paths = Paths(folder / "head", folder / "locks")
         self.paths.make()
@@ -47,10 +53,14 @@ class Head:
         """Whether it hears the keeper of every machine that joins."""
         self.leaving: dict[str, Any] = {"left": [], "away": [], "hosts": {}}
         machine = {"name": "den", "ports": [8100, 8199]}
-        control = {"host": address, "port": 8090}
+        control = {"host": address, "port": 8090, "tls": speaks_tls}
         self.revision = {"revision": 1, "machines": list(machines), "machine": machine, "control": control}
         kept = {"id": HEAD_ID, "name": "den", "zone": "home", "address": address}
         write_private(self.paths.machine, json.dumps(kept))
+        self.shown = None
+        if speaks_tls:
+            machine_tls.certify_head(self.paths, HEAD_ID, address, time.time())
+            self.shown = tls.ServerTls(machine_tls.own_files(self.paths)).context
         self.ray_is("ready")
         routes = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
         acts = Acts(
@@ -73,7 +83,14 @@ class Head:
     def __enter__(self) -> "Head":
         listening = socket.create_server(("127.0.0.1", 0))
         self.port = listening.getsockname()[1]
-        self._server = uvicorn.Server(uvicorn.Config(self._app.asgi(), log_level="warning", lifespan="off"))
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                self._app.asgi(),
+                log_level="warning",
+                lifespan="off",
+                ssl_context_factory=tls.for_uvicorn(self.shown),
+            )
+        )
         self._thread = threading.Thread(target=self._server.run, args=([listening],), daemon=True)
         self._thread.start()
         return self
@@ -84,12 +101,13 @@ class Head:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return tls.url("127.0.0.1", self.port, self.shown is not None)
 
     @property
     def list_token(self) -> str:
         self.paths.join_token.parent.mkdir(exist_ok=True)
-        return secret(self.paths.join_token)
+        bare, speaks = secret(self.paths.join_token), self.shown is not None
+        return machine_tls.pinned(self.paths, bare, speaks_tls=speaks, now=time.time())
 
     def ray_is(self, state: str) -> None:
         write_private(self.paths.run, json.dumps({"ray": RAY, "steps": {"ray": {"state": state}}}))

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.slices import Need, Slice
+from cluster.tls import Files
 from serving.model import ModelSpec, ParkingSpec
 from tests.fakes import Behaviour
 
@@ -79,7 +81,17 @@ def text_of(event: Mapping[str, Any]) -> str:
 class HostProcess:
     """One replica's folder, and the process that runs on it. `start` again after `wait_end` is a restart."""
 
-    def __init__(self, folder: Path, model: ModelSpec, model_path: str, behaviour: Behaviour | None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        model: ModelSpec,
+        model_path: str,
+        behaviour: Behaviour | None,
+        shown: Files | None = None,
+        trust: ssl.SSLContext | None = None,
+    ) -> None:
+        """`shown` and `trust`: it speaks TLS."""
+        self.trust = trust
         self.folder = folder
         self.model = model
         self.port = free_port()
@@ -87,7 +99,7 @@ class HostProcess:
         self.process: subprocess.Popen[bytes] | None = None
         self._streams: list[Stream] = []
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "token").write_text(TOKEN + "\n")
+        self.be_opened_by(TOKEN)
         spec = {
             "replica": "den/0",
             "machine": "den",
@@ -100,11 +112,17 @@ class HostProcess:
             "folder": str(folder),
             "slice": Slice((0,), (0,), (), 2 * 2**30).to_json(),
             "config_digest": "c" * 64,
+            "tls": None if shown is None else shown.to_json(),
         }
         (folder / "spec.json").write_text(json.dumps(spec))
         self.command = [sys.executable, "-m", "serving.host", str(folder / "spec.json")]
         if behaviour is not None:
             self.behave(behaviour)
+
+    def be_opened_by(self, token: str) -> None:
+        """From the next start on."""
+        self.token = token
+        (self.folder / "token").write_text(token + "\n")
 
     def behave(self, behaviour: Behaviour) -> None:
         """Be a FakeEngine that behaves so, from the next start on."""
@@ -155,15 +173,15 @@ class HostProcess:
         for stream in self._streams:
             stream.close()
 
-    def get(self, path: str, token: str = TOKEN) -> Answer:
-        return self._ask("GET", path, None, {"authorization": f"Bearer {token}"})
+    def get(self, path: str, token: str | None = None) -> Answer:
+        return self._ask("GET", path, None, {"authorization": f"Bearer {token or self.token}"})
 
     def delete(self, path: str) -> Answer:
-        return self._ask("DELETE", path, None, {"authorization": f"Bearer {TOKEN}"})
+        return self._ask("DELETE", path, None, {"authorization": f"Bearer {self.token}"})
 
-    def settle(self, settings: Mapping[str, Any], token: str = TOKEN) -> Answer:
+    def settle(self, settings: Mapping[str, Any], token: str | None = None) -> Answer:
         """POST what the config may change while the host runs."""
-        headers = {"authorization": f"Bearer {token}"}
+        headers = {"authorization": f"Bearer {token or self.token}"}
         return self._ask("POST", "/settings", json.dumps(settings).encode(), headers)
 
     def state(self) -> dict[str, Any]:
@@ -197,7 +215,7 @@ class HostProcess:
         path: str = "/v1/chat/completions",
         **fields: object,
     ) -> Stream:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = self._connection()
         raw = self.body(body, stream=True, **fields)
         connection.request("POST", path, raw, self.headers(headers, who))
         stream = Stream(connection, connection.getresponse())
@@ -221,13 +239,18 @@ class HostProcess:
         return json.dumps({"model": self.model.name, **body, **fields}).encode()
 
     def headers(self, more: Mapping[str, str] | None, who: str | None) -> dict[str, str]:
-        headers = {"authorization": f"Bearer {TOKEN}", "content-type": "application/json"}
+        headers = {"authorization": f"Bearer {self.token}", "content-type": "application/json"}
         if who is not None:
             headers["x-homeport-session-key"] = session(who)
         return {**headers, **(more or {})}
 
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.trust is None:
+            return http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
+        return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=ANSWER_S, context=self.trust)
+
     def _ask(self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=ANSWER_S)
+        connection = self._connection()
         try:
             connection.request(method, path, body, dict(headers))
             response = connection.getresponse()

@@ -16,6 +16,7 @@ from prometheus_client import CollectorRegistry
 
 from cluster.machine import CpuCore, Hardware
 from cluster.paths import Paths, write_private
+from cluster.proof import machine_token
 from router.app import Server, Settings, build, new_client
 from serving.controller import Controller
 from serving.journal_file import JournalNews, Mark, entries_since
@@ -37,7 +38,13 @@ class Machines:
     def add(self, name: str, zone: str, host: HostProcess) -> None:
         spec = json.loads((host.folder / "spec.json").read_text()) | {"replica": f"{name}/0", "machine": name}
         (host.folder / "spec.json").write_text(json.dumps(spec))
+        host.be_opened_by(machine_token(TOKEN, f"id-{name}"))
         self.hosts[name], self.zones[name] = host, zone
+
+    def bearer(self, base: str) -> str:
+        """What opens the host of a base; nothing, where none listens there."""
+        at = {f"http://127.0.0.1:{host.port}": host for host in self.hosts.values()}
+        return f"Bearer {at[base].token}" if base in at else ""
 
     def machines(self) -> list[str]:
         return [f"id-{name}" for name in self.hosts]

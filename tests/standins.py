@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ import aiohttp
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
+from cluster import tls
+from cluster.proof import machine_token
 from cluster.slices import Need
 from router.app import Parts, Server, Settings, build, new_client
 from router.request import ENDPOINTS
@@ -26,6 +29,11 @@ from serving.pins import Pin, pin_from_json
 
 TOKEN = "the-cluster-token"
 MODEL = "tiny"
+
+
+def bearer_of(replica: str) -> str:
+    """What the router opens the host of this replica with: its machine's own token."""
+    return f"Bearer {machine_token(TOKEN, 'id-of-' + replica.rpartition('/')[0])}"
 
 
 def free_port() -> int:
@@ -79,6 +87,8 @@ class AnswersHost:
     ended: list[str] = field(default_factory=list)
     told: list[dict[str, Any]] = field(default_factory=list)
     """Pins that it was told of."""
+    shown: ssl.SSLContext | None = None
+    """With this it speaks TLS."""
     _runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -94,7 +104,8 @@ class AnswersHost:
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.2)
         await self._runner.setup()
         self.port = self.port or free_port()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.shown)
+        await site.start()
 
     async def stop(self) -> None:
         if self._runner is not None:
@@ -185,7 +196,7 @@ class AnswersHost:
         self.paths.append(request.path)
         self.arrived.set()
         headers = request.headers
-        if headers["authorization"] != f"Bearer {TOKEN}":
+        if headers["authorization"] != bearer_of(self.replica):
             return error(401, "invalid_token")
         if headers["x-homeport-replica"] != self.replica:
             return misdirected("replica")
@@ -467,6 +478,8 @@ class Controller:
     ended: list[str] = field(default_factory=list)
     disowned: list[Pin] = field(default_factory=list)
     """Pins that the hosts of their homes did not have."""
+    shown: ssl.SSLContext | None = None
+    """With this it speaks TLS."""
     _runner: web.AppRunner | None = None
 
     async def start(self) -> None:
@@ -483,7 +496,8 @@ class Controller:
         self._runner = web.AppRunner(app, shutdown_timeout=0.2)
         await self._runner.setup()
         self.port = self.port or free_port()
-        await web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True).start()
+        site = web.TCPSite(self._runner, "127.0.0.1", self.port, reuse_address=True, ssl_context=self.shown)
+        await site.start()
 
     async def stop(self) -> None:
         if self._runner is not None:
@@ -720,13 +734,20 @@ class Answer:
 
 @contextlib.asynccontextmanager
 async def running_router(
-    home: Path, control_port: int, *, queue_s: float = 60.0, when_lost: WhenLost = "wait", **more: Any
+    home: Path,
+    control_port: int,
+    *,
+    queue_s: float = 60.0,
+    when_lost: WhenLost = "wait",
+    ca_file: Path | None = None,
+    **more: Any,
 ) -> AsyncIterator[Router]:
     """A router under uvicorn on a free port, polling; ended with the block."""
     settings = Settings(
         host="127.0.0.1",
         port=0,
-        control_url=f"http://127.0.0.1:{control_port}",
+        control_url=tls.url("127.0.0.1", control_port, ca_file is not None),
+        ca_file=ca_file,
         token=TOKEN,
         digest_key=b"a digest key",
         fleet_file=home / "router" / "fleet.json",
@@ -735,7 +756,7 @@ async def running_router(
     )
     listening = socket.create_server(("127.0.0.1", 0))
     registry = CollectorRegistry()
-    async with new_client() as upstream, aiohttp.ClientSession() as client:
+    async with new_client(ca_file) as upstream, aiohttp.ClientSession() as client:
         parts = build(settings, upstream, registry)
         server = Server(parts.front, parts.relay)
         polling = asyncio.create_task(parts.fleet.run())
@@ -765,7 +786,7 @@ async def running(*parts: AnswersHost | DropsPackets | Controller) -> AsyncItera
 @contextlib.asynccontextmanager
 async def routed(home: Path, *hosts: AnswersHost, **options: Any) -> AsyncIterator[Router]:
     """Hosts, a controller that lists them, and a router that has heard of all that are ready."""
-    controller = Controller(list(hosts))
+    controller = Controller(list(hosts), shown=hosts[0].shown if hosts else None)
     async with running(*hosts, controller), running_router(home, controller.port, **options) as router:
         router.controller = controller
         await router.ready(*(host.replica for host in hosts if host.state == "ready"))

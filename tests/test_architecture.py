@@ -57,6 +57,7 @@ PURE_MAY_IMPORT = {
 }
 PURE_MAY_NOT_CALL = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}
 ONE_FILE = {
+    "cryptography": "cluster.certificates",
     "ray": "cluster.ray_cluster",
     "jeepney": "cluster.logind",
     "llama_cpp": "serving.llama_engine",

@@ -19,6 +19,7 @@ import pytest
 from cluster.join import RayIs, ray_of
 from cluster.machine import CpuCore, Hardware
 from cluster.paths import Paths, secret, write_private
+from cluster.proof import machine_token
 from cluster.slices import Need
 from serving import controller as controller_
 from serving.controller import Controller
@@ -420,7 +421,11 @@ def test_a_machine_that_returns_is_told_of_the_newer_homes(folder: Path, host: H
     assert running.ask("/pins", {"pins": [moved]})[1]["pins"] == [{**moved, "confirmed": True}]
     members.changes += 1
     for method, path, authorization, body in list(host.until(1)):  # twice where its share came in between
-        assert (method, path, authorization) == ("POST", "/pins", f"Bearer {running.token}")
+        assert (method, path, authorization) == (
+            "POST",
+            "/pins",
+            f"Bearer {machine_token(running.token, 'id-1')}",
+        )
         assert [(pin["replica"], pin["generation"]) for pin in body["pins"]] == [("attic/0", 2)]
     members.journal = [kept("attic/0", 2)]
     members.changes += 1
@@ -631,11 +636,15 @@ def test_where_ray_is_the_controller_says_once_it_is_up(folder: Path) -> None:
     running.controller.book.here(
         "id-2", "attic", "default", "10.0.0.7"
     )  # not heard since the controller began
-    assert ray_of(head, running.token, "id-1", 5.0) is None
+    assert ray_of(head, machine_token(running.token, "id-1"), "id-1", 5.0) is None
     run = {"ray": "10.0.0.1:20100", "steps": {"ray": {"state": "ready"}}}
     write_private(Paths(folder / "home", folder / "locks").run, json.dumps(run))
-    assert ray_of(head, running.token, "id-1", 5.0) == RayIs("10.0.0.1:20100", is_heard=True)
-    assert ray_of(head, running.token, "id-2", 5.0) == RayIs("10.0.0.1:20100", is_heard=False)
+    assert ray_of(head, machine_token(running.token, "id-1"), "id-1", 5.0) == RayIs(
+        "10.0.0.1:20100", is_heard=True
+    )
+    assert ray_of(head, machine_token(running.token, "id-2"), "id-2", 5.0) == RayIs(
+        "10.0.0.1:20100", is_heard=False
+    )
     assert running.ask("/join", {})[0] == 400
 
 

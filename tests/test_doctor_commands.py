@@ -179,8 +179,8 @@ def test_egress_asks_every_host_that_the_router_knows(monkeypatch: pytest.Monkey
     asked: list[Any] = []
     grades = ["ok", "ok"]
 
-    async def check(machines: Any, addresses: Any, token: str) -> list[Finding]:
-        asked.append((machines, addresses, token))
+    async def check(machines: Any, addresses: Any, token: Any, trust: Any) -> list[Finding]:
+        asked.append((machines, addresses, token("id"), trust))
         return [Finding(grade, "den", "egress", f"den/{n}: so") for n, grade in enumerate(grades)]  # type: ignore[arg-type]
 
     fleet = {"machines": [{"name": "den", "replicas": []}]}

@@ -9,6 +9,7 @@ import pytest
 
 from cluster.clocks import DayClock
 from serving import draining
+from serving.bearers import Bearers
 from serving.carrying import Fits
 from serving.drain_plan import QUIET_S
 from serving.draining import Draining, _Home, _resting
@@ -59,7 +60,7 @@ async def test_a_slow_transfer_of_one_machine_does_not_hold_up_another(
 
     monkeypatch.setattr(Draining, "step", step)
     monkeypatch.setattr(draining, "LOOK_S", 0.01)
-    made = Draining(book, PinIndex(), "", dict, tuple, bool, DayClock())
+    made = Draining(book, PinIndex(), Bearers(""), dict, tuple, bool, DayClock())
     book.draining = {"slow": 1e12}
     going = asyncio.create_task(made.run())
     await until(lambda: seen["slow"] == 1)

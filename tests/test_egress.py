@@ -165,7 +165,9 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Machine
 
 
 def checked(machine: Machine) -> Any:
-    (found,) = asyncio.run(egress_check.check([machine.keeper.report()], [own_address()], machine.token))
+    (found,) = asyncio.run(
+        egress_check.check([machine.keeper.report()], [own_address()], lambda _: machine.token)
+    )
     return found
 
 
@@ -214,10 +216,15 @@ async def test_a_host_that_is_gone_fails() -> None:
     replica = {"name": "den/0", "address": "127.0.0.1", "port": port, "pid": 1}
     for state, pid in (("ready", 1), ("lost", None)):
         machine = {"name": "den", "state": state, "replicas": [{**replica, "pid": pid}]}
-        (found,) = await egress_check.check([machine], [], "token")
+        (found,) = await egress_check.check([machine], [], lambda _: "token")
         assert (found.severity, "did not answer" in found.what) == ("fail", True)
 
 
 async def test_a_replica_without_a_host_is_not_asked() -> None:
     replica = {"name": "den/0", "address": "127.0.0.1", "port": 1, "pid": None, "state": "failed"}
-    assert await egress_check.check([{"name": "den", "state": "ready", "replicas": [replica]}], [], "t") == []
+    assert (
+        await egress_check.check(
+            [{"name": "den", "state": "ready", "replicas": [replica]}], [], lambda _: "t"
+        )
+        == []
+    )

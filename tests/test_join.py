@@ -29,7 +29,7 @@ from cluster.join import (
     settle,
 )
 from cluster.paths import Paths
-from cluster.proof import Purpose, key_of, proven
+from cluster.proof import Purpose, key_of, machine_token, proven
 from serving import join_routes
 from serving.join_tokens import Now, make
 from tests.heads import HEAD_ID, RAY, Head
@@ -75,9 +75,10 @@ def test_a_machine_learns_who_it_is_and_what_it_needs(head: Head, paths: Paths) 
     assert (answer.name, answer.zone, answer.address, answer.ray) == ("attic", "home", "127.0.0.1", RAY)
     machine = settle(paths, answer)
     assert (machine.name, machine.reserve.cores, machine.address) == ("attic", 0, "127.0.0.1")
-    assert paths.cluster_token.read_text() == head.token
+    assert paths.machine_token.read_text() == machine_token(head.token, machine.id)
     assert paths.ray_token.read_text() == head.paths.ray_token.read_text()
     assert not paths.digest_key.exists()
+    assert not paths.cluster_token.exists()
     assert joined(paths) == join.Joined(head.url, "attic", answer.told)
     kept = json.loads(paths.machine.read_text())
     assert (kept["id"], kept["name"], kept["zone"], kept["ports"]) == (
@@ -87,20 +88,20 @@ def test_a_machine_learns_who_it_is_and_what_it_needs(head: Head, paths: Paths) 
         [8100, 8199],
     )
     assert kept["yield_to"] == ["steam"]
-    for file in (paths.cluster_token, paths.ray_token, paths.machine, paths.joined):
+    for file in (paths.machine_token, paths.ray_token, paths.machine, paths.joined):
         assert file.stat().st_mode & 0o777 == 0o600
     assert head.book.remembered()[machine.id].address == "127.0.0.1"
 
 
-def test_a_machine_that_joined_asks_again_with_the_clusters_token_and_stays_who_it_is(
+def test_a_machine_that_joined_asks_again_with_its_own_token_and_stays_who_it_is(
     head: Head, paths: Paths
 ) -> None:
     first = settle(paths, ask(head.url, head.list_token, paths, "attic", 5.0))
-    answer = ask(head.url, paths.cluster_token.read_text(), paths, None, 5.0)
-    assert (answer.cluster_token, answer.ray_token) == (None, None)
+    answer = ask(head.url, paths.machine_token.read_text(), paths, None, 5.0)
+    assert (answer.machine_token, answer.ray_token) == (None, None)
     again = settle(paths, answer)
     assert (again.id, again.name) == (first.id, "attic")
-    assert paths.cluster_token.read_text() == head.token
+    assert paths.machine_token.read_text() == machine_token(head.token, first.id)
     assert paths.ray_token.read_text() == head.paths.ray_token.read_text()
 
 
@@ -139,9 +140,9 @@ def test_an_unknown_token_is_refused_and_told_to_nobody(
 
 def test_an_answer_shows_no_secret(head: Head, paths: Paths) -> None:
     answer = ask(head.url, head.list_token, paths, None, 5.0)
-    assert answer.cluster_token is not None
+    assert answer.machine_token is not None
     assert answer.ray_token is not None
-    assert answer.cluster_token not in repr(answer)
+    assert answer.machine_token not in repr(answer)
     assert answer.ray_token not in repr(answer)
 
 
@@ -227,9 +228,9 @@ def test_where_ray_is_and_leaving_are_for_the_clusters_own(head: Head) -> None:
         assert ray_of(head.url, token, HEAD_ID, 5.0) is None
     assert post(head, "/ray", b"[" * 16000)[0] == 400
     assert head.left == []
-    assert ray_of(head.url, head.token, HEAD_ID, 5.0) == RayIs(RAY, is_heard=False)
+    assert ray_of(head.url, machine_token(head.token, HEAD_ID), HEAD_ID, 5.0) == RayIs(RAY, is_heard=False)
     head.ray_is("failed")
-    assert ray_of(head.url, head.token, HEAD_ID, 5.0) is None
+    assert ray_of(head.url, machine_token(head.token, HEAD_ID), HEAD_ID, 5.0) is None
     assert post(head, "/leave", b"{}", token=head.token) == (200, head.leaving)
 
 
@@ -283,18 +284,18 @@ class Stranger:
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
 
-@pytest.mark.parametrize("which", ["the clusters", "a lists", "for one machine"])
+@pytest.mark.parametrize("which", ["its own", "a lists", "for one machine"])
 def test_a_stranger_at_the_heads_address_learns_no_token_and_is_not_obeyed(
     head: Head, paths: Paths, which: str
 ) -> None:
     tokens = {
-        "the clusters": head.token,
+        "its own": machine_token(head.token, join.machine_id(paths)),
         "a lists": head.list_token,
         "for one machine": make(head.paths, Now.here()),
     }
     token = tokens[which]
     machine = {"name": "attic", "zone": "x", "address": "127.0.0.1", "ports": [8100, 8199]}
-    answer = {"cluster_token": "theirs", "ray_token": "theirs", "ray": "192.0.2.1:1", "machine": machine}
+    answer = {"machine_token": "theirs", "ray_token": "theirs", "ray": "192.0.2.1:1", "machine": machine}
     with Stranger(json.dumps(answer).encode()) as stranger:
         purposes: list[Purpose] = ["join", "ray", "ray_is", "joined"]
         for purpose in purposes:
@@ -321,7 +322,7 @@ def test_what_a_head_answered_before_proves_nothing_when_it_is_said_again(head: 
     assert status == 200
     with Stranger(json.dumps(told).encode()) as stranger, pytest.raises(JoinRefused, match="does not prove"):
         ask(stranger.url, head.list_token, paths, None, 5.0)
-    assert not paths.cluster_token.exists()
+    assert not paths.machine_token.exists()
 
 
 def test_an_address_where_nothing_listens_is_away(paths: Paths) -> None:

@@ -1,12 +1,9 @@
 """`homeport join`, `homeport join-token` and `homeport down --all`: against a real controller app, with a stand-in
 for the service that would start Ray."""
 
-import contextlib
 import json
 import os
 import socket
-import socketserver
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +22,7 @@ from router import cli, down_all, join_worker
 from serving.join_tokens import JoinTokens, Now, make
 from serving.machine_book import MachineBook
 from tests.heads import Head
+from tests.tap import Tap
 
 # The command leaves its service running, as it should.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
@@ -241,57 +239,24 @@ def test_a_machine_that_serves_one_head_does_not_join_another(head: Head, worker
     assert f"This machine serves the head at {at(head)}. End that with `homeport down`" in told
 
 
-class Tap:
-    """Passes on what a machine and the head say to each other, and keeps it."""
-
-    def __init__(self, head: Head) -> None:
-        self.asked, self.answered = bytearray(), bytearray()
-        tap = self
-
-        class Handler(socketserver.BaseRequestHandler):
-            def handle(self) -> None:
-                with socket.create_connection(("127.0.0.1", head.port)) as there:
-                    back = threading.Thread(target=pass_on, args=(there, self.request, tap.answered))
-                    back.start()
-                    pass_on(self.request, there, tap.asked)
-                    back.join()
-
-        self._server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler)
-        self.at = f"127.0.0.1:{self._server.server_address[1]}"
-
-    def __enter__(self) -> "Tap":
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-def pass_on(here: socket.socket, there: socket.socket, kept: bytearray) -> None:
-    with contextlib.suppress(OSError):
-        while said := here.recv(65536):
-            kept += said
-            there.sendall(said)
-        there.shutdown(socket.SHUT_WR)
-
-
 def test_no_token_travels_but_in_the_answer_to_a_first_join(head: Head, worker: Worker) -> None:
     one = make(head.paths, Now.here())
     ray_token = secret(head.paths.ray_token)
-    with Tap(head) as tap:
+    with Tap(head.port) as tap:
         assert run("join", tap.at, "--token", one)[0] == 0
-        assert head.token.encode() in tap.answered
-        assert not any(token.encode() in tap.asked for token in (one, head.token, ray_token))
+        own = worker.paths.machine_token.read_text()
+        assert own.encode() in tap.answered
+        assert not any(token.encode() in tap.asked for token in (one, own, ray_token))
+        assert head.token.encode() not in tap.asked + tap.answered
         tap.asked.clear()
         tap.answered.clear()
         end_everything(worker.paths)
         assert run("join", tap.at)[0] == 0
         assert b"is_heard" in tap.answered
-        assert not any(token.encode() in tap.asked + tap.answered for token in (one, head.token, ray_token))
+        assert not any(token.encode() in tap.asked + tap.answered for token in (one, own, ray_token))
 
 
-def test_the_clusters_token_goes_to_no_other_head(head: Head, worker: Worker) -> None:
+def test_a_machines_token_goes_to_no_other_head(head: Head, worker: Worker) -> None:
     assert run("join", at(head), "--token", head.list_token)[0] == 0
     end_everything(worker.paths)
     assert "There is no token to join with" in run("join", "10.0.0.1")[1]
@@ -340,7 +305,7 @@ def test_a_token_is_made_on_a_head_only(head: Head, worker: Worker) -> None:
     try:
         write_private(head.paths.run, json.dumps({"address": "127.0.0.1"}))
         code, told = run("join-token")
-        assert (code, "set `network: {private: true}`" in told) == (2, True)
+        assert (code, "Give it its `address` below `machines`" in told) == (2, True)
         write_private(head.paths.run, json.dumps({"address": "10.0.0.1"}))
         write_private(head.paths.revision, json.dumps({"control": {"host": "10.0.0.1", "port": 9090}}))
         done = CliRunner().invoke(cli.app, ["join-token"])

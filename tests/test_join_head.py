@@ -15,9 +15,11 @@ import yaml
 from typer.testing import CliRunner
 
 from cluster.build import build_id
+from cluster.machine_tls import authority
 from cluster.paths import Paths, read_json, write_private
 from cluster.processes import mark
 from cluster.restarting import take_up_lock
+from cluster.tls import fingerprint, fingerprint_in
 from router import cli, following, join_head, lifecycle
 from router.join_head import MachineList, describe, own_addresses, read_list
 from router.lifecycle import UpRefused
@@ -116,11 +118,16 @@ def test_the_token_of_a_list_stays_the_same(clone: Clone, started: list[Any]) ->
     assert clone.paths.join_token.read_text() == token
 
 
-def test_without_a_network_that_is_declared_private_nothing_starts(clone: Clone, started: list[Any]) -> None:
+def test_the_token_of_a_list_names_the_ca_where_machines_speak_tls(clone: Clone, started: list[Any]) -> None:
     clone.configure(private="false")
-    code, told = clone.run()
-    assert (code, "write `private: true` below `network` there" in told, started) == (2, True, [])
-    assert not clone.paths.join_token.exists()
+    clone.run()
+    token = clone.paths.join_token.read_text()
+    assert fingerprint_in(token) == fingerprint(authority(clone.paths, 0.0).certificate)
+    clone.run()
+    assert clone.paths.join_token.read_text() == token
+    clone.configure(private="true")
+    clone.run()
+    assert clone.paths.join_token.read_text() == token.partition(".")[0]
 
 
 @pytest.mark.parametrize(
@@ -317,6 +324,17 @@ def test_another_port_of_the_controller_needs_an_end_of_all(clone: Clone, starte
     os.close(lock)
     assert (code, "Run `homeport down --all`, then try again." in told) == (1, True)
     assert (read_json(clone.paths.revision) or {})["control"]["port"] == 18090
+
+
+def test_another_word_on_whether_the_network_is_private_needs_an_end_of_all(
+    clone: Clone, started: list[Any]
+) -> None:
+    lock = running(clone)
+    clone.configure(private="false")
+    code, said = clone.run()
+    os.close(lock)
+    assert (code, "network.private has changed" in said, "homeport down --all" in said) == (1, True, True)
+    assert (read_json(clone.paths.revision) or {})["control"]["tls"] is False
 
 
 @pytest.mark.parametrize(

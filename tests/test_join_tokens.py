@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cluster.paths import Paths, secret, write_private
-from cluster.proof import key_of
+from cluster.proof import key_of, machine_token
 from serving.join_tokens import TOKEN_S, WORDS, JoinTokens, Now, make
 
 ME, OTHER = "a" * 32, "b" * 32
@@ -69,16 +69,27 @@ def test_a_token_that_was_never_made_is_unknown(paths: Paths, tokens: JoinTokens
         )
 
 
-def test_the_lists_token_and_the_clusters_are_for_any_number(paths: Paths, tokens: JoinTokens) -> None:
+def test_the_lists_token_and_that_of_a_former_build_are_for_any_number(
+    paths: Paths, tokens: JoinTokens
+) -> None:
     paths.join_token.parent.mkdir()
     listed = secret(paths.join_token)
-    for token in (listed, "the-clusters"):
+    write_private(paths.former_token, "of a former build")
+    for token in (listed, "of a former build"):
         assert [tokens.take(key_of(token), machine, at(1e9)) for machine in (ME, OTHER)] == [
             "right",
             "right",
         ]
     paths.join_token.unlink()
     assert tokens.check(key_of(listed), ME, at(0)) == "token_unknown"
+
+
+def test_a_machines_own_token_is_for_that_machine_alone(tokens: JoinTokens) -> None:
+    own = key_of(machine_token("the-clusters", ME))
+    assert tokens.take(own, ME, at(1e9)) == "right"
+    assert tokens.take(own, OTHER, at(0)) == tokens.check(own, OTHER, at(0)) == "token_unknown"
+    assert tokens.find(lambda key: key == own, OTHER) is None
+    assert tokens.check(key_of("the-clusters"), ME, at(0)) == "token_unknown"
 
 
 def test_an_empty_file_lets_nobody_in(paths: Paths, tokens: JoinTokens) -> None:
@@ -118,8 +129,9 @@ def test_every_refusal_names_the_remedy() -> None:
 
 def test_a_token_is_found_by_its_key(paths: Paths, tokens: JoinTokens) -> None:
     paths.join_token.parent.mkdir()
-    for token in (make(paths, at(0)), make(paths, at(0)), secret(paths.join_token), "the-clusters"):
+    own = machine_token("the-clusters", ME)
+    for token in (make(paths, at(0)), make(paths, at(0)), secret(paths.join_token), own):
         key = key_of(token)
-        assert tokens.find(lambda each, key=key: each == key) == key  # type: ignore[misc]
-    assert tokens.find(lambda _: False) is None
+        assert tokens.find(lambda each, key=key: each == key, ME) == key  # type: ignore[misc]
+    assert tokens.find(lambda _: False, ME) is None
     assert tokens.check(None, ME, at(0)) == tokens.take(None, ME, at(0)) == "token_unknown"

@@ -84,7 +84,7 @@ def test_a_machine_joins_as(scenario: str, name: str | None, there: Cluster, exp
     [
         (replace(ASK, id=CLUSTER.head_id), cluster(), "is_head", "Join from another one"),
         (replace(ASK, address=HEAD.address), cluster(), "is_head", "Join from another one"),
-        (ASK, replace(CLUSTER, is_alone=True), "alone", "`network: {private: true}`"),
+        (ASK, replace(CLUSTER, is_alone=True), "alone", "its `address` below `machines`"),
         (
             replace(ASK, own_address="192.168.7.7", build="0.1.0+bb"),
             cluster(),

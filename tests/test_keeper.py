@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cluster import confine
+from cluster import confine, machine_tls
 from cluster.confine import Launch, Record
 from cluster.inventory import measure
 from cluster.join import enter
@@ -22,6 +22,7 @@ from cluster.machine import Hardware, Reserve
 from cluster.paths import Paths, secret, write_private
 from cluster.processes import mark, ours
 from cluster.slices import Need
+from cluster.tls import speaks_tls
 from router.lifecycle import end_everything
 from serving import reconcile
 from serving.keeper import Keeper
@@ -47,7 +48,7 @@ class Machine:
         monkeypatch.setenv("HOMEPORT_LOCKS", str(self.paths.locks))
         self.launch = confine.launch
         monkeypatch.setattr(confine, "launch", self.launch_fake)
-        self.token = secret(self.paths.cluster_token)
+        self.token = secret(self.paths.machine_token)
         hardware: Hardware = measure({})
         _, _, first, last = _free_ports()
         enter(self.paths, "den", "default", hardware, Reserve(0, 0), (first, last))
@@ -318,6 +319,30 @@ def test_a_keeper_that_is_closed_leaves_no_thread_and_its_host_alive(
     assert not set(threading.enumerate()) - before
     machine.replace_keeper()
     assert machine.lives(0, 1)["pid"] == pid
+
+
+@pytest.mark.parametrize("change", ["tls", "the token of a former build"])
+def test_a_host_that_was_told_what_holds_no_longer_is_replaced_at_once(machine: Machine, change: str) -> None:
+    """A network that was private; a host that has the token of all machines."""
+    machine.behaviours = [TALKS]
+    machine.serve(1)
+    machine.lives(0, 1)
+    machine.keeper.close()
+    kept = json.loads(machine.paths.machine.read_text())
+    if change == "tls":
+        machine_tls.certify_head(machine.paths, kept["id"], "127.0.0.1", time.time())
+        write_private(machine.paths.machine, json.dumps({**kept, "tls": True}))
+    else:
+        file = machine.paths.replica(0) / "spec.json"
+        spec = {**json.loads(file.read_text()), "token_file": str(machine.paths.cluster_token)}
+        write_private(file, json.dumps(spec))
+    began = time.monotonic()
+    machine.keeper = Keeper()
+    port = machine.lives(0, 2)["port"]
+    assert time.monotonic() - began < 20
+    assert speaks_tls("127.0.0.1", port, 5.0) is (change == "tls")
+    machine.replace_keeper()
+    machine.lives(0, 2)  # as it is now it is adopted
 
 
 def test_a_keeper_that_leaves_ends_all_that_runs_here_and_returns_at_once(

@@ -12,12 +12,14 @@ from cluster.join import machine_name
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, write_private
 from cluster.processes import mark
+from cluster.proof import machine_token
 from router.lifecycle import (
     Prepared,
     UpRefused,
     give_list,
     leave_former_cluster,
     prepare,
+    speaks_tls,
     start,
     take_up_lock,
     write_revision,
@@ -57,16 +59,17 @@ def test_a_machine_without_an_address_is_alone(paths: Paths) -> None:
     assert (machine.address, machine.name) == (HERE, machine_name(socket.gethostname()))
 
 
-def test_a_machine_with_an_address_needs_a_network_that_is_private(paths: Paths, mine: str) -> None:
-    with pytest.raises(UpRefused, match=r"homeport\.yaml: on .* write `network: {private: true}` there"):
-        prepared(paths, "", mine)
-    for network in ("network:\n  control: 8090\n", "network:\n  private: false\n"):
-        line = 2 + ("private" in network)
-        with pytest.raises(
-            UpRefused, match=rf"yaml:{line}: on .* write `private: true` below `network` there"
-        ):
-            prepared(paths, f"router: {{}}\n{network}", mine)
-    assert prepared(paths, "network: {private: true}\n", mine).machine.address == mine
+def test_machines_speak_tls_where_others_reach_them_and_the_network_is_not_private(
+    paths: Paths, mine: str
+) -> None:
+    for text, address, expected in (
+        ("", None, False),
+        ("", mine, True),
+        ("network: {private: false}\n", mine, True),
+        ("network: {private: true}\n", mine, False),
+    ):
+        ready = prepared(paths, text, address)
+        assert speaks_tls(ready.config, ready.machine) is expected
 
 
 def test_its_entry_is_found_by_its_address_or_gives_it(paths: Paths, mine: str) -> None:
@@ -95,9 +98,10 @@ def test_controller_and_router_are_told_the_machines_address(paths: Paths, mine:
     machine: Machine = ready.machine
     write_revision(paths, ready.config, machine, (8100, 8199))
     revision = read_json(paths.revision)
-    assert revision["control"] == {"host": mine, "port": 8090, "lost_after_s": 30.0}
+    assert revision["control"] == {"host": mine, "port": 8090, "tls": False, "lost_after_s": 30.0}
     assert [entry["name"] for entry in revision["machines"]] == ["attic"]
     assert read_json(paths.router_settings)["control_url"] == f"http://{mine}:8090"
+    assert read_json(paths.router_settings)["ca_file"] is None
     write_revision(paths, ready.config, machine, (8100, 8199))
     assert read_json(paths.revision)["revision"] == revision["revision"]
 
@@ -114,20 +118,34 @@ def test_a_machine_that_served_a_head_has_secrets_of_its_own_when_it_starts_alon
     paths: Paths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths.join_token.parent.mkdir()
-    tokens = (paths.cluster_token, paths.ray_token, paths.join_token)
+    tokens = (paths.machine_token, paths.ray_token, paths.join_token)
     for token in tokens:
         write_private(token, "of the former cluster")
     for known in (False, True):
         if known:
             write_private(paths.joined, "{}")
         start_nothing(paths, monkeypatch)
-        for token in (paths.cluster_token, paths.ray_token):
-            assert (token.read_text() == "of the former cluster") is not known
+        assert (paths.ray_token.read_text() == "of the former cluster") is not known
+        assert paths.machine_token.read_text() != "of the former cluster"
         assert paths.join_token.exists() is not known
     assert not paths.joined.exists()
     kept = [token.read_text() for token in tokens[:2]]
     start_nothing(paths, monkeypatch)
     assert [token.read_text() for token in tokens[:2]] == kept
+
+
+def test_a_head_of_a_former_build_gets_a_secret_of_its_own_and_knows_its_machines_by_the_former(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_private(paths.cluster_token, "what every machine has")
+    start_nothing(paths, monkeypatch)
+    mine = paths.cluster_token.read_text()
+    assert mine != "what every machine has"
+    assert paths.former_token.read_text() == "what every machine has"
+    start_nothing(paths, monkeypatch)
+    assert paths.cluster_token.read_text() == mine
+    own = machine_token(mine, read_json(paths.machine)["id"])
+    assert paths.machine_token.read_text() == own
 
 
 def test_who_runs_is_written_down_with_its_build(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ class Cluster:
         for number, (name, zone) in enumerate(zones.items(), 2):
             paths = Paths(root / name / "home", root / name / "locks")
             paths.make()
-            write_private(paths.cluster_token, TOKEN)
+            write_private(paths.files_token, TOKEN)
             monkeypatch.setenv("HOMEPORT_HOME", str(paths.home))
             monkeypatch.setenv("HOMEPORT_LOCKS", str(paths.locks))
             _, _, first, last = _free_ports()

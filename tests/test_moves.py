@@ -20,7 +20,7 @@ from serving.moving import Anew, Carried, Mover, NotMoved
 from serving.pins import Pin
 from serving.source import SourceError, bundled_model
 from tests.fakes import Behaviour
-from tests.host_process import TOKEN, HostProcess, model_spec
+from tests.host_process import HostProcess, model_spec
 from tests.models import gemma
 from tests.moving_world import Machines, World, router_of, world
 
@@ -243,7 +243,7 @@ async def test_a_mover_that_dies_at_any_step_leaves_a_session_that_answers(
         raise Dead
 
     async with new_client() as client:
-        mover = Mover(client, TOKEN)
+        mover = Mover(client, world.machines.bearer)
         monkeypatch.setattr(mover, dies_at, dead)
         (pin,) = [pin for pin in world.host(old).get("/pins").body["pins"] if pin["public"] == talk.public]
         made = Pin(pin["session"], pin["model"], f"{new}/0", 2, time.time())
@@ -282,7 +282,7 @@ async def test_a_new_home_that_cannot_write_it_down_leaves_the_session_where_it_
     async with new_client() as client:
         base = f"http://127.0.0.1:{world.host(old).port}"
         with pytest.raises(NotMoved, match="could not write it down"):
-            await Mover(client, TOKEN).move(base, "http://127.0.0.1:1", made, pin)
+            await Mover(client, world.machines.bearer).move(base, "http://127.0.0.1:1", made, pin)
     await talk.say()
     assert (talk.machine, talk.told["context"]) == (old, "resident")
 
@@ -298,7 +298,7 @@ async def test_a_session_that_was_ended_meanwhile_is_not_brought_back(make_world
     async with new_client() as client:
         source, target = (f"http://127.0.0.1:{world.host(name).port}" for name in (old, new))
         with pytest.raises(NotMoved, match="it was ended"):
-            await Mover(client, TOKEN).move(source, target, made, pin)
+            await Mover(client, world.machines.bearer).move(source, target, made, pin)
     assert [world.host(name).state()["pins"] for name in (old, new)] == [0, 0]
 
 
@@ -313,7 +313,7 @@ async def test_a_session_that_is_ended_while_it_moves_is_not_brought_back(
     (pin,) = world.host(old).get("/pins").body["pins"]
     made = Pin(pin["session"], pin["model"], f"{new}/0", 2, time.time())
     async with new_client() as client:
-        mover = Mover(client, TOKEN)
+        mover = Mover(client, world.machines.bearer)
         goes_on = getattr(mover, ends_before)
 
         async def ended_first(*args: Any) -> Any:
@@ -340,7 +340,7 @@ async def test_a_host_that_dies_while_it_gives_costs_the_context_and_no_more(mak
     world.host(old).kill()
     async with new_client() as client:
         source, target = (f"http://127.0.0.1:{world.host(name).port}" for name in (old, new))
-        context = await Mover(client, TOKEN).move(source, target, made, pin)
+        context = await Mover(client, world.machines.bearer).move(source, target, made, pin)
     assert isinstance(context, Anew)
     await talk.say()
     assert (talk.machine, talk.told["cause"]) == (new, "moved")
@@ -377,7 +377,7 @@ async def test_a_long_session_says_after_a_move_what_it_would_have_said(
     (pin,) = den.get("/pins").body["pins"]
     made = Pin(pin["session"], pin["model"], "attic/0", 2, time.time())
     async with new_client() as client:
-        mover = Mover(client, TOKEN)
+        mover = Mover(client, machines.bearer)
         source, target = (f"http://127.0.0.1:{host.port}" for host in (den, attic))
         moved = await mover.carry(source, target, pin["session"])
         await mover.arrive(target, made, {**pin, **made.to_json()})

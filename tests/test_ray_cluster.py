@@ -1,12 +1,15 @@
 """Which ports and settings Ray is started with, and when a head's state is thrown away. Starts no Ray."""
 
+import json
 import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from cluster import ray_cluster
-from cluster.paths import Paths
+from cluster.machine_tls import certify_head
+from cluster.paths import Paths, write_private
 from cluster.ray_cluster import HEAD_ADDRESS, Ports, environment, kept_ports, node_address
 
 DEN = "10.0.0.1"
@@ -93,3 +96,14 @@ def test_a_machine_alone_has_ray_on_loopback_and_no_settings_of_a_cluster(paths:
     assert node_address(DEN) == DEN
     assert not ray_cluster.CLUSTER.keys() & environment(paths, {}).keys()
     assert environment(paths, {}, cluster=True).items() >= ray_cluster.CLUSTER.items()
+
+
+def test_machines_that_speak_tls_let_ray_speak_it_too(paths: Paths) -> None:
+    certify_head(paths, "a" * 32, DEN, time.time())
+    assert "RAY_USE_TLS" not in environment(paths, {}, cluster=True)
+    write_private(paths.machine, json.dumps({"tls": True}))
+    told = environment(paths, {}, cluster=True)
+    assert told["RAY_USE_TLS"] == "1"
+    for name in ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT"):
+        assert "-----BEGIN" in Path(told[name]).read_text()
+    assert "RAY_USE_TLS" not in environment(paths, {})

@@ -31,6 +31,7 @@ from tests.standins import (
     Refuses421Host,
     SplitsEverywhereHost,
     TakenWhileItHangsHost,
+    bearer_of,
     chunk,
     routed,
     running,
@@ -115,7 +116,7 @@ async def test_the_host_gets_the_clients_bytes_and_what_the_router_believes(tmp_
             assert response.headers["x-request-id"] == "my request"
         assert host.bodies == [body]
         seen = host.seen[0]
-        assert seen["authorization"] == "Bearer the-cluster-token"
+        assert seen["authorization"] == bearer_of("den/0")
         assert seen["x-homeport-session-key"] == TEA
         assert seen["x-homeport-replica"] == "den/0"
         assert seen["x-homeport-incarnation"] == "5"

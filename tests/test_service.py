@@ -9,6 +9,7 @@ import pytest
 
 from cluster import join, service
 from cluster.paths import Paths, write_private
+from cluster.proof import machine_token
 from cluster.service import Service
 from tests.heads import RAY, Head
 
@@ -51,10 +52,10 @@ def test_a_head_whose_ray_has_moved_is_joined_anew_and_a_stranger_moves_nothing(
         return await asyncio.wait_for(made._misplaced(head.url, "127.0.0.1"), seconds)
 
     with Head(tmp_path) as head:
-        write_private(paths.cluster_token, "of another cluster")
+        write_private(paths.machine_token, "of another cluster")
         with pytest.raises(TimeoutError):
             asyncio.run(misplaced(head, 0.5))
-        write_private(paths.cluster_token, head.token)
+        write_private(paths.machine_token, machine_token(head.token, join.machine_id(paths)))
         assert asyncio.run(misplaced(head, 10.0)) == f"the head's Ray is at {RAY} now: it joins anew"
 
 

@@ -18,6 +18,7 @@ from tests.standins import (
     EndlessHost,
     HangsHost,
     Router,
+    bearer_of,
     free_port,
     routed,
     running_router,
@@ -409,7 +410,7 @@ async def test_a_keys_limits_reach_choice_and_host(tmp_path: Path, keys_file: Pa
         seen = hosts[0].seen[0]
         assert (seen["x-homeport-key-places"], seen["x-homeport-weight"]) == ("2", "3")
         assert seen["x-homeport-scope"] == key_scope("anna")
-        assert seen["authorization"] == bearer("the-cluster-token")["authorization"]
+        assert seen["authorization"] == bearer_of("m0/0")
         answer = await router.post("/m/m1/v1/chat/completions", headers=bearer("anna"), messages=[])
         assert (answer.status, answer.code) == (403, "key_not_allowed")
         answer = await router.chat(session="tea", headers=bearer("other"))

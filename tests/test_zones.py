@@ -297,7 +297,12 @@ class Zones(RuleBasedStateMachine):
             ended=homes.forget,
         )
         people = Sessions(
-            fleet, peers, finder, cast(Relay, relay), Mover(wire, "token", lambda: self.now), lambda: self.now
+            fleet,
+            peers,
+            finder,
+            cast(Relay, relay),
+            Mover(wire, peers.bearers.of, lambda: self.now),
+            lambda: self.now,
         )
         return OneRouter(fleet, homes, people)
 

@@ -118,15 +118,16 @@ class Several:
         text = re.sub(r"(?m)^(  worker_ips:.*\n)(    - \S+\n)+", rf"\g<1>{lines}", text)
         self.list_file.write_text(text.replace("YOUR_USER", PERSON))
 
-    def write_zones(self) -> None:
-        """What a person writes into configs/homeport.yaml: which machine lies in which zone, and that nobody else is in
-        their network."""
+    def write_zones(self, private: bool) -> None:
+        """What a person writes into configs/homeport.yaml: which machine lies in which zone. `private`: nobody else is
+        in their network, so that they speak in clear."""
         entries = "".join(
             f"  - {{name: {m.name}, address: {m.address}, zone: {m.zone}}}\n" for m in self.members
         )
         shipped = (ROOT / "configs" / "homeport.yaml").read_text()
         text, declared = re.subn(r"(?m)^  # private: true.*", "  private: true", shipped)
         assert declared == 1
+        text = text if private else shipped
         self.config.write_text(f"{text}\nmachines:\n{entries}")
 
     def ray(self, verb: str, timeout: float = 300.0) -> subprocess.CompletedProcess[str]:
@@ -218,7 +219,9 @@ class Several:
 
 
 @contextmanager
-def several(folder: Path, prepared: Path, names: Mapping[str, str]) -> Iterator[Several]:
+def several(
+    folder: Path, prepared: Path, names: Mapping[str, str], private: bool = True
+) -> Iterator[Several]:
     """Machines by name and zone, not booted; the first is the head. A laptop with the clone, which is on."""
     with laboratory(folder, tuple(dict.fromkeys(names.values()))) as lab:
         machines = [_machine(lab, prepared, name, zone) for name, zone in names.items()]
@@ -229,7 +232,7 @@ def several(folder: Path, prepared: Path, names: Mapping[str, str]) -> Iterator[
         made = Several(lab, prepared, laptop, machines[0], machines[1:])
         (made.head.home / "ask.py").write_text(ASK)
         made.write_list(made.head.address, [worker.address for worker in made.workers])
-        made.write_zones()
+        made.write_zones(private)
         laptop.boot()
         yield made
 

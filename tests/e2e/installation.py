@@ -123,7 +123,7 @@ class Homeport:
 
     def host_state(self, replica: Mapping[str, Any]) -> dict[str, Any]:
         """The host's own word, past the router."""
-        token = self.paths.cluster_token.read_text().strip()
+        token = self.paths.machine_token.read_text().strip()
         url = f"http://{replica['address']}:{replica['port']}/state"
         found = get_json(url, {"authorization": f"Bearer {token}"})
         assert isinstance(found, dict)

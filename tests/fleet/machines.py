@@ -26,6 +26,7 @@ from cluster.join import enter
 from cluster.machine import Reserve
 from cluster.paths import Paths, secret, write_private
 from cluster.processes import ROLE, RUN, clean_environment, mark
+from cluster.proof import files_token, machine_token
 from cluster.slices import Need
 from serving.model import ModelSpec, ParkingSpec
 from tests.fakes import Behaviour
@@ -279,12 +280,13 @@ def _machine(
 ) -> FleetMachine:
     paths = Paths(home, home / "locks")
     paths.make()
-    write_private(paths.cluster_token, token)
     inventory = home / "hardware.json"
     hardware = {"cores": [{"id": core, "cpus": [core]}], "memory_bytes": 512 * MIB, "gpus": []}
     inventory.write_text(json.dumps(hardware))
     env = {**_env(paths, "ray"), INVENTORY: str(inventory)}
     entered = enter(paths, name, zone, measure(env), Reserve(0, 0), PORTS, address)
+    write_private(paths.machine_token, machine_token(token, entered.id))
+    write_private(paths.files_token, files_token(token))
     command = [sys.executable, "-m", "tests.fleet.calls", "keeper", address, str(KEEPER_PORT), str(behaviour)]
     return FleetMachine(
         name, zone, address, entered.id, paths, Part(name, command, env, paths.logs / "keeper.log")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.machine import CpuCore, Hardware
+from cluster.proof import machine_token
 from cluster.ray_cluster import RayFailed
 from serving import host_app
 from serving.journal_file import JournalNews, Mark
@@ -96,7 +97,13 @@ class Host:
         )
         build: Any = host_app.build_app
         self.app = build(
-            engine, about, self.journal(process), TOKEN, SimMemory(), lambda layout: "f" * 64, self._failed
+            engine,
+            about,
+            self.journal(process),
+            machine_token(TOKEN, f"id-{self.name}"),
+            SimMemory(),
+            lambda layout: "f" * 64,
+            self._failed,
         )
         assert self.app is not None
         self.app.load()

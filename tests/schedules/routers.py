@@ -184,7 +184,7 @@ def without_threads(loop: SimLoop, net: Network, model: ModelSpec) -> Iterator[N
     client = SimClient(net)
 
     async def ask_host(
-        address: str, port: int, token: str, method: str, path: str, body: bytes = b""
+        address: str, port: int, token: str, method: str, path: str, body: bytes = b"", tls: None = None
     ) -> dict[str, Any]:
         headers = {"authorization": f"Bearer {token}"}
         try:
