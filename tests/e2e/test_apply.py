@@ -91,7 +91,12 @@ def test_what_the_unit_names_starts_a_head_and_again_after_its_death(fresh: Home
     first.send_signal(signal.SIGKILL)
     first.wait()
     second = start()
-    eventually(lambda: (read_json(fresh.paths.run) or {}).get("parent") == second.pid, 90.0)
+
+    def is_parent() -> bool:
+        assert second.poll() is None, (fresh.folder / "journal").read_text()
+        return bool((read_json(fresh.paths.run) or {}).get("parent") == second.pid)
+
+    eventually(is_parent, 90.0)
     eventually(lambda: fresh.step("controller")["state"] == "ready", 90.0)
     eventually(lambda: is_ready(fresh), 90.0)
     assert eventually(lambda: fresh.replicas()[0]["pid"], 90.0) == pid, "hosts live on"
