@@ -24,6 +24,7 @@ class Seen:
 
     pid: int
     zombie: bool
+    """All of it has ended: a process whose first thread has ended holds its ports until its last one has."""
     group: int
     session: int
     start_time: int
@@ -40,7 +41,8 @@ def look(pid: int) -> Seen | None:
         return None
     # The second field is the command in parentheses and may hold anything, spaces and parentheses included.
     fields = text[text.rindex(")") + 2 :].split()
-    return Seen(pid, fields[0] in "ZXx", int(fields[2]), int(fields[3]), int(fields[19]))
+    has_ended = fields[0] in "ZXx" and int(fields[17]) <= 1  # of its threads
+    return Seen(pid, has_ended, int(fields[2]), int(fields[3]), int(fields[19]))
 
 
 def runs(pid: int, start_time: int) -> bool:

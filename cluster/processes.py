@@ -53,11 +53,11 @@ def ours(paths: Paths, *roles: str) -> list[Ours]:
     since = recorded.get("started", 0)
     self_and_above = _self_and_above()
     found = []
-    for process in psutil.process_iter(["pid", "name", "status"]):
+    for process in psutil.process_iter(["pid", "name"]):
         info = process.info
-        if info["pid"] in self_and_above or info["status"] == psutil.STATUS_ZOMBIE:
+        if info["pid"] in self_and_above:
             continue
-        if (seen := look(info["pid"])) is None:
+        if (seen := look(info["pid"])) is None or seen.zombie:
             continue
         role = _role(process, paths.run_id)
         if (

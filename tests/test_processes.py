@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +15,27 @@ import pytest
 from cluster import processes
 from cluster.group import look
 from cluster.paths import Paths, write_private
-from cluster.processes import RAY_UP, Ours, clean_environment, end, end_all, mark, ours, port_holder
+from cluster.processes import (
+    RAY_UP,
+    Ours,
+    clean_environment,
+    end,
+    end_all,
+    mark,
+    ours,
+    port_holder,
+    port_is_free,
+)
 from cluster.record import boot_id
 
 SLEEP = "import time; print('up', flush=True); time.sleep(60)"
+FIRST_THREAD_ENDS = """
+import ctypes, os, socket, threading, time
+server = socket.create_server(("127.0.0.1", 0))
+threading.Thread(target=time.sleep, args=(60,)).start()
+print(server.getsockname()[1], flush=True)
+ctypes.CDLL(None).syscall({"x86_64": 60, "aarch64": 93}[os.uname().machine], 0)
+"""
 STUBBORN = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); " + SLEEP
 
 
@@ -53,6 +71,29 @@ def start(
     assert process.stdout
     assert process.stdout.readline() == "up\n"
     return process
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems tell nothing of threads")
+def test_a_process_is_there_until_its_last_thread_has_ended(
+    paths: Paths, started: list[subprocess.Popen[str]]
+) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", FIRST_THREAD_ENDS],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=mark(paths, "router"),
+    )
+    started.append(process)
+    assert process.stdout
+    port = int(process.stdout.readline())
+    while psutil.Process(process.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    seen = look(process.pid)
+    assert seen
+    assert not seen.zombie
+    assert not port_is_free("127.0.0.1", port)
+    assert end([Ours(process.pid, "router", "", seen.start_time)], 0.0) == []
+    assert port_is_free("127.0.0.1", port)
 
 
 def test_our_mark_in_the_environment_makes_a_process_ours(
