@@ -20,6 +20,7 @@ from cluster.join import enter
 from cluster.machine import Reserve
 from cluster.paths import Paths, write_private
 from cluster.processes import ours
+from router.lifecycle import end_everything
 from serving import model_store, model_trouble
 from serving.keeper import Keeper
 from serving.model_files import Content
@@ -113,6 +114,7 @@ class Cluster:
     def end(self) -> None:
         for keeper in self.keepers.values():
             keeper.close()
+            end_everything(keeper.paths)
 
 
 Make = Callable[[Mapping[str, str]], Cluster]
@@ -144,7 +146,7 @@ def make(tmp_path: Path, site: Hub, monkeypatch: pytest.MonkeyPatch) -> Iterator
     yield start
     for cluster in made:
         cluster.end()
-        assert all(ours(Paths(c.paths.home, c.paths.locks), "models") == [] for c in cluster.keepers.values())
+        assert all(ours(keeper.paths) == [] for keeper in cluster.keepers.values())
 
 
 HOME_AND_OFFICE = {"den": "home", "tower": "home", "attic": "home", "desk": "office"}
