@@ -17,26 +17,24 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from itertools import islice
 from typing import Any, assert_never
 
 from cluster import confine, machine_tls, magic_packet, tls
 from cluster.inventory import measure
-from cluster.machine import Hardware, Reserve
 from cluster.offline import offline
-from cluster.paths import Paths, read_json, secret, write_private
-from cluster.processes import ROLE, RUN, clean_environment, mark, port_is_free
+from cluster.paths import Paths, secret, write_private
+from cluster.processes import ROLE, RUN, clean_environment, mark
 from cluster.record import boot_id
 from cluster.slices import overlap
 from serving.before_sleep import BeforeSleep
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
-from serving.model import ModelSpec
 from serving.model_store import ModelStore
 from serving.owner_watch import ForeignLook, OwnerWatch
 from serving.reconcile import Drain, Seen, Start, Stop, plan
 from serving.settings import settings_of
-from serving.slots import Slot, Wish, assign, digest_here, in_range
+from serving.slot_book import SlotBook
+from serving.slots import Slot, digest_here
 from serving.source import SourceError, model_path
 
 TICK_S = 5.0
@@ -63,19 +61,10 @@ class Keeper:
     def __init__(self) -> None:
         self.paths = Paths.from_env(os.environ)
         self.machine = json.loads(self.paths.machine.read_text())
-        self.hardware: Hardware = measure(os.environ)
+        self.book = SlotBook(self.paths, self.machine, measure(os.environ))
         self._boot = boot_id()
-        self.reserve = Reserve.from_json(self.machine["reserve"])
         self._trust = tls.client_context(self.paths.ca) if self.machine.get("tls") else None
-        self.revision = 0
-        self.head = ""
-        """Id of the machine whose revision that is: each head counts its own."""
-        self.slots: dict[int, Slot] = {}
-        self.numbers: dict[int, str] = {}
-        """Which model a slot's number belongs to, also when it is not wanted at present."""
-        self.refused: dict[str, list[str]] = {}
         self.watches: dict[int, HostWatch] = {}
-        self._read_slots()
         self.owner = OwnerWatch(self.paths, self.watches, self._heard)
         self._foreign = ForeignLook(self._served, self.watches, self._publish)
         self._news = threading.Condition()
@@ -116,21 +105,7 @@ class Keeper:
         `wishes`: [{"model": ModelSpec as JSON, "digest": str, "count": int}]. `head`: id of the machine that numbers
         these revisions.
         """
-        if (head, revision) != (self.head, self.revision):
-            wanted = [Wish(ModelSpec.from_json(w["model"]), w["digest"], w["count"]) for w in wishes]
-            slots, refused = assign(
-                in_range(self.slots.values(), self._ports()),
-                wanted,
-                self.hardware,
-                self.reserve,
-                self._free_ports(),
-                self.numbers,
-            )
-            self.revision, self.head = revision, head
-            self.refused = {model: list(refusal.reasons) for model, refusal in refused.items()}
-            self.slots = {slot.number: slot for slot in slots}
-            self.numbers |= {slot.number: slot.model.name for slot in slots}
-            self._write_slots()
+        if self.book.take(revision, wishes, head):
             self._publish()
             self._wake_up()
         return self.report()
@@ -208,25 +183,20 @@ class Keeper:
 
     def _publish(self) -> int:
         """Make a new version of the report where it says something new. Returns the version that holds."""
+        slots = self.book.slots
         report = {
             **{key: self.machine[key] for key in ("id", "name", "zone", "address")},
             "state": "ready",
             "yielded": self.owner.to_json(),
             "yield_to": self.owner.programs,
             "boot": self._boot,
-            "revision": self.revision,
-            "head": self.head,
-            "hardware": self.hardware.to_json(),
-            "reserve": self.reserve.to_json(),
+            **self.book.report(),
             "networks": list(magic_packet.networks()),
             "sleeping": self.sleep.going,
             "power": self.sleep.detail(),
-            "refused": self.refused,
-            "ports": list(self._ports()),
-            "numbers": {str(number): model for number, model in self.numbers.items()},
-            "ending": [n for n, watch in list(self.watches.items()) if n not in self.slots and watch.lives],
+            "ending": [n for n, watch in list(self.watches.items()) if n not in slots and watch.lives],
             "models": self.models.report(),
-            "replicas": [self._replica(slot) for slot in list(self.slots.values())],
+            "replicas": [self._replica(slot) for slot in slots.values()],
         }
         with self._news:
             if {**report, "version": self._version} != self._report:
@@ -264,7 +234,7 @@ class Keeper:
 
     def _served(self) -> Mapping[int, Slot]:
         """The slots, while this machine is not its person's: then nobody is foreign there."""
-        return {} if self.owner.yielded else self.slots
+        return {} if self.owner.yielded else self.book.slots
 
     async def _keep(self) -> None:
         while True:
@@ -282,7 +252,7 @@ class Keeper:
             if number not in self.watches:
                 self.watches[number] = self._adopt(number)
         await asyncio.gather(*(watch.look() for watch in self.watches.values()))
-        slots = self.slots  # replaced whole by `apply`, on another thread
+        slots = self.book.slots  # replaced whole by `apply`, on another thread
         needed = {slot.model.source for slot in slots.values()}
         await self.models.step(needed, is_paused=self.owner.yielded is not None)
         await asyncio.gather(
@@ -319,8 +289,8 @@ class Keeper:
         """Whether every wanted host is ready, and nothing else runs."""
         if self.owner.yielded:
             return not any(watch.lives for watch in self.watches.values())
-        is_done = self.watches.keys() == self.slots.keys() and all(w.ready for w in self.watches.values())
-        return is_done and not self.models.is_busy
+        is_carved = self.watches.keys() == self.book.slots.keys()
+        return is_carved and all(w.ready for w in self.watches.values()) and not self.models.is_busy
 
     async def _carry_out(self, action: Start | Stop | Drain, slots: Mapping[int, Slot]) -> None:
         match action:
@@ -420,35 +390,7 @@ class Keeper:
             for path in self.paths.locks.glob(f"{self.paths.run_id}-*.json")
             if path.stem.rpartition("-")[2].isdigit()
         }
-        return recorded | set(self.slots)
-
-    def _read_slots(self) -> None:
-        kept = read_json(self.paths.slots) or {"revision": 0, "slots": [], "numbers": {}}
-        self.revision, self.head = kept["revision"], kept.get("head", "")
-        if kept.get("carved_for", self._carved_for()) != self._carved_for():
-            self.revision = 0  # its share is given again, to be carved from what there is now
-        self.slots = {slot.number: slot for slot in map(Slot.from_json, kept["slots"])}
-        self.numbers = {int(number): model for number, model in kept["numbers"].items()}
-
-    def _write_slots(self) -> None:
-        slots = [slot.to_json() for slot in self.slots.values()]
-        kept = {"revision": self.revision, "head": self.head, "slots": slots, "numbers": self.numbers}
-        kept["carved_for"] = self._carved_for()
-        write_private(self.paths.slots, json.dumps(kept, indent=1))
-
-    def _carved_for(self) -> dict[str, Any]:
-        """What of this machine its slots depend on, beside its hardware."""
-        return {"reserve": self.reserve.to_json(), "ports": list(self._ports())}
-
-    def _ports(self) -> tuple[int, int]:
-        first, last = self.machine["ports"]
-        return first, last
-
-    def _free_ports(self) -> list[int]:
-        """Ports of the range that nobody listens on, as many as this machine could ever need."""
-        first, last = self._ports()
-        free = (port for port in range(first, last + 1) if port_is_free(self.machine["address"], port))
-        return list(islice(free, len(self.slots) + len(self.hardware.cores) + 1))
+        return recorded | set(self.book.slots)
 
     def _replica(self, slot: Slot) -> dict[str, Any]:
         watch = self.watches.get(slot.number)

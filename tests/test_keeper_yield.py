@@ -75,7 +75,7 @@ class Den(Machine):
 
     def free_after(self, began: float) -> float:
         """Seconds from `began` until no host is there, no core is locked, and the keeper says so."""
-        carved = self.keeper.slots[0].slice
+        carved = self.keeper.book.slots[0].slice
         while True:
             report = self.keeper.report()
             told = [(each["state"], each.get("pid")) for each in report["replicas"]]

@@ -199,20 +199,23 @@ def test_a_keeper_does_what_the_plan_said(
     for replica in report["replicas"]:
         replica |= {"state": "ready", "pid": 1, "running_digest": replica["config_digest"]}
     found = plan(second, first, {"machines": [report]})
-    was = dict(real.slots)
+    was = dict(real.book.slots)
     real.apply(2, shares(second["models"], [machine]).machines[machine.id], "den")
 
     def did(number: int) -> str:
-        if number not in real.slots:
+        if number not in real.book.slots:
             return "stop"
         if number not in was:
             return "start"
-        if (was[number].digest, was[number].slice) != (real.slots[number].digest, real.slots[number].slice):
+        if (was[number].digest, was[number].slice) != (
+            real.book.slots[number].digest,
+            real.book.slots[number].slice,
+        ):
             return "drain"
-        live = changes(was[number].model.to_json(), real.slots[number].model.to_json(), LIVE)
+        live = changes(was[number].model.to_json(), real.book.slots[number].model.to_json(), LIVE)
         return "live" if live else "keep"
 
-    assert words(found) == [(did(n), f"den/{n}") for n in sorted({*was, *real.slots})]
+    assert words(found) == [(did(n), f"den/{n}") for n in sorted({*was, *real.book.slots})]
 
 
 # the fixpoint
