@@ -1,10 +1,18 @@
 """Which tests go together where `make test` runs two at a time: those of a file, and all that start whole homeports."""
 
+from typing import Any
+
 import pytest
+from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+HOMEPORTS = "tests/e2e/"
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own comes after it
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        folder = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(folder if folder == "e2e" else item.path.stem))
+class Together(LoadScopeScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        return HOMEPORTS if nodeid.startswith(HOMEPORTS) else nodeid.partition("::")[0]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return Together(config, log)
