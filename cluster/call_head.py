@@ -115,6 +115,8 @@ def post(
         connection.request("POST", path, body, {"content-type": "application/json"})
         answer = connection.getresponse()
         return answer.status, json.loads(answer.read(ANSWER_BYTES_MAX))
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+        raise _away(head, error) from error  # It ends, or is only starting.
     except ssl.SSLError as error:
         raise JoinRefused(tls.why(error, f"the head at {head}") or str(error), "needs_tls") from None
     except (ConnectionResetError, http.client.HTTPException) as error:
@@ -124,7 +126,8 @@ def post(
                 f"which CA to know it: it is of an older homeport, or of a time when the network was private. {ANEW}",
                 "needs_tls",
             ) from None
-        if isinstance(error, OSError) and not isinstance(error, http.client.HTTPException):
+        is_http = isinstance(error, http.client.HTTPException)
+        if isinstance(error, OSError) and (ca is not None or not is_http):
             raise _away(head, error) from error
         raise no_homeport(head, f"it does not speak HTTP ({type(error).__name__})") from None
     except OSError as error:

@@ -84,6 +84,8 @@ def issue(authority: Authority, request: str, machine: str, address: str, now: f
     signer = x509.load_pem_x509_certificate(authority.certificate.encode())
     key = _private(authority.key)
     addresses = dict.fromkeys((ipaddress.ip_address(address), LOOPBACK))
+    # A head whose clock is behind when it starts, as without a battery, makes none that has expired once it is set.
+    now = max(now, (signer.not_valid_before_utc + EARLIER).timestamp())
     made = (
         _between(now, MACHINE_DAYS)
         .subject_name(_name(machine))

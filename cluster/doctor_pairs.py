@@ -123,7 +123,10 @@ def _open(seen: Seen, text: str, sources: Sequence[str]) -> str:
         rule = "rule family={} source address={} port port={} protocol=tcp accept"
         rules = (rule.format("ipv6" if ":" in s else "ipv4", s, text) for s in sources)
         adds = "; ".join(f"sudo firewall-cmd --permanent --add-rich-rule='{each}'" for each in rules)
-        return f"{adds}; sudo firewall-cmd --reload"
+        return (
+            f"{adds}; sudo firewall-cmd --reload (with --zone=ZONE where `firewall-cmd --get-active-zones` names "
+            "another zone for this network than the default one)"
+        )
     if wall == "nftables":
         table, chain = _nft_input(str((seen.facts or {})["firewall"]["nft"])) or ("inet filter", "input")
         whom = ", ".join(sources)

@@ -132,6 +132,12 @@ class Paths:
         return self.home / "secrets" / "former_token"
 
     @property
+    def spoken(self) -> tuple[Path, ...]:
+        """What machines show each other: who reads along in a network without TLS knows it."""
+        tokens = (self.cluster_token, self.machine_token, self.files_token, self.former_token, self.ray_token)
+        return (*tokens, self.join_token)
+
+    @property
     def authority(self) -> Path:
         """Of a head: the CA of its cluster, with its key."""
         return self.home / "head" / "ca.json"

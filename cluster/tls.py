@@ -52,18 +52,23 @@ class ServerTls:
 
     def __post_init__(self) -> None:
         self._seen = self._stamp()
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
-        self.context.load_cert_chain(self.files.certificate, self.files.key)
+        self.context = self._loaded()
 
     def renew(self) -> bool:
         """Whether there was another one. To be called from time to time."""
         stamp = self._stamp()
         if stamp == self._seen:
             return False
+        self._loaded()  # OpenSSL would keep the certificate of a pair that does not fit, without a key
         self.context.load_cert_chain(self.files.certificate, self.files.key)
         self._seen = stamp
         return True
+
+    def _loaded(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.load_cert_chain(self.files.certificate, self.files.key)
+        return context
 
     def _stamp(self) -> tuple[int, int]:
         told = self.files.certificate.stat()
@@ -100,7 +105,7 @@ def url(address: str, port: int, tls: bool) -> str:
 
 def fingerprint(ca: str) -> str:
     """Of a CA's certificate (PEM): its SHA-256 in URL-safe base64. Raises ValueError for what is no PEM."""
-    return _digest(ssl.PEM_cert_to_DER_cert(ca.strip() + "\n"))
+    return _digest(_der(ca))
 
 
 def with_fingerprint(token: str, ca: str) -> str:
@@ -130,8 +135,9 @@ def fetch_ca(address: str, port: int, wanted: str, timeout_s: float) -> str:
     try:
         connection.request("GET", "/ca")
         answer = connection.getresponse()
-        told = answer.read(CA_BYTES_MAX).decode("ascii")
-        found = fingerprint(told)
+        der = _der(answer.read(CA_BYTES_MAX).decode("ascii"))
+        # What was hashed and nothing else: behind it another certificate may stand, which would be trusted too.
+        told, found = ssl.DER_cert_to_PEM_cert(der), _digest(der)
     except ValueError:
         pass  # It is no certificate.
     finally:
@@ -183,6 +189,10 @@ def why(error: BaseException, who: str) -> str | None:
             "listens. If the head's config has changed, join anew with a new token (`homeport join-token` on the head)."
         )
     return None
+
+
+def _der(ca: str) -> bytes:
+    return ssl.PEM_cert_to_DER_cert(ca.strip() + "\n")
 
 
 def _digest(der: bytes) -> str:

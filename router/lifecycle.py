@@ -38,6 +38,7 @@ from serving.source import content_digest
 __all__ = [
     "Prepared",
     "UpRefused",
+    "age_secrets",
     "end_everything",
     "give_list",
     "leave_former_cluster",
@@ -158,10 +159,7 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
     config, network = prepared.config, prepared.config.network
     _needs_space(paths.home)
     leave_former_cluster(paths)
-    if paths.cluster_token.exists() and not paths.machine_token.exists():
-        paths.cluster_token.replace(
-            paths.former_token
-        )  # Every machine has it: it is no secret of the head's.
+    age_secrets(paths, speaks_tls(config, prepared.machine))
     for part in (paths.cluster_token, paths.digest_key, paths.ray_token):
         secret(part)
     end(ours(paths, "parent", "router"), ROUTER_GRACE_S)
@@ -201,6 +199,16 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
 def speaks_tls(config: Config, machine: Machine) -> bool:
     """Whether the machines of this head speak TLS: others reach it, in a network that is not declared private."""
     return not (config.network.private or ipaddress.ip_address(machine.address).is_loopback)
+
+
+def age_secrets(paths: Paths, speaks_tls: bool) -> None:
+    """Before there are new ones: take away what is no secret any more. Raises OSError."""
+    known = read_json(paths.machine) or {}
+    if speaks_tls and known.get("address", LOOPBACK) != LOOPBACK and not known.get("tls"):
+        for part in paths.spoken:  # in clear, until now
+            part.unlink(missing_ok=True)
+    elif paths.cluster_token.exists() and not paths.machine_token.exists():
+        paths.cluster_token.replace(paths.former_token)  # Every machine has it.
 
 
 def leave_former_cluster(paths: Paths) -> None:

@@ -9,6 +9,10 @@ AWAY = (OSError, TimeoutError, ValueError, IndexError)
 """How a host that gives no usable answer shows itself."""
 
 
+class OtherToken(ValueError):
+    """The host does not know the token of its machine."""
+
+
 async def ask_host(
     address: str,
     port: int,
@@ -31,6 +35,8 @@ async def ask_host(
     finally:
         writer.close()
     top, _, answered = answer.partition(b"\r\n\r\n")
+    if top.startswith(b"HTTP/1.1 401 "):
+        raise OtherToken("the host does not know the token of its machine")
     if b" 200 " not in top.split(b"\r\n")[0]:
         raise ValueError(f"the host answered {top[:40]!r}")
     told = json.loads(answered)

@@ -109,6 +109,8 @@ class Draining:
         self._progress: dict[str, _Progress] = {}
         self._changed = asyncio.Event()
         self._under_way: set[str] = set()
+        self._coming: list[str] = []
+        """Where sessions move to at present, by replica."""
 
     def changed(self) -> None:
         """The book says something else."""
@@ -158,17 +160,20 @@ class Draining:
             progress.waits = "it is away"
             return
         progress.waits = ""
+        coming = sum(replica.rpartition("/")[0] == report["name"] for replica in self._coming)
         homes, silent = await self._homes(report)
         targets = await self._targets(machine, report["zone"], homes)
         resting = [each for name, home in homes.items() for each in _resting(name, home)]
         left_s = self._book.draining.get(machine, 0.0) - self._clock.steady()
         decided = plan(resting, targets, report["zone"], left_s)
         progress.stay, progress.silent = decided.stays, silent
-        progress.left, progress.is_over = len(resting) + sum(silent.values()), left_s <= 0
+        progress.left, progress.is_over = len(resting) + coming + sum(silent.values()), left_s <= 0
         for go in decided.go:
             if machine not in self._book.draining:
                 return
             key = (go.session.session, go.session.model)
+            if not self._takes_new(go.target.replica):
+                continue  # It is drained too, since.
             if not go.ends_turns and progress.again_s.get(key, 0.0) > self._clock.steady():
                 continue
             if await self._go(go, homes[go.session.replica], self._base_of(go), progress):
@@ -185,6 +190,7 @@ class Draining:
         facts = next(
             pin for pin in home.pins if pin["session"] == session.session and pin["model"] == session.model
         )
+        self._coming.append(made.replica)
         try:
             mover = Mover(self._http(), self._bearers.of)
             context = await mover.move(
@@ -196,6 +202,8 @@ class Draining:
             log.warning("a session stays at %s: %s", session.replica, error)
             progress.again_s[session.session, session.model] = self._clock.steady() + AGAIN_S
             return False
+        finally:
+            self._coming.remove(made.replica)
         self._index.confirm([made], made.replica, now=self._clock.steady())
         self._index.describe(made.session, str(facts.get("public") or ""), facts.get("scope"))
         progress.moved += 1

@@ -115,7 +115,12 @@ class FileServer:
         try:
             context = None if self._shown is None else self._shown.context
             server = await asyncio.start_server(
-                self._connected, address, port, limit=HEAD_BYTES_MAX, ssl=context
+                self._connected,
+                address,
+                port,
+                limit=HEAD_BYTES_MAX,
+                ssl=context,
+                ssl_handshake_timeout=HEAD_S if context else None,
             )
         except OSError as error:
             why = error.strerror or error

@@ -14,7 +14,7 @@ from cluster import confine
 from cluster.clocks import AwakeClock
 from cluster.confine import Record
 from cluster.paths import read_json
-from serving.ask_host import AWAY, ask_host
+from serving.ask_host import AWAY, OtherToken, ask_host
 from serving.reconcile import Life, Seen, given_up
 from serving.settings import Settings
 
@@ -22,6 +22,8 @@ ANSWER_S = 3.0
 """A host answers its state within this, or is counted as silent for that look."""
 ANSWER_LATE_S = 0.5
 """What an answer may take beside the time that a host was given."""
+MOVE_GRACE_S = 5.0
+"""For a host that serves, and is to serve otherwise: its contexts are written to disk."""
 SILENT_S = 60.0
 """A host that has not answered for this long is ended and started anew."""
 LOOK_S = 10.0
@@ -118,12 +120,14 @@ class HostWatch:
         if self._elsewhere is not None:
             why = self._elsewhere
             log.info("ending the host of %s: %s", self.folder.name, why)
-            await self.stop(grace_s=1.0)
+            await self.stop(MOVE_GRACE_S)
             self.detail = why
             return
         try:
             self.state = await asyncio.wait_for(self._ask(self.record.port, "GET", "/state"), ANSWER_S)
             self._answered_at = self._clock()
+        except OtherToken:
+            self._elsewhere = "its machine has another token since"  # it reads its own once, when it starts
         except AWAY:
             if self._clock() - self._answered_at > SILENT_S:
                 self.detail = f"it has not answered for {SILENT_S:.0f} s"

@@ -39,6 +39,12 @@ def test_a_machines_certificate_is_for_its_address_and_no_other() -> None:
     )
 
 
+def test_a_head_whose_clock_is_behind_makes_none_that_has_expired_once_it_is_set() -> None:
+    signer = new_authority(NOW)
+    made = read(issue(signer, new_request(new_key(), ME), ME, ADDRESS, 0.0))  # 1970, until it has asked
+    assert made.not_valid_after_utc.timestamp() == NOW + MACHINE_DAYS * 86400
+
+
 def test_a_request_gets_what_the_head_says_and_not_what_it_asks_for() -> None:
     """A machine that was taken over asks for another's name and address, and to be a CA."""
     key = ec.generate_private_key(ec.SECP256R1())

@@ -28,7 +28,7 @@ from cluster.join import (
     ray_of,
     settle,
 )
-from cluster.paths import Paths
+from cluster.paths import Paths, write_private
 from cluster.proof import Purpose, key_of, machine_token, proven
 from serving import join_routes
 from serving.join_tokens import Now, make
@@ -103,6 +103,15 @@ def test_a_machine_that_joined_asks_again_with_its_own_token_and_stays_who_it_is
     assert (again.id, again.name) == (first.id, "attic")
     assert paths.machine_token.read_text() == machine_token(head.token, first.id)
     assert paths.ray_token.read_text() == head.paths.ray_token.read_text()
+
+
+def test_a_machine_of_a_former_build_is_healed_by_its_next_join(head: Head, paths: Paths) -> None:
+    write_private(head.paths.former_token, "what every machine had")
+    paths.make()
+    write_private(paths.cluster_token, "what every machine had")
+    machine = settle(paths, ask(head.url, join.own_token(paths), paths, "attic", 5.0))
+    assert paths.machine_token.read_text() == machine_token(head.token, machine.id)
+    assert not paths.cluster_token.exists()
 
 
 def test_a_token_is_used_by_the_machine_that_got_in_and_no_other(

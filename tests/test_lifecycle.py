@@ -1,9 +1,11 @@
 """Where a homeport listens before anything is started: alone on loopback, or where others reach it."""
 
+import json
 import os
 import socket
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,7 @@ from cluster.proof import machine_token
 from router.lifecycle import (
     Prepared,
     UpRefused,
+    age_secrets,
     give_list,
     leave_former_cluster,
     prepare,
@@ -146,6 +149,29 @@ def test_a_head_of_a_former_build_gets_a_secret_of_its_own_and_knows_its_machine
     assert paths.cluster_token.read_text() == mine
     own = machine_token(mine, read_json(paths.machine)["id"])
     assert paths.machine_token.read_text() == own
+
+
+@pytest.mark.parametrize(
+    ("known", "speaks_tls", "are_gone"),
+    [
+        ({"address": "10.0.0.1", "tls": False}, True, True),
+        ({"address": "10.0.0.1"}, True, True),  # of a build without TLS
+        ({"address": "10.0.0.1", "tls": True}, True, False),
+        ({"address": "10.0.0.1", "tls": False}, False, False),
+        ({"address": "127.0.0.1", "tls": False}, True, False),
+        (None, True, False),
+    ],
+)
+def test_what_was_said_in_clear_is_no_secret_once_machines_speak_tls(
+    paths: Paths, known: dict[str, Any] | None, speaks_tls: bool, are_gone: bool
+) -> None:
+    paths.join_token.parent.mkdir()
+    for part in paths.spoken:
+        write_private(part, "it")
+    if known is not None:
+        write_private(paths.machine, json.dumps(known))
+    age_secrets(paths, speaks_tls)
+    assert {part.exists() for part in paths.spoken} == {not are_gone}
 
 
 def test_who_runs_is_written_down_with_its_build(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:

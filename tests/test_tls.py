@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import http.client
+import http.server
 import json
 import socket
 import ssl
@@ -16,11 +17,12 @@ from typing import Any
 import pytest
 
 from cluster import join, machine_tls, tls
-from cluster.certificates import MACHINE_DAYS, issue, new_authority
+from cluster.certificates import MACHINE_DAYS, issue, new_authority, new_key, new_request
 from cluster.join import HeadAway, JoinRefused, ask, joined, ray_of, settle
 from cluster.paths import Paths, write_private
 from cluster.proof import machine_token
 from router.api_client import Away, ask_control
+from serving import file_server
 from serving.ask_host import AWAY, ask_host
 from serving.bring_order import Giver
 from serving.copy_rate import CopyRate
@@ -181,17 +183,6 @@ def control(head: Head, paths: Paths, path: str, token: str, method: str = "GET"
         return connection.getresponse().status
 
 
-def test_a_machine_of_a_former_build_is_healed_by_its_next_join(head: Head, paths: Paths) -> None:
-    write_private(head.paths.former_token, "what every machine had")
-    paths.make()
-    write_private(paths.cluster_token, "what every machine had")
-    machine_tls.keep(paths, "none", machine_tls.authority(head.paths, 0.0).certificate)
-    machine = settle(paths, ask(head.url, join.own_token(paths), paths, "attic", 5.0))
-    assert paths.machine_token.read_text() == machine_token(head.token, machine.id)
-    assert not paths.cluster_token.exists()
-    assert control(head, paths, "/fleet", "what every machine had") == 401
-
-
 def test_the_command_line_asks_the_controller_over_tls_and_says_what_is_wrong(
     head: Head, tmp_path: Path
 ) -> None:
@@ -232,7 +223,8 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    made = Machine(Paths(tmp_path / "machine", tmp_path / "locks"), new_authority(time.time()))
+    of_old = new_authority(time.time() - (MACHINE_DAYS + 365) * 86400)
+    made = Machine(Paths(tmp_path / "machine", tmp_path / "locks"), of_old)
     made.certify()
     return made
 
@@ -253,6 +245,30 @@ def says_why(server: tls.ServerTls, trust: ssl.SSLContext, address: str = "127.0
         connection.connect()
     thread.join(10)
     return tls.why(refused.value, "attic") or ""
+
+
+def test_a_ca_that_stands_behind_the_right_one_is_not_taken(machine: Machine, paths: Paths) -> None:
+    """Base64 ends at its padding, wherever the text ends: the fingerprint is that of the first."""
+    right = next(ca for ca in iter(lambda: new_authority(time.time()).certificate, None) if "=" in ca)
+
+    class Between(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = (right + machine.signer.certificate).encode()
+            self.send_response(200)
+            self.send_header("content-length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Between) as server:
+        server.socket = tls.ServerTls(machine.files).context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.handle_request)
+        thread.start()
+        taken = tls.fetch_ca("127.0.0.1", server.server_port, tls.fingerprint(right), 5.0)
+        thread.join(10)
+    assert taken == right
+    assert tls.context_of(taken).cert_store_stats()["x509_ca"] == 1
 
 
 def test_a_client_says_what_is_wrong_with_a_certificate(machine: Machine) -> None:
@@ -279,9 +295,16 @@ def test_a_server_takes_a_new_certificate_while_it_runs_and_keeps_the_old_one_ov
     machine.certify()
     assert server.renew()
     assert not server.renew()
-    write_private(machine.paths.certificate, "nonsense")
-    with pytest.raises(ssl.SSLError):
-        server.renew()
+    for broken in (
+        "nonsense",
+        issue(machine.signer, new_request(new_key(), "b"), "b", "127.0.0.1", time.time()),
+    ):
+        write_private(machine.paths.certificate, broken)
+        with pytest.raises(ssl.SSLError):
+            server.renew()
+        assert "another one than this machine knows" in says_why(
+            server, tls.context_of(new_authority(time.time()).certificate)
+        )
 
 
 @pytest.fixture
@@ -354,6 +377,17 @@ def test_a_models_file_is_copied_over_tls_alone(machine: Machine, tmp_path: Path
     assert target.read_bytes() == words
     assert words[:100] not in heard
     assert FILES_TOKEN.encode() not in heard
+
+
+def test_a_stranger_who_never_shakes_hands_is_left(
+    machine: Machine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_server, "HEAD_S", 0.5)
+    with (
+        giving({}, shown=tls.ServerTls(machine.files)) as den,
+        socket.create_connection(("127.0.0.1", den.port), timeout=10) as stranger,
+    ):
+        assert stranger.recv(1) == b""
 
 
 # the router
