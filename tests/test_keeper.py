@@ -321,7 +321,7 @@ def test_a_keeper_that_is_closed_leaves_no_thread_and_its_host_alive(
     assert machine.lives(0, 1)["pid"] == pid
 
 
-@pytest.mark.parametrize("change", ["tls", "the token of a former build"])
+@pytest.mark.parametrize("change", ["tls", "the token of a former build", "another token"])
 def test_a_host_that_was_told_what_holds_no_longer_is_replaced_at_once(machine: Machine, change: str) -> None:
     """A network that was private; a host that has the token of all machines."""
     machine.behaviours = [TALKS]
@@ -332,6 +332,8 @@ def test_a_host_that_was_told_what_holds_no_longer_is_replaced_at_once(machine: 
     if change == "tls":
         machine_tls.certify_head(machine.paths, kept["id"], "127.0.0.1", time.time())
         write_private(machine.paths.machine, json.dumps({**kept, "tls": True}))
+    elif change == "another token":
+        write_private(machine.paths.machine_token, "of a cluster with other secrets")
     else:
         file = machine.paths.replica(0) / "spec.json"
         spec = {**json.loads(file.read_text()), "token_file": str(machine.paths.cluster_token)}
