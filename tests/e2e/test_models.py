@@ -1,6 +1,7 @@
 """A homeport whose model comes from Hugging Face, of which there is a stand-in over real HTTP."""
 
 import json
+import threading
 from pathlib import Path
 
 from serving.source import bundled_model
@@ -19,10 +20,16 @@ def test_a_model_from_hugging_face_is_fetched_shown_served_and_needed_only_once(
     size = bundled_model().stat().st_size
     with hub({"o/r/m.gguf": add(bundled_model())}) as site:
         fresh.extra = {"HF_ENDPOINT": site.url, "HF_HOME": str(tmp_path / "hf")}
-        done = fresh.run("up", "--detach", "--config", str(fresh.config))
-        assert done.returncode == 0, done.stdout + done.stderr + fresh.logs()
-        assert ": fetching " in done.stdout
-        assert " of 93.8 MiB from hf" in done.stdout
+        slow = site.files["o/r/m.gguf"].slow = threading.Event()
+        with fresh.popen("up", "--detach", "--config", str(fresh.config)) as up:
+            assert up.stdout is not None
+            told = ""
+            for line in up.stdout:
+                told += line
+                if ": fetching " in line:
+                    slow.set()
+        assert up.returncode == 0, told + fresh.logs()
+        assert " of 93.8 MiB from hf" in told
         body = {"messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
         assert fresh.post_whole(body, {"x-session-id": "tea"})[0] == 200
         assert site.total == size
