@@ -134,8 +134,7 @@ class Paths:
     @property
     def spoken(self) -> tuple[Path, ...]:
         """What machines show each other: who reads along in a network without TLS knows it."""
-        tokens = (self.cluster_token, self.machine_token, self.files_token, self.former_token, self.ray_token)
-        return (*tokens, self.join_token)
+        return (self.cluster_token, self.machine_token, self.files_token, self.former_token, self.ray_token)
 
     @property
     def authority(self) -> Path:

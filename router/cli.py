@@ -104,8 +104,7 @@ def up(
         if lock is None:
             out.print(upgrading.words(run), markup=False)
             lock = upgrading.take_over(paths)
-        keeps = takes_over and detach
-        owner = None if keeps else os.getpid()
+        owner = None if takes_over and detach else os.getpid()
         parent = lifecycle.start(paths, prepared, os.environ, owner, lock, machines)
     except (ConfigError, lifecycle.UpRefused) as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
@@ -116,7 +115,7 @@ def up(
         elif lock is not None:  # else it is somebody else's homeport that runs here
             following.end(paths)
         raise typer.Exit(130) from None
-    raise typer.Exit(following.follow(paths, parent, detach, keeps))
+    raise typer.Exit(following.follow(paths, parent, detach, takes_over))
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Starts nothing itself (router/lifecycle.py), and draws no picture (router/live.py).
 """
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -44,11 +45,13 @@ def start_signals() -> None:
             signal.signal(number, ended)
 
 
-def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool, keeps: bool = False) -> int:
+def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool, takes_over: bool = False) -> int:
     """Show the start, and in the foreground what comes after it. Returns the exit code.
 
-    What did not become ready is ended; with `keeps`, for a parent without owner, it goes on trying.
+    What did not become ready is ended; where it `takes_over`, replicas served before: it goes on trying. Its parent
+    has no owner then if this one is to `detach`.
     """
+    keeps = takes_over and detach
     try:
         if out.is_terminal:
             with Live(console=out, auto_refresh=False, transient=detach) as view:
@@ -69,6 +72,13 @@ def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool, keeps: b
     except lifecycle.UpRefused as refused:
         err.print(str(refused), style="red", markup=False)
         code = refused.code
+    if takes_over and code != 0 and not keeps:
+        with contextlib.suppress(lifecycle.UpRefused):  # it has ended
+            lifecycle.release(paths, parent)
+        err.print(
+            "It goes on by itself: replicas of the former version serve. `homeport down` ends everything."
+        )
+        return code
     if keeps:
         return code
     started = (read_json(paths.run) or {}).get("parent")

@@ -165,7 +165,6 @@ def test_a_head_of_a_former_build_gets_a_secret_of_its_own_and_knows_its_machine
 def test_what_was_said_in_clear_is_no_secret_once_machines_speak_tls(
     paths: Paths, known: dict[str, Any] | None, speaks_tls: bool, are_gone: bool
 ) -> None:
-    paths.join_token.parent.mkdir()
     for part in paths.spoken:
         write_private(part, "it")
     if known is not None:
