@@ -103,7 +103,9 @@ class FileServer:
     def _run(self, address: str, port: int, started: threading.Event) -> None:
         serving = self._serve(address, port, started)
         try:
-            asyncio.run(serving)
+            # Not uvloop, as Ray sets it for its workers: that has no sendfile.
+            with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+                runner.run(serving)
         except OSError as error:  # there are no more descriptors for a loop
             self.problem = f"models cannot be copied from here: {error.strerror or error}"
         finally:

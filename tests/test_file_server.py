@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from serving import file_server
 from serving.file_server import FileServer
@@ -54,6 +55,17 @@ def test_a_file_is_given_whole_or_from_a_byte_on(den: Giving) -> None:
     )
     assert ask(den, range="bytes=5-9")[::2] == (206, CONTENT[5:10])
     assert den.has_sent(len(CONTENT) + 15)
+
+
+def test_a_file_is_given_where_rays_worker_has_set_another_loop(tmp_path: Path) -> None:
+    former = asyncio.get_event_loop_policy()
+    asyncio.set_event_loop_policy(uvloop.EventLoopPolicy())
+    try:
+        (tmp_path / "m.gguf").write_bytes(CONTENT)
+        with giving({DIGEST: tmp_path / "m.gguf"}) as den:
+            assert ask(den)[::2] == (200, CONTENT)
+    finally:
+        asyncio.set_event_loop_policy(former)
 
 
 def test_a_range_beyond_the_end_is_refused_with_the_size(den: Giving) -> None:
@@ -208,12 +220,12 @@ def test_a_port_that_is_taken_is_told_and_tried_again() -> None:
 
 
 def test_a_server_that_cannot_even_begin_is_told_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    def exhausted(_: object) -> None:
+    def exhausted() -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
     server, port = FileServer(TOKEN, ZONE, lambda _: None), free_port()
     with monkeypatch.context() as patch:
-        patch.setattr(asyncio, "run", exhausted)
+        patch.setattr(asyncio, "SelectorEventLoop", exhausted)
         server.listen("127.0.0.1", port)
     assert (server.port, server.problem) == (None, "models cannot be copied from here: Too many open files")
     server.listen("127.0.0.1", port)
