@@ -74,6 +74,8 @@ def trusted(head: str, token: str, paths: Paths, timeout_s: float) -> tuple[str,
         return head, tls.fetch_ca(address, port, wanted, timeout_s)
     except tls.NotTrusted as error:
         raise JoinRefused(str(error), "needs_tls") from None
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError) as error:
+        raise _away(head, error) from None  # It ends, or is only starting.
     except (ssl.SSLError, ConnectionResetError, http.client.HTTPException):
         raise _no_tls(head) from None
     except OSError as error:

@@ -132,6 +132,11 @@ class Paths:
         return self.home / "secrets" / "former_token"
 
     @property
+    def said_in_clear(self) -> Path:
+        """Of a head: it is there once machines have said their tokens in a network without TLS."""
+        return self.home / "secrets" / "said_in_clear"
+
+    @property
     def spoken(self) -> tuple[Path, ...]:
         """What machines show each other: who reads along in a network without TLS knows it."""
         return (self.cluster_token, self.machine_token, self.files_token, self.former_token, self.ray_token)

@@ -72,18 +72,24 @@ def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool, takes_ov
     except lifecycle.UpRefused as refused:
         err.print(str(refused), style="red", markup=False)
         code = refused.code
-    if takes_over and code != 0 and not keeps:
+    if keeps:
+        return code
+    has_ended = parent.poll() is not None
+    if takes_over and has_ended:  # who ended it ended the rest too; or else the replicas go on
+        return FAILED if parent.returncode > 0 else code
+    if takes_over and code != 0:
         with contextlib.suppress(lifecycle.UpRefused):  # it has ended
             lifecycle.release(paths, parent)
         err.print(
             "It goes on by itself: replicas of the former version serve. `homeport down` ends everything."
         )
         return code
-    if keeps:
-        return code
+    lock = lifecycle.take_up_lock(paths) if has_ended else None
     started = (read_json(paths.run) or {}).get("parent")
-    if started in (None, parent.pid):  # else somebody started another one meanwhile
-        end(paths)
+    if started in (None, parent.pid) and (lock is not None or not has_ended):
+        end(paths)  # else somebody starts another one, or did meanwhile
+    if lock is not None:
+        os.close(lock)
     return code
 
 

@@ -61,10 +61,11 @@ def join_head(paths: Paths, address: str, given: Given, env: Mapping[str, str], 
     tokens = _tokens(paths, head, given)
     answer = _ask(paths, tokens, given.name, say)
     head = answer.head
-    before = join.lasting(paths)
+    before, token = join.lasting(paths), _text_of(paths.machine_token)
     machine = join.settle(paths, answer, env)
     run = running(paths)
-    has_changed = join.lasting(paths) != before or (run is not None and upgrading.is_due(run))
+    has_changed = (join.lasting(paths), _text_of(paths.machine_token)) != (before, token)
+    has_changed = has_changed or (run is not None and upgrading.is_due(run))
     if _serve(paths, head, machine, has_changed, env):
         say(f"{machine.name}: the head lets it in; Ray is starting here")
     _wait(paths, head, machine, say)

@@ -53,6 +53,8 @@ __all__ = [
 ]
 
 RELEASE_S = 5.0
+PORT_S = 1.0
+"""How long what was killed may hold a port: the kernel frees an engine's memory first."""
 ROUTER_GRACE_S = 1.0
 FREE_BYTES_MIN = 64 * 1024**2
 
@@ -159,13 +161,13 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
     config, network = prepared.config, prepared.config.network
     _needs_space(paths.home)
     leave_former_cluster(paths)
-    age_secrets(paths, speaks_tls(config, prepared.machine))
-    for part in (paths.cluster_token, paths.digest_key, paths.ray_token):
-        secret(part)
     end(ours(paths, "parent", "router"), ROUTER_GRACE_S)
     end_all(paths, "ray")
     _needs_port(config.router.host, config.router.port, "router.listen")
     _needs_port(prepared.machine.address, network.control, "network.control")
+    age_secrets(paths, prepared.machine.address, speaks_tls(config, prepared.machine))
+    for part in (paths.cluster_token, paths.digest_key, paths.ray_token):
+        secret(part)
     machine = enter(
         paths,
         prepared.machine.name,
@@ -201,13 +203,17 @@ def speaks_tls(config: Config, machine: Machine) -> bool:
     return not (config.network.private or ipaddress.ip_address(machine.address).is_loopback)
 
 
-def age_secrets(paths: Paths, speaks_tls: bool) -> None:
+def age_secrets(paths: Paths, address: str, speaks_tls: bool) -> None:
     """Before there are new ones: take away what is no secret any more. Raises OSError."""
     known = read_json(paths.machine) or {}
-    if speaks_tls and known.get("address", LOOPBACK) != LOOPBACK and not known.get("tls"):
-        for part in paths.spoken:  # in clear, until now
+    was_clear = known.get("address", LOOPBACK) != LOOPBACK and not known.get("tls")
+    if not speaks_tls and address != LOOPBACK:
+        paths.said_in_clear.touch(mode=0o600)  # from here on, also when it is alone in between
+    elif speaks_tls and (was_clear or paths.said_in_clear.exists()):
+        for part in (*paths.spoken, paths.said_in_clear):
             part.unlink(missing_ok=True)
-    elif paths.cluster_token.exists() and not paths.machine_token.exists():
+        return
+    if paths.cluster_token.exists() and not paths.machine_token.exists():
         paths.cluster_token.replace(paths.former_token)  # Every machine has it.
 
 
@@ -316,7 +322,11 @@ def _needs_address(address: str) -> None:
 
 
 def _needs_port(host: str, port: int, key: str) -> None:
-    if not port_is_free(host, port):
+    deadline = time.monotonic() + PORT_S
+    while not port_is_free(host, port):
+        if time.monotonic() < deadline:
+            time.sleep(0.05)
+            continue
         raise UpRefused(f"Port {port} is taken by {port_holder(port)}. End it, or set another port in {key}.")
 
 

@@ -183,14 +183,17 @@ class Keeper:
 
     def _publish(self) -> int:
         """Make a new version of the report where it says something new. Returns the version that holds."""
-        slots = self.book.slots
+        carved, slots = (
+            self.book.report(),
+            self.book.slots,
+        )  # in this order, as `take` writes them in the other
         report = {
             **{key: self.machine[key] for key in ("id", "name", "zone", "address")},
             "state": "ready",
             "yielded": self.owner.to_json(),
             "yield_to": self.owner.programs,
             "boot": self._boot,
-            **self.book.report(),
+            **carved,
             "networks": list(magic_packet.networks()),
             "sleeping": self.sleep.going,
             "power": self.sleep.detail(),

@@ -53,10 +53,10 @@ class SlotBook:
             self._free_ports(),
             self.numbers,
         )
-        self.revision, self.head = revision, head
         self.refused = {model: list(refusal.reasons) for model, refusal in refused.items()}
         self.slots = {slot.number: slot for slot in slots}
         self.numbers = self.numbers | {slot.number: slot.model.name for slot in slots}
+        self.revision, self.head = revision, head  # last: nobody reads it with the slots of before
         self._write()
         return True
 

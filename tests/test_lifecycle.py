@@ -169,8 +169,19 @@ def test_what_was_said_in_clear_is_no_secret_once_machines_speak_tls(
         write_private(part, "it")
     if known is not None:
         write_private(paths.machine, json.dumps(known))
-    age_secrets(paths, speaks_tls)
+    age_secrets(paths, "10.0.0.1", speaks_tls)
     assert {part.exists() for part in paths.spoken} == {not are_gone}
+
+
+def test_what_was_said_in_clear_is_no_secret_either_after_a_time_alone(paths: Paths) -> None:
+    for part in paths.spoken:
+        write_private(part, "it")
+    age_secrets(paths, "10.0.0.1", False)
+    write_private(paths.machine, json.dumps({"address": "127.0.0.1", "tls": False}))
+    age_secrets(paths, "127.0.0.1", False)
+    assert {part.exists() for part in paths.spoken} == {True}
+    age_secrets(paths, "10.0.0.1", True)
+    assert {part.exists() for part in (*paths.spoken, paths.said_in_clear)} == {False}
 
 
 def test_who_runs_is_written_down_with_its_build(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
