@@ -77,13 +77,19 @@ def test_a_client_that_leaves_ends_the_turn_within_a_token(host: HostProcess) ->
 def test_a_client_that_leaves_during_its_prompt_frees_its_place_before_the_prompts_end(
     host: HostProcess,
 ) -> None:
-    before = host.state()["tokens_evaluated"]
-    sender = host.post_and_wait("Ships come home. " * 220, "fay")
-    host.wait_state(running=1)
-    sender.close()
-    after = host.wait_state(running=0)
-    assert after["recent"][-1]["generated"] == 0
-    assert after["tokens_evaluated"] - before < 880, "it was evaluated to its end"
+    def left(who: str) -> tuple[int, int]:
+        """What was generated and evaluated for somebody who left as soon as it ran."""
+        before = host.state()["tokens_evaluated"]
+        sender = host.post_and_wait("Ships come home. " * 220, who)
+        host.wait_state(running=1)
+        sender.close()
+        after = host.wait_state(running=0)
+        return after["recent"][-1]["generated"], after["tokens_evaluated"] - before
+
+    # On a busy machine a client may be too late.
+    tries = map(left, ("fay", "gus", "hal"))
+    evaluated = next((evaluated for generated, evaluated in tries if generated == 0), 880)
+    assert evaluated < 880, "it was evaluated to its end"
     assert host.chat(ITALY, who="fay").status == 200
 
 
