@@ -12,9 +12,10 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -241,7 +242,8 @@ def _poll(port: int, token: str, seconds: float) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = []
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        told = _get(f"http://127.0.0.1:{port}/fleet", token)["machines"]
+        with suppress(ConnectionError, urllib.error.URLError):  # it does not listen yet
+            told = _get(f"http://127.0.0.1:{port}/fleet", token)["machines"]
         time.sleep(1.0)
     return told
 
