@@ -93,13 +93,9 @@ def kept_ca(paths: Paths) -> str | None:
 
 
 def _connection(head: str, ca: str | None, timeout_s: float) -> http.client.HTTPConnection:
-    parts = urlsplit(head)
-    host = parts.hostname or LOOPBACK
-    if parts.scheme != "https":
-        return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
-    if ca is None:
+    if ca is None and head.startswith("https:"):
         raise JoinRefused(f"This machine does not know the CA of {head} any more. {ANEW}", "needs_tls")
-    return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=tls.context_of(ca))
+    return tls.connect_to(head, timeout_s, None if ca is None else tls.context_of(ca))
 
 
 def post(

@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -102,6 +102,17 @@ def port_is_free(address: str, port: int) -> bool:
             probe.bind((address, port))
         except OSError:
             return False
+    return True
+
+
+def ports_become_free(address: str, ports: Sequence[int], within_s: float) -> bool:
+    """As `port_is_free`, of all of them: threads of a process that was killed may hold its ports for a moment after it
+    counts as ended. Blocks for up to `within_s`."""
+    deadline = time.monotonic() + within_s
+    while not all(port_is_free(address, port) for port in ports):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
     return True
 
 

@@ -13,7 +13,6 @@ import random
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -25,7 +24,7 @@ from cluster.build import build_id
 from cluster.group import look
 from cluster.join import LOOPBACK
 from cluster.paths import Paths, read_json, secret, write_private
-from cluster.processes import clean_environment, end, mark, ours, port_is_free
+from cluster.processes import clean_environment, end, mark, ours, port_is_free, ports_become_free
 from cluster.record import boot_id
 
 NAMESPACE = "homeport"
@@ -114,7 +113,7 @@ def free_ports() -> Ports:
     """A block of ports that nobody listens on at this moment. Raises RayFailed where there is none."""
     blocks = range(20000, 31000, 100)
     for first in random.sample(blocks, len(blocks)):
-        if _are_free(first):
+        if all(port_is_free("", port) for port in _block(first)):
             return Ports(first)
     raise RayFailed("Ray found no free block of ports between 20000 and 31000. End what holds them.")
 
@@ -127,7 +126,7 @@ def kept_ports(paths: Paths, address: str) -> Ports:
     """
     known = read_json(paths.ray_ports) or {}
     first = known.get("first_port")
-    ports = Ports(first) if first and _become_free(first) else free_ports()
+    ports = Ports(first) if first and ports_become_free("", _block(first), PORTS_S) else free_ports()
     kept = asdict(Kept(ports.first, address, version("ray"), build_id()))
     if kept != known:
         forget_state(paths)
@@ -383,18 +382,8 @@ def _end_dashboard(paths: Paths) -> None:
             continue
 
 
-def _become_free(first: int) -> bool:
-    """Threads of a process that was killed may hold its ports for a moment after it counts as ended."""
-    deadline = time.monotonic() + PORTS_S
-    while not _are_free(first):
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
-
-
-def _are_free(first: int) -> bool:
-    return all(port_is_free("", port) for port in range(first, first + BLOCK))
+def _block(first: int) -> range:
+    return range(first, first + BLOCK)
 
 
 def _last_words(log: Path) -> str:

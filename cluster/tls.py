@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlsplit
 
 CA_BYTES_MAX = 16384
 MARK = "."
@@ -101,6 +102,17 @@ def url(address: str, port: int, tls: bool) -> str:
     """`http://…` or `https://…` of a server of ours. The one place that knows the scheme."""
     host = f"[{address}]" if ":" in address else address
     return f"{'https' if tls else 'http'}://{host}:{port}"
+
+
+def connect_to(
+    url: str, timeout_s: float, context: ssl.SSLContext | None = None
+) -> http.client.HTTPConnection:
+    """To the server of a URL, as its scheme says. `context`: whom to trust, where it is https."""
+    parts = urlsplit(url)
+    host = parts.hostname or "127.0.0.1"
+    if parts.scheme == "https":
+        return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
+    return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
 
 
 def fingerprint(ca: str) -> str:

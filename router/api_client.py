@@ -8,7 +8,6 @@ import json
 import ssl
 from collections.abc import Iterator, Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from cluster import tls
 from cluster.paths import Paths, read_json
@@ -125,7 +124,7 @@ def _ask(
     timeout_s: float,
     context: ssl.SSLContext | None = None,
 ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse]:
-    connection = _connect(url, timeout_s, context)
+    connection = tls.connect_to(url, timeout_s, context)
     try:
         sent = {
             name: value.encode() for name, value in headers.items()
@@ -135,14 +134,6 @@ def _ask(
     except (OSError, http.client.HTTPException) as error:
         connection.close()
         raise Away(f"{url} does not answer: {error}") from error
-
-
-def _connect(url: str, timeout_s: float, context: ssl.SSLContext | None) -> http.client.HTTPConnection:
-    parts = urlsplit(url)
-    host = parts.hostname or "127.0.0.1"
-    if parts.scheme == "https":
-        return http.client.HTTPSConnection(host, parts.port, timeout=timeout_s, context=context)
-    return http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
 
 
 def _body(answer: http.client.HTTPResponse) -> Any:

@@ -13,6 +13,7 @@ from cluster.paths import Paths
 from cluster.restarting import running
 from router import api_client, apply_words, following, lifecycle, renewing
 from router.command_line import FAILED, INTERRUPTED, NOT_RUNNING, WRONG
+from router.refused import Refused
 from router.renewing import Renewal
 from serving.plan import Plan, Step, away_of, plan, yielded_of
 
@@ -23,12 +24,8 @@ SILENT_S = 120.0
 Say = Callable[[str], None]
 
 
-class NotApplied(Exception):
-    """Nothing was changed. The message says why and what to do; `code` is the exit code."""
-
-    def __init__(self, message: str, code: int) -> None:
-        super().__init__(message)
-        self.code = code
+class NotApplied(Refused):
+    """Nothing was changed."""
 
 
 @dataclass(frozen=True, slots=True)

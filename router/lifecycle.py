@@ -27,7 +27,16 @@ from cluster.inventory import measure
 from cluster.join import LOOPBACK, enter, machine_name
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json, secret, write_private
-from cluster.processes import clean_environment, end, end_all, mark, ours, port_holder, port_is_free
+from cluster.processes import (
+    clean_environment,
+    end,
+    end_all,
+    mark,
+    ours,
+    port_holder,
+    port_is_free,
+    ports_become_free,
+)
 from cluster.proof import files_token, machine_token
 from cluster.restarting import UP_LOCK_FD, running
 from router.refused import Refused
@@ -54,7 +63,7 @@ __all__ = [
 
 RELEASE_S = 5.0
 PORT_S = 1.0
-"""How long what was killed may hold a port: the kernel frees an engine's memory first."""
+"""How long what was killed may hold a port."""
 ROUTER_GRACE_S = 1.0
 FREE_BYTES_MIN = 64 * 1024**2
 
@@ -165,7 +174,8 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
     end_all(paths, "ray")
     _needs_port(config.router.host, config.router.port, "router.listen")
     _needs_port(prepared.machine.address, network.control, "network.control")
-    age_secrets(paths, prepared.machine.address, speaks_tls(config, prepared.machine))
+    is_tls = speaks_tls(config, prepared.machine)
+    age_secrets(paths, prepared.machine.address, is_tls)
     for part in (paths.cluster_token, paths.digest_key, paths.ray_token):
         secret(part)
     machine = enter(
@@ -177,11 +187,11 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
         (network.first, network.last),
         prepared.machine.address,
         prepared.config.machine(prepared.machine.name).yield_to,
-        speaks_tls(config, prepared.machine),
+        is_tls,
     )
     write_private(paths.machine_token, machine_token(secret(paths.cluster_token), machine.id))
     write_private(paths.files_token, files_token(secret(paths.cluster_token)))
-    if speaks_tls(config, machine):
+    if is_tls:
         machine_tls.certify_head(paths, machine.id, machine.address, time.time())
     give_list(paths, machines)
     write_revision(paths, config, machine, (network.first, network.last))
@@ -290,10 +300,11 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
         # The router would serve from its last picture, which is of the former revision.
         paths.fleet.unlink(missing_ok=True)
     write_private(paths.revision, json.dumps({"revision": number, **wanted}, indent=1))
+    is_tls = speaks_tls(config, machine)
     router = {
         **config.router.to_json(),
-        "control_url": tls.url(machine.address, config.network.control, speaks_tls(config, machine)),
-        "ca_file": str(paths.ca) if speaks_tls(config, machine) else None,
+        "control_url": tls.url(machine.address, config.network.control, is_tls),
+        "ca_file": str(paths.ca) if is_tls else None,
         "token_file": str(paths.cluster_token),
         "digest_key_file": str(paths.digest_key),
         "fleet_file": str(paths.fleet),
@@ -322,11 +333,7 @@ def _needs_address(address: str) -> None:
 
 
 def _needs_port(host: str, port: int, key: str) -> None:
-    deadline = time.monotonic() + PORT_S
-    while not port_is_free(host, port):
-        if time.monotonic() < deadline:
-            time.sleep(0.05)
-            continue
+    if not ports_become_free(host, [port], PORT_S):
         raise UpRefused(f"Port {port} is taken by {port_holder(port)}. End it, or set another port in {key}.")
 
 

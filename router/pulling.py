@@ -16,6 +16,7 @@ from cluster.paths import Paths, read_json
 from cluster.processes import clean_environment, mark
 from router import api_client
 from router.command_line import FAILED, WRONG
+from router.refused import Refused
 from serving.bring_order import Order
 from serving.config import load
 from serving.model_files import HUB, NoSource, hub_source
@@ -27,12 +28,10 @@ SILENT_S = 30.0
 """A controller that does not answer for so long is no longer waited for."""
 
 
-class NotPulled(Exception):
-    """Nothing was begun. The message says why and what to do; `code` is the exit code."""
+class NotPulled(Refused):
+    """Nothing was begun."""
 
-    def __init__(self, message: str, code: int = WRONG) -> None:
-        super().__init__(message)
-        self.code = code
+    usual_code = WRONG
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,11 +147,8 @@ def run_host(
     try:
         shown = None if spec.shown is None else tls.ServerTls(spec.shown)
     except OSError as error:
-        reason = (
-            f"the machine's certificate {spec.shown.certificate} cannot be used ({error})"
-            if spec.shown
-            else ""
-        )
+        file = spec.shown.certificate if spec.shown else ""
+        reason = f"the machine's certificate {file} cannot be used ({error})"
         remedy = "`homeport join HEAD` here makes another one; on the head, `homeport down` and `homeport up`"
         return _say(LOAD_FAILED, f"load failed: {reason}; {remedy}")
     try:
