@@ -18,6 +18,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 CA_DAYS = 20 * 365
 MACHINE_DAYS = 5 * 365
 """A machine gets another certificate at each join, and the head at each start."""
+RENEW_DAYS = MACHINE_DAYS // 5
+"""One that is valid for no longer than this is to be renewed."""
 EARLIER = timedelta(days=2)
 """How far a machine's clock may be behind the head's."""
 LOOPBACK = ipaddress.IPv4Address("127.0.0.1")
@@ -70,7 +72,7 @@ def issue(authority: Authority, request: str, machine: str, address: str, now: f
     """A certificate, as PEM, for the machine of this id at this address, whatever else it asked for.
 
     It holds for the address and, since Ray's processes of one machine speak so with each other, for loopback; for its
-    machine as a server and as a client. Raises BadRequest.
+    machine as a server and as a client; never for longer than its CA. Raises BadRequest.
     """
     try:
         asked = x509.load_pem_x509_csr(request.encode())
@@ -87,7 +89,7 @@ def issue(authority: Authority, request: str, machine: str, address: str, now: f
     # A head whose clock is behind when it starts, as without a battery, makes none that has expired once it is set.
     now = max(now, (signer.not_valid_before_utc + EARLIER).timestamp())
     made = (
-        _between(now, MACHINE_DAYS)
+        _between(now, MACHINE_DAYS, signer.not_valid_after_utc)
         .subject_name(_name(machine))
         .issuer_name(signer.subject)
         .public_key(public)
@@ -108,13 +110,24 @@ def issue(authority: Authority, request: str, machine: str, address: str, now: f
     return made.public_bytes(Encoding.PEM).decode()
 
 
-def _between(now: float, days: int) -> x509.CertificateBuilder:
+def is_due(certificate: str, now: float) -> bool:
+    """Whether this certificate (PEM) is to be renewed: it is near its end, or none that is valid `now`."""
+    try:
+        held = x509.load_pem_x509_certificate(certificate.encode())
+    except ValueError:
+        return True
+    renew_from = held.not_valid_after_utc - timedelta(days=RENEW_DAYS)
+    return not held.not_valid_before_utc.timestamp() <= now < renew_from.timestamp()
+
+
+def _between(now: float, days: int, end: datetime | None = None) -> x509.CertificateBuilder:
     at = datetime.fromtimestamp(now, UTC)
+    until = at + timedelta(days=days)
     return (
         x509.CertificateBuilder()
         .serial_number(x509.random_serial_number())
         .not_valid_before(at - EARLIER)
-        .not_valid_after(at + timedelta(days=days))
+        .not_valid_after(until if end is None else min(until, end))
     )
 
 

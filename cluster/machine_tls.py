@@ -19,6 +19,13 @@ def is_on(paths: Paths) -> bool:
     return bool((read_json(paths.machine) or {}).get("tls"))
 
 
+def is_due(paths: Paths, now: float) -> bool:
+    """Whether this machine needs another certificate than it has: that one ends soon, or is missing or broken."""
+    from cluster.certificates import is_due as ends_soon
+
+    return is_on(paths) and ends_soon(_text(paths.certificate), now)
+
+
 def own_files(paths: Paths) -> tls.Files:
     return tls.Files(paths.certificate, paths.key)
 

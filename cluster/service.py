@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from cluster import join, ray_cluster
+from cluster import join, machine_tls, ray_cluster
 from cluster.build import build_id
 from cluster.machine import Machine
 from cluster.paths import Paths, read_json
@@ -37,6 +37,8 @@ LOOK_S = 5.0
 ASK_S = 15.0
 """How often the head is asked where its Ray is, since for one that has moved the node here would wait ten minutes, and
 whether its config says otherwise of this machine."""
+RENEW_S = 3600.0
+"""How often a certificate that is to be renewed is asked for, where the head's is no better."""
 RAYLET = ("raylet",)
 WAIT = "--wait"
 
@@ -107,8 +109,10 @@ class Service:
         return "it is gone and will be started again"
 
     async def _misplaced(self, head: str, address: str) -> str:
-        """Until this machine has another address, or the head's Ray has. A silent head is away: it comes back."""
+        """Until this machine has another address or certificate, or the head's Ray another address. A silent head is
+        away: it comes back."""
         ray, ask_at = self.run.data.get("ray"), time.monotonic() + ASK_S
+        renew_at = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_S)
             now = join.local_address(head)
@@ -124,6 +128,10 @@ class Service:
                     return f"the head's Ray is at {told.ray} now: it joins anew"
                 if await asyncio.to_thread(self._is_another, head, told.machine):
                     return "the head's config says otherwise of this machine now: it joins anew"
+                if time.monotonic() > renew_at and machine_tls.is_due(self.paths, time.time()):
+                    renew_at = time.monotonic() + RENEW_S
+                    if await asyncio.to_thread(self._is_renewed, head):
+                        return "its certificate was about to end and is renewed: Ray begins anew with it"
 
     def _ask_ray(self, head: str) -> join.RayIs | None:
         """Where the head says that its Ray is, and what this machine is to be."""
@@ -137,13 +145,22 @@ class Service:
         if told is None or known is None or known.told in (None, told):
             return False
         before = join.lasting(self.paths)
-        try:
-            join.settle(
-                self.paths, join.ask(head, join.own_token(self.paths), self.paths, known.name, ANSWER_S)
-            )
-        except (join.JoinRefused, join.HeadAway, OSError) as why:
-            log.warning("what the head says otherwise of this machine is not taken yet: %s", why)
+        self._take_in(head, known.name)
         return join.lasting(self.paths) != before
+
+    def _is_renewed(self, head: str) -> bool:
+        """Get another certificate, which hosts and file servers take while they run. Whether it is one that lasts."""
+        known = join.joined(self.paths)
+        if known is not None:
+            self._take_in(head, known.name)
+        return not machine_tls.is_due(self.paths, time.time())
+
+    def _take_in(self, head: str, name: str | None) -> None:
+        """Keep what the head says of this machine by now, if it can be asked."""
+        try:
+            join.settle(self.paths, join.ask(head, join.own_token(self.paths), self.paths, name, ANSWER_S))
+        except (join.JoinRefused, join.HeadAway, OSError) as why:
+            log.warning("what the head says of this machine by now is not taken yet: %s", why)
 
     def _running_node(self) -> tuple[int | None, str]:
         """The node that an earlier service left, and its address, if it is still where this machine is."""

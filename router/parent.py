@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from cluster import ray_cluster
+from cluster import machine_tls, ray_cluster
 from cluster.ending import end_everything
 from cluster.join import LOOPBACK, books
 from cluster.machine import Machine
@@ -28,6 +28,10 @@ DOUBTFUL = 3
 """After so many starts in a row that failed, the controller's too, the state that Ray kept may be what is broken."""
 LIST_S = 5.0
 """How often it is looked whether Ray's list of machines has changed: Ray's monitor would not see a new one."""
+DUE_S = 60.0
+"""How often it is looked whether the head's certificate is to be renewed."""
+RENEW_S = 3600.0
+"""How often it is made anew where the new one is to be renewed as well, since the CA ends too."""
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +116,7 @@ class Parent:
                 self._ray_runs.set()
                 await self._start_controller()
                 failures = self._bad_starts = 0
-                await self._ray_gone()
-                self._step("ray", "failed", "it is gone and will be started again")
+                self._step("ray", "failed", await self._ray_ends())
             except ray_cluster.RayFailed as error:
                 failures += 1
                 # Without its network no Ray starts, whatever state it kept.
@@ -165,6 +168,34 @@ class Parent:
             words = err.decode(errors="replace").strip().splitlines()
             raise ray_cluster.RayFailed(words[-1] if words else f"exit code {driver.returncode}")
         self._step("controller", "ready", seconds=time.monotonic() - began)
+
+    async def _ray_ends(self) -> str:
+        """Until Ray is gone, or has to begin anew; why."""
+        ends = [asyncio.create_task(each) for each in (self._ray_gone(), self._renewed())]
+        try:
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in ends:
+                each.cancel()
+        if ends[0].done():
+            return "it is gone and will be started again"
+        return "the head's certificate was about to end and is renewed: Ray begins anew with it"
+
+    async def _renewed(self) -> None:
+        """Until the head has got another certificate since its own was about to end. Ray reads it when it starts."""
+        machine = self.run["machine"]
+        while True:
+            await asyncio.sleep(DUE_S)
+            try:
+                if not machine_tls.is_due(self.paths, time.time()):
+                    continue
+                machine_tls.certify_head(self.paths, machine["id"], machine["address"], time.time())
+                if not machine_tls.is_due(self.paths, time.time()):
+                    return
+                log.warning("the head's certificate is to be renewed, and its CA ends as well")
+            except Exception:
+                log.exception("the head's certificate is to be renewed, and cannot be")
+            await asyncio.sleep(RENEW_S)
 
     async def _ray_gone(self) -> None:
         """Until one of the two processes without which there is no Ray is gone."""

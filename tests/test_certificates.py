@@ -11,7 +11,17 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from cluster import certificates
-from cluster.certificates import MACHINE_DAYS, BadRequest, issue, new_authority, new_key, new_request
+from cluster.certificates import (
+    CA_DAYS,
+    MACHINE_DAYS,
+    RENEW_DAYS,
+    BadRequest,
+    is_due,
+    issue,
+    new_authority,
+    new_key,
+    new_request,
+)
 
 NOW = 1_800_000_000.0
 ME, ADDRESS = "a" * 32, "192.168.1.10"
@@ -37,6 +47,25 @@ def test_a_machines_certificate_is_for_its_address_and_no_other() -> None:
         NOW - certificates.EARLIER.total_seconds(),
         NOW + MACHINE_DAYS * 86400,
     )
+
+
+def test_a_certificate_is_to_be_renewed_in_the_last_fifth_of_its_life() -> None:
+    signer, day = new_authority(NOW), 86400.0
+    made = issue(signer, new_request(new_key(), ME), ME, ADDRESS, NOW)
+    assert not is_due(made, NOW)
+    assert not is_due(made, NOW + (MACHINE_DAYS - RENEW_DAYS - 1) * day)
+    assert is_due(made, NOW + (MACHINE_DAYS - RENEW_DAYS) * day)
+    assert is_due(made, NOW + (MACHINE_DAYS + 1) * day)
+    assert is_due(made, NOW - 3 * day), "it is not valid yet"
+    assert is_due("", NOW)
+    assert is_due("nonsense", NOW)
+
+
+def test_a_certificate_does_not_outlive_its_ca() -> None:
+    signer = new_authority(NOW)
+    late = NOW + (CA_DAYS - 400) * 86400.0
+    made = read(issue(signer, new_request(new_key(), ME), ME, ADDRESS, late))
+    assert made.not_valid_after_utc == read(signer.certificate).not_valid_after_utc
 
 
 def test_a_head_whose_clock_is_behind_makes_none_that_has_expired_once_it_is_set() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from cluster import ray_cluster
+from cluster import certificates, machine_tls, ray_cluster
 from cluster.inventory import measure
 from cluster.join import enter
 from cluster.machine import Reserve
-from cluster.paths import Paths, write_private
+from cluster.paths import Paths, read_json, write_private
 from cluster.ray_cluster import RayFailed
 from router import parent as parent_module
 from router.parent import DOUBTFUL, Parent
@@ -112,6 +112,38 @@ async def test_starts_that_fail_now_and_then_keep_the_state(
 ) -> None:
     starts = [RayFailed("x"), RayFailed("x"), None] * 4
     assert await Head(paths, monkeypatch, "127.0.0.1", *starts).play() == []
+
+
+async def test_ray_begins_anew_once_the_heads_certificate_is_renewed(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(parent_module, "DUE_S", 0.02)
+    monkeypatch.setattr(parent_module, "RENEW_S", 0.02)
+
+    class Lives(Head):
+        async def _ray_gone(self) -> None:
+            await asyncio.Event().wait()
+
+    head = Lives(paths, monkeypatch, "127.0.0.1")
+    me = head.run["machine"]["id"]
+    write_private(paths.machine, json.dumps({**(read_json(paths.machine) or {}), "tls": True}))
+    machine_tls.certify_head(paths, me, "127.0.0.1", time.time())
+    lasting = paths.certificate.read_text()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(head._ray_ends(), 0.3)
+    assert paths.certificate.read_text() == lasting, "it was not to be renewed"
+
+    monkeypatch.setattr(certificates, "MACHINE_DAYS", certificates.RENEW_DAYS - 1)
+    machine_tls.certify_head(paths, me, "127.0.0.1", time.time())
+    with pytest.raises(TimeoutError):  # The new one ends soon as well: nothing would be won.
+        await asyncio.wait_for(head._ray_ends(), 0.3)
+    paths.authority.write_text('{"key": "broken", "certificate": "broken"}')
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(head._ray_ends(), 0.3)
+    paths.authority.unlink()
+    monkeypatch.setattr(certificates, "MACHINE_DAYS", 5 * 365)
+    why = await asyncio.wait_for(head._ray_ends(), 10)
+    assert why == "the head's certificate was about to end and is renewed: Ray begins anew with it"
 
 
 # Ray's monitor

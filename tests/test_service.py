@@ -2,15 +2,17 @@
 
 import asyncio
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cluster import join, service
+from cluster import certificates, join, machine_tls, service
 from cluster.paths import Paths, write_private
 from cluster.proof import machine_token
 from cluster.service import Service
+from serving.join_tokens import Now, make
 from tests.heads import RAY, Head
 
 
@@ -93,6 +95,42 @@ def test_what_the_config_says_otherwise_of_a_machine_reaches_it(
         kept = json.loads(paths.machine.read_text())
         assert (kept["name"], kept["zone"]) == ("attic", says.get("zone", "home"))
         assert asyncio.run(misplaced(0.5)) is None, "it is taken"
+
+
+def test_a_certificate_that_ends_soon_is_renewed_and_ray_begins_anew_with_it(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once: not again for a CA that ends as well, since its head has no better one."""
+    monkeypatch.setattr(service, "LOOK_S", 0.05)
+    monkeypatch.setattr(service, "ASK_S", 0.0)
+    with Head(tmp_path, speaks_tls=True) as head:
+        token = make(head.paths, Now.here(), speaks_tls=True)
+        join.settle(paths, join.ask(head.url, token, paths, None, 5.0))
+        made, lasting = Service(paths), paths.certificate.read_text()
+
+        async def misplaced(seconds: float) -> str | None:
+            try:
+                return await asyncio.wait_for(made._misplaced(head.url, "127.0.0.1"), seconds)
+            except TimeoutError:
+                return None
+
+        assert asyncio.run(misplaced(0.5)) is None
+        assert paths.certificate.read_text() == lasting, "it was not to be renewed"
+        monkeypatch.setattr(certificates, "MACHINE_DAYS", certificates.RENEW_DAYS - 1)
+        machine_tls.keep(paths, ends_soon := a_certificate(head, paths), paths.ca.read_text())
+        assert asyncio.run(misplaced(0.5)) is None, "what the head gives ends soon as well"
+        assert paths.certificate.read_text() not in (lasting, ends_soon), "it was not asked for"
+        monkeypatch.undo()
+        monkeypatch.setattr(service, "LOOK_S", 0.05)
+        monkeypatch.setattr(service, "ASK_S", 0.0)
+        why = asyncio.run(misplaced(10.0))
+        assert why == "its certificate was about to end and is renewed: Ray begins anew with it"
+        assert asyncio.run(misplaced(0.5)) is None, "it is renewed"
+
+
+def a_certificate(head: Head, paths: Paths) -> str:
+    me = join.machine_id(paths)
+    return machine_tls.certify(head.paths, machine_tls.request(paths, me), me, "127.0.0.1", time.time())
 
 
 def test_what_ray_does_not_know_of_a_machine_is_taken_without_ray(
