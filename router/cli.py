@@ -31,6 +31,7 @@ from router import (
     live,
     moves_words,
     pull_commands,
+    rotate_commands,
     service_commands,
     upgrading,
     wake_commands,
@@ -58,6 +59,7 @@ app.command(name="drain")(drain_commands.drain)
 app.command(name="join")(join_commands.join)
 app.command(name="join-token")(join_commands.join_token)
 app.command(name="pull")(pull_commands.pull)
+app.command(name="rotate-secrets")(rotate_commands.rotate_secrets)
 
 READY_S = 180.0
 ACT_S = 10.0

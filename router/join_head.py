@@ -116,7 +116,8 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
     else:
         try:
             lifecycle.leave_former_cluster(paths)
-            _make_token(paths, lifecycle.speaks_tls(prepared.config, prepared.machine))
+            if _make_token(paths, lifecycle.speaks_tls(prepared.config, prepared.machine)):
+                _forget_set_up(listed)
             parent = lifecycle.start(paths, prepared, env, os.getpid(), lock, listed.path)
         except following.Ended:
             following.end(paths)
@@ -202,13 +203,22 @@ def _renew(
         )
 
 
-def _make_token(paths: Paths, speaks_tls: bool) -> None:
-    """The token that Ray carries to the machines of the list: with what they know the head by, where it speaks TLS."""
+def _make_token(paths: Paths, speaks_tls: bool) -> bool:
+    """The token that Ray carries to the machines of the list: with what they know the head by, where it speaks TLS.
+    Whether it is another one than before."""
     paths.join_token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    is_new = not paths.join_token.exists()
     bare = secret(paths.join_token).partition(MARK)[0]
     token = machine_tls.pinned(paths, bare, speaks_tls=speaks_tls, now=time.time())
     if token != secret(paths.join_token):
         write_private(paths.join_token, token)
+        is_new = True
+    return is_new
+
+
+def _forget_set_up(listed: MachineList) -> None:
+    """Have Ray set all machines of the list up again: it brings what they synchronise only then. Not while it runs."""
+    _rays_notes(listed).unlink(missing_ok=True)
 
 
 def _machines(paths: Paths) -> list[dict[str, Any]]:
@@ -219,16 +229,20 @@ def _machines(paths: Paths) -> list[dict[str, Any]]:
         return []
 
 
-def _rays_words(listed: MachineList, folder: Path = RAYS_STATE) -> dict[str, str]:
+def _rays_words(listed: MachineList) -> dict[str, str]:
     """By address: how far Ray is with setting it up; what it does not say is left out."""
     found = {}
     try:
-        kept = json.loads((folder / f"cluster-{listed.cluster}.state").read_text())
+        kept = json.loads(_rays_notes(listed).read_text())
         for address, node in kept.items():
             found[address] = str(node["tags"]["ray-node-status"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return found
+
+
+def _rays_notes(listed: MachineList) -> Path:
+    return RAYS_STATE / f"cluster-{listed.cluster}.state"
 
 
 def _is_address(text: str) -> bool:

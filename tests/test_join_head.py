@@ -65,6 +65,7 @@ def clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Clone:
     monkeypatch.setenv("HOMEPORT_HOME", str(made.paths.home))
     monkeypatch.setenv("HOMEPORT_LOCKS", str(made.paths.locks))
     monkeypatch.setattr(following, "start_signals", lambda: None)
+    monkeypatch.setattr(join_head, "RAYS_STATE", tmp_path)
     return made
 
 
@@ -116,6 +117,27 @@ def test_the_token_of_a_list_stays_the_same(clone: Clone, started: list[Any]) ->
     token = clone.paths.join_token.read_text()
     clone.run()
     assert clone.paths.join_token.read_text() == token
+
+
+def test_a_new_token_has_ray_set_all_machines_up_again_since_it_brings_it_only_then(
+    clone: Clone, started: list[Any]
+) -> None:
+    notes = join_head.RAYS_STATE / "cluster-lab.state"
+    notes.write_text("{}")
+    clone.run()
+    assert not notes.exists()
+    notes.write_text("{}")
+    clone.run()
+    assert notes.exists(), "they have the token"
+    clone.configure(private="false")
+    clone.run()
+    assert not notes.exists()
+    notes.write_text("{}")
+    lock = running(clone)
+    clone.paths.join_token.unlink()
+    clone.run()
+    os.close(lock)
+    assert notes.exists(), "Ray reads it while it runs"
 
 
 def test_the_token_of_a_list_names_the_ca_where_machines_speak_tls(clone: Clone, started: list[Any]) -> None:
@@ -382,14 +404,17 @@ def test_a_machine_that_is_away_has_one_line_with_what_ray_says_of_it() -> None:
     assert note.startswith("attic is not on the list any more: it serves its sessions and takes no new ones.")
 
 
-def test_what_ray_says_is_read_where_it_says_anything(tmp_path: Path) -> None:
+def test_what_ray_says_is_read_where_it_says_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join_head, "RAYS_STATE", tmp_path)
     listed = MachineList(Path("l"), "lab", "10.0.0.1", ())
-    assert join_head._rays_words(listed, tmp_path) == {}
+    assert join_head._rays_words(listed) == {}
     (tmp_path / "cluster-lab.state").write_text("[]")
-    assert join_head._rays_words(listed, tmp_path) == {}
+    assert join_head._rays_words(listed) == {}
     state = {"10.0.0.2": {"tags": {"ray-node-status": "up-to-date"}}}
     (tmp_path / "cluster-lab.state").write_text(json.dumps(state))
-    assert join_head._rays_words(listed, tmp_path) == {"10.0.0.2": "up-to-date"}
+    assert join_head._rays_words(listed) == {"10.0.0.2": "up-to-date"}
 
 
 def test_own_addresses_are_no_loopback() -> None:

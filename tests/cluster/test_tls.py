@@ -12,9 +12,9 @@ import pytest
 
 from tests.cluster.kernel import run
 from tests.cluster.lab import Lab, LabMachine, until
-from tests.cluster.several import CLONE, HOMEPORT, Several, several, wait_for
+from tests.cluster.several import CLONE, HOMEPORT, Answer, Several, processes, several, wait_for
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 NAMES = {"den-pc": "home", "tower": "home", "attic": "office"}
 """The head; one of Ray's list; one that joins by hand."""
 WORD = "zanzibarquince"
@@ -53,6 +53,22 @@ try:
     print(urllib.request.urlopen(request, timeout=5, context=ssl.create_default_context(cafile=ca)).status)
 except urllib.error.HTTPError as error:
     print(error.code)
+"""
+
+
+REQUEST = """
+import os
+from cluster import join, machine_tls
+from cluster.paths import Paths
+paths = Paths.from_env(os.environ)
+print(machine_tls.request(paths, join.machine_id(paths)))
+"""
+SIGN = """
+import os, sys, time
+from cluster import certificates, machine_tls
+from cluster.paths import Paths
+certificates.MACHINE_DAYS = 3
+print(machine_tls.certify(Paths.from_env(os.environ), *sys.argv[1:], time.time()))
 """
 
 
@@ -157,9 +173,86 @@ def test_nothing_of_a_cluster_can_be_read_on_the_way(prepared: Path, tmp_path: P
             assert secret.encode() not in heard, f"{name} was heard"
         for words in (WORD, "chat/completions", "x-homeport", "homeport-session", "authorization: Bearer"):
             assert words.encode() not in heard, f"{words} was heard"
+        certificates_are_renewed(cluster, sessions, again)
         down = cluster.ray("down")
         assert down.returncode == 0, down.stdout
         until(lambda: not any(m.commands() for m in cluster.members), "the end of everything")
+        secrets_are_rotated(cluster, known, sessions, again)
+        down = cluster.ray("down")
+        assert down.returncode == 0, down.stdout
+        until(lambda: not any(m.commands() for m in cluster.members), "the end of everything")
+
+
+def certificates_are_renewed(cluster: Several, sessions: list[tuple[str, str]], before: list[Answer]) -> None:
+    """A worker's and the head's that end soon: hosts live on and show the new ones."""
+    den, tower, _ = cluster.members
+    hosts = [processes(machine, "serving.host") for machine in cluster.members]
+    assert all(len(found) == 1 for found in hosts)
+    short = {machine.name: give_one_that_ends_soon(den, machine) for machine in (den, tower)}
+    wait_for(
+        lambda: all(state(machine, "tls/machine.pem") != short[machine.name] for machine in (den, tower)),
+        "new certificates",
+        PATIENCE_S,
+        cluster.logs,
+    )
+    wait_for(lambda: cluster.ready() == set(NAMES), "all three again", PATIENCE_S, cluster.logs)
+    wait_for(
+        lambda: all(shown(cluster, machine) == state(machine, "tls/machine.pem") for machine in (den, tower)),
+        "their hosts to show them",
+        PATIENCE_S,
+        cluster.logs,
+    )
+    answers = cluster.ask(*sessions)
+    assert [(answer.status, answer.machine, answer.pin) for answer in answers] == [
+        (200, answer.machine, "kept") for answer in before
+    ]
+    now = [processes(machine, "serving.host") for machine in cluster.members]
+    assert now == hosts, "a host was started anew"
+
+
+def secrets_are_rotated(
+    cluster: Several, known: dict[str, str], sessions: list[tuple[str, str]], before: list[Answer]
+) -> None:
+    """After what docs/operations.md says: nothing that was known before opens anything, and the sessions are there."""
+    den, tower, attic = cluster.members
+    ca = state(den, "tls/ca.pem")
+    print(den.ssh(f"{HOMEPORT} rotate-secrets").stdout)
+    up = cluster.ray("up")
+    assert up.returncode == 0, up.stdout + cluster.logs()
+    wait_for(lambda: cluster.ready() == {"den-pc", "tower"}, "the list", PATIENCE_S, cluster.logs)
+    old = attic.ssh(f"{HOMEPORT} join {den.address}", check=False, timeout=200)
+    assert old.returncode != 0
+    assert "homeport join-token" in old.stdout + old.stderr
+    token = den.ssh(f"{HOMEPORT} join-token").stdout.strip()
+    joined = attic.ssh(f"{HOMEPORT} join {den.address} --token-file - <<< {token}", check=False, timeout=200)
+    assert joined.returncode == 0, joined.stdout + joined.stderr + cluster.logs()
+    wait_for(lambda: cluster.ready() == set(NAMES), "all three", PATIENCE_S, cluster.logs)
+    for machine in cluster.members:
+        assert state(machine, "tls/ca.pem") not in ("", ca)
+    assert state(den, "tls/ca.pem") == state(tower, "tls/ca.pem") == state(attic, "tls/ca.pem")
+    now = {secret for name, secret in secrets(cluster).items() if not name.endswith(": digest_key")}
+    assert not now & set(known.values()), "something is as it was"
+    answers = cluster.ask(*sessions)
+    assert [(answer.status, answer.machine) for answer in answers] == [
+        (200, answer.machine) for answer in before
+    ]
+
+
+def give_one_that_ends_soon(den: LabMachine, machine: LabMachine) -> str:
+    csr = machine.ssh(f"{CLONE}/.venv/bin/python - <<'END'\n{REQUEST}\nEND").stdout
+    me = json.loads(state(machine, "machine.json"))["id"]
+    made = den.ssh(f"{CLONE}/.venv/bin/python - '{csr}' {me} {machine.address} <<'END'\n{SIGN}\nEND").stdout
+    machine.ssh(f"cat > ~/{STATE}/tls/new.pem <<'END'\n{made}\nEND")
+    machine.ssh(f"mv ~/{STATE}/tls/new.pem ~/{STATE}/tls/machine.pem")
+    return state(machine, "tls/machine.pem")
+
+
+def shown(cluster: Several, machine: LabMachine) -> str:
+    """What its host shows to whoever calls."""
+    replica = cluster.fleet()[machine.name]["replicas"][0]
+    asks = f"ssl.get_server_certificate(({replica['address']!r}, {replica['port']}))"
+    words = f'{CLONE}/.venv/bin/python -c "import ssl; print({asks}, end=str())"'
+    return cluster.head.ssh(words, check=False).stdout
 
 
 def nobody_gets_in(cluster: Several) -> None:
