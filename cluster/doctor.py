@@ -106,8 +106,8 @@ _WSL = "as administrator: wsl --install -d Debian; then set up SSH and homeport 
 _SILENT = "fell silent while it was looked at ({})"
 _AGAIN = "look at its load and its network, then run `homeport doctor` again"
 _MACOS = (
-    "macOS: Ray makes a cluster of several machines only with its flag RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1, and calls "
-    "that untested; cores and memory are watched, not enforced, and engines keep their network"
+    "macOS: Ray calls clusters with such machines untested, and so are they here; cores and memory are watched, not "
+    "enforced, and engines keep their network"
 )
 
 
@@ -162,7 +162,7 @@ def _away(seen: Seen) -> Finding:
 def _system(facts: Facts) -> Iterator[Said]:
     release = str(facts["release"])
     if facts["system"] == "Darwin":
-        yield "warn", _MACOS, "echo 'export RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1' >> ~/.zshenv"
+        yield "warn", _MACOS, "what holds there: docs/operations.md, macOS"
     elif facts["system"] != "Linux":
         yield "fail", f"{facts['system']} is not supported", "use Linux"
     elif "microsoft" not in release.lower():

@@ -93,7 +93,7 @@ def _signal_and_wait(
     found: Sequence[Seen], fresh: Sequence[Seen], number: signal.Signals, deadline: float
 ) -> bool:
     """Signal `fresh`, wait for all of `found`. False when the deadline passed first."""
-    if not hasattr(os, "pidfd_open"):
+    if sys.platform != "linux" or not hasattr(os, "pidfd_open"):
         return _signal_and_wait_without_pidfd(found, fresh, number, deadline)
     poll = select.poll()
     waiting: set[int] = set()

@@ -62,6 +62,8 @@ CLUSTER = {
     "RAY_enable_autoscaler_v2": "0",
     # It would refuse a node whose Python differs in its last number; cluster/build.py compares the first two.
     "RAY_DEFAULT_PYTHON_VERSION_MATCH_LEVEL": "minor",
+    # macOS: it would start a node for itself alone.
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "1",
 }
 """Where other machines may join. Ray's processes and drivers on every machine have it."""
 

@@ -161,7 +161,7 @@ CASES: list[tuple[str, dict[str, Any], str, str, str]] = [
     ("locks", {"locks": {"there": False, "writable": False}}, "warn", "no /run/lock", "install -d"),
     ("system", {"release": "5.15.153.1-microsoft-standard-WSL2"}, "warn", "WSL2", "mirrored"),
     ("system", {"release": "4.4.0-19041-Microsoft"}, "fail", "WSL1", "wsl --set-version"),
-    ("system", {"system": "Darwin"}, "warn", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=1", "~/.zshenv"),
+    ("system", {"system": "Darwin"}, "warn", "untested", "docs/operations.md"),
     ("system", {"system": "FreeBSD"}, "fail", "FreeBSD", "use Linux"),
 ]
 
