@@ -6,6 +6,7 @@ functions and strings of modules for heavy imports, and keep the contracts thems
 
 import ast
 import re
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -64,6 +65,7 @@ ONE_FILE = {
     "huggingface_hub": "serving.hub_fetch",
     "llguidance": "serving.constraint",
     "vllm": None,
+    "zeroconf": "cluster.mdns",
 }
 SET_UP = (
     "cluster",
@@ -128,6 +130,12 @@ def test_a_pure_module_reads_and_prints_nothing(module: str) -> None:
 def test_a_heavy_library_is_imported_in_its_one_file_only(library: str, home: str | None) -> None:
     importers = {module for module in MODULES if any(top(name) == library for name in imports(module))}
     assert importers <= {home}, f"{library} is imported by {sorted(importers)}"
+
+
+@pytest.mark.parametrize("module", ["router.cli", "serving.controller", "serving.host", "serving.keeper"])
+def test_what_only_a_join_needs_is_loaded_for_a_join_only(module: str) -> None:
+    look = f"import sys, {module}; sys.exit('zeroconf' in sys.modules)"
+    subprocess.run([sys.executable, "-c", look], cwd=ROOT, check=True)
 
 
 @pytest.mark.parametrize("module", MODULES)
