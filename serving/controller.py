@@ -20,6 +20,7 @@ from cluster import machine_tls, magic_packet, tls
 from cluster.clocks import AwakeClock, DayClock
 from cluster.paths import Paths, read_json, secret
 from cluster.proof import machine_token
+from serving.announcing import Announcing
 from serving.bearers import Bearers
 from serving.controller_app import Acts, ControllerApp, MachineAway
 from serving.draining import Draining
@@ -86,6 +87,7 @@ class Controller:
         self._waker = Waker(self._who_is_there, self._order_wake, AWAY)
         self._giving = Giving(lambda: self.roll.reports, self._heard_of, self.ping, self._give, self._head)
         self._models = ModelGiving(self.paths.known_models, _ForModels(self))
+        self._announcing = Announcing(self.paths, lambda: self.revision["control"])
         self._draining = Draining(
             self.book,
             self.index,
@@ -125,10 +127,9 @@ class Controller:
     async def _work(self) -> None:
         members = self._members = self._make_members()
         following: dict[str, asyncio.Task[None]] = {}
-        giving = asyncio.create_task(self._giving.run())
-        models = asyncio.create_task(self._models.run())
-        draining = asyncio.create_task(self._draining.run())
-        while not (giving.done() or models.done() or draining.done()):
+        works = (self._giving, self._models, self._draining, self._announcing)
+        tasks = [asyncio.create_task(each.run()) for each in works]
+        while not any(task.done() for task in tasks):
             self._here = set(await asyncio.to_thread(members.machines))
             for machine in self._here:
                 if machine not in following or following[machine].done():

@@ -107,15 +107,41 @@ class JoinTokens:
         return keys
 
 
+class OpenTokens:
+    """Whether a machine could join now with a token of `make`. Cheap: the file is read when it has changed."""
+
+    def __init__(self, paths: Paths) -> None:
+        self._path = paths.join_tokens
+        self._seen: tuple[int, int] | None = None
+        self._kept: list[dict[str, Any]] = []
+
+    def any(self, now: Now) -> bool:
+        stamp = None
+        with contextlib.suppress(OSError):
+            told = self._path.stat()
+            stamp = told.st_ino, told.st_mtime_ns
+        if stamp != self._seen:
+            self._seen, self._kept = stamp, _read(self._path)
+        return is_any_open(self._kept, now)
+
+
+def is_any_open(kept: list[dict[str, Any]], now: Now) -> bool:
+    """Whether a token is neither used nor expired."""
+    return any(each["used_by"] is None and _lasts(each, now) for each in kept)
+
+
 def _verdict(found: dict[str, Any] | None, machine: str, now: Now) -> Verdict:
     """The machine that used it may ask again while it is valid: an answer can get lost."""
     if found is None:
         return "token_unknown"
     if found["used_by"] not in (None, machine):
         return "token_used"
+    return "right" if _lasts(found, now) else "token_expired"
+
+
+def _lasts(found: dict[str, Any], now: Now) -> bool:
     is_same_boot = bool(now.boot) and found["boot"] == now.boot
-    lasts = now.up < found["until_up"] if is_same_boot else now.wall < found["until"]
-    return "right" if lasts else "token_expired"
+    return bool(now.up < found["until_up"] if is_same_boot else now.wall < found["until"])
 
 
 def _find(kept: list[dict[str, Any]], key: str | None) -> dict[str, Any] | None:

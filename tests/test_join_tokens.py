@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.paths import Paths, secret, write_private
+from cluster.paths import Paths, read_json, secret, write_private
 from cluster.proof import key_of, machine_token
-from serving.join_tokens import TOKEN_S, WORDS, JoinTokens, Now, make
+from serving import join_tokens
+from serving.join_tokens import TOKEN_S, WORDS, JoinTokens, Now, OpenTokens, is_any_open, make
 
 ME, OTHER = "a" * 32, "b" * 32
 
@@ -135,3 +137,73 @@ def test_a_token_is_found_by_its_key(paths: Paths, tokens: JoinTokens) -> None:
         assert tokens.find(lambda each, key=key: each == key, ME) == key  # type: ignore[misc]
     assert tokens.find(lambda _: False, ME) is None
     assert tokens.check(None, ME, at(0)) == tokens.take(None, ME, at(0)) == "token_unknown"
+
+
+# whether any is open
+
+
+def kept(
+    used_by: str | None = None, until: float = TOKEN_S, boot: str = "", until_up: float = 0.0
+) -> dict[str, Any]:
+    return {"sha256": "x", "until": 1000.0 + until, "boot": boot, "until_up": until_up, "used_by": used_by}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "now", "expected"),
+    [
+        ([], at(0), False),
+        ([kept()], at(0), True),
+        ([kept()], at(TOKEN_S), False),
+        ([kept(ME)], at(0), False),
+        ([kept(ME), kept(until=0.0), kept()], at(1), True),
+        ([kept(boot="b", until_up=50.0)], at(TOKEN_S, "b", 49.0), True),
+        ([kept(boot="b", until_up=50.0)], at(0, "b", 50.0), False),
+        ([kept(boot="b", until_up=50.0)], at(0, "c", 50.0), True),
+    ],
+    ids=[
+        "none",
+        "new",
+        "expired",
+        "used",
+        "one of three",
+        "clock set ahead",
+        "clock set back",
+        "another boot",
+    ],
+)
+def test_a_token_is_open_while_a_machine_could_join_with_it(
+    tokens: list[dict[str, Any]], now: Now, expected: bool
+) -> None:
+    assert is_any_open(tokens, now) is expected
+
+
+def test_a_token_is_seen_as_soon_as_it_is_made_and_no_longer_once_it_is_used(
+    paths: Paths, tokens: JoinTokens
+) -> None:
+    opened = OpenTokens(paths)
+    assert not opened.any(at(0))
+    token = make(paths, at(0))
+    assert opened.any(at(0))
+    assert not opened.any(at(TOKEN_S))
+    tokens.take(key_of(token), ME, at(0))
+    assert not opened.any(at(0))
+    make(paths, at(0))
+    assert opened.any(at(0))
+    paths.join_tokens.unlink()
+    assert not opened.any(at(0))
+
+
+def test_the_file_of_tokens_is_read_when_it_has_changed_and_not_before(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = OpenTokens(paths)
+    reads: list[Path] = []
+
+    def read(path: Path) -> Any:
+        reads.append(path)
+        return read_json(path)
+
+    make(paths, at(0))
+    monkeypatch.setattr(join_tokens, "read_json", read)
+    assert all(opened.any(at(second)) for second in range(5))
+    assert len(reads) == 1
