@@ -21,7 +21,11 @@ from serving.config import ConfigError
 
 def join(
     address: Annotated[
-        str | None, typer.Argument(help="The head's address: IP, or IP:PORT of network.control.")
+        str | None,
+        typer.Argument(
+            help="The head's address: IP, or IP:PORT of network.control. Without it: the head that this machine joined "
+            "before, or with a token the one that is announced in the same network segment."
+        ),
     ] = None,
     token: Annotated[
         str | None, typer.Option(help="From `homeport join-token` on the head; needed once.")
@@ -38,11 +42,12 @@ def join(
         typer.Option("--config", "-c", envvar="HOMEPORT_CONFIG", help="With --head: what to serve."),
     ] = None,
 ) -> None:
-    """Let this machine serve the head at ADDRESS, from now on. Safe to run again."""
+    """Let this machine serve a head, from now on. Safe to run again; then neither address nor token is needed."""
     paths = Paths.from_env(os.environ)
-    if (address is None) == (head is None):
+    if address is not None and head is not None:
         refuse(
-            "Give the head's address, or with --head a machine list of which this machine is the head.", WRONG
+            "Give the head's address, or with --head a machine list of which this machine is the head; not both.",
+            WRONG,
         )
     if head is not None and (token, token_file, name) != (None, None, None):
         refuse("--token, --token-file and --name are for a machine that joins; the head needs none.", WRONG)
@@ -52,7 +57,7 @@ def join(
         if head is not None:
             raise typer.Exit(_be_head(paths, head, config or DEFAULT_CONFIG))
         given = join_worker.Given(token, token_file, name)
-        done = join_worker.join_head(paths, address or "", given, os.environ, say)
+        done = join_worker.join_head(paths, address, given, os.environ, say)
     except (UpRefused, ConfigError, join_worker.NotJoined) as refused:
         refuse(str(refused), getattr(refused, "code", WRONG))
     except OSError as error:
@@ -88,7 +93,8 @@ def join_token() -> None:
     print(token)
     minutes = f"{join_tokens.TOKEN_S / 60:.0f} minutes"
     err.print(
-        f"For one machine, within {minutes}. On it: homeport join {where} --token-file - (paste it there)",
+        f"For one machine, within {minutes}. On it: homeport join {where} --token-file - (paste it there). In the same "
+        "network segment the address can be left out: until then this head is announced there.",
         **PLAIN,
     )
 

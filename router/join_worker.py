@@ -1,4 +1,4 @@
-"""What `homeport join ADDRESS` does on a machine that is to serve a head elsewhere.
+"""What `homeport join` does on a machine that is to serve a head elsewhere.
 
 Asks once itself, so that a refusal is told where somebody reads it; what heals afterwards is cluster/service.py.
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from cluster import join
+from cluster import join, mdns, tls
+from cluster.announced import Several, choose
 from cluster.build import ROOT, build_id
 from cluster.machine import Machine
 from cluster.paths import Paths, write_private
@@ -22,6 +23,7 @@ from cluster.processes import clean_environment, end, end_all, mark, ours
 from cluster.restarting import UP_LOCK_FD, running, take_up_lock
 from router import upgrading
 from router.refused import Refused
+from serving.join_tokens import TOKEN_S
 
 ANSWER_S = 10.0
 PATIENCE_S = 30.0
@@ -30,6 +32,8 @@ AGAIN_S = 2.0
 READY_S = 90.0
 LOOK_S = 0.5
 GRACE_S = 1.0
+SEARCH_S = 3.0
+"""How long the network is searched for a head. A head looks for new tokens once a second."""
 SERVICE = ("-m", "cluster.service")
 
 Say = Callable[[str], None]
@@ -48,17 +52,19 @@ class Given:
     name: str | None = None
 
 
-def join_head(paths: Paths, address: str, given: Given, env: Mapping[str, str], say: Say) -> str:
+def join_head(paths: Paths, address: str | None, given: Given, env: Mapping[str, str], say: Say) -> str:
     """Join the head at `IP` or `IP:PORT` and see that it works. Returns a line about it. Raises NotJoined and OSError.
 
-    Again is nothing, but for what the head says anew of this machine.
+    Without an address: the head that this machine joined before, or with a token the one that is announced in its
+    network. Again is nothing, but for what the head says anew of this machine.
     """
-    try:
-        head = join.control_url(address)
-    except join.JoinRefused as refused:
-        raise NotJoined(str(refused), code=2) from None
+    head = None if address is None else _url(address)
     _may_serve(paths, head)
-    tokens = _tokens(paths, head, given)
+    token = _read_token(given)
+    if head is None:
+        head = _known_head(paths) if token is None else _search(token, say)
+        _may_serve(paths, head)
+    tokens = _tokens(paths, head, token)
     answer = _ask(paths, tokens, given.name, say)
     head = answer.head
     before, token = join.lasting(paths), _text_of(paths.machine_token)
@@ -74,39 +80,86 @@ def join_head(paths: Paths, address: str, given: Given, env: Mapping[str, str], 
     return f"{machine.name} serves the head at {_text(head)}: zone {machine.zone}, address {machine.address}{note}."
 
 
-def _may_serve(paths: Paths, head: str) -> None:
-    """Raises NotJoined where this state folder does something else."""
+def _url(address: str) -> str:
+    try:
+        return join.control_url(address)
+    except join.JoinRefused as refused:
+        raise NotJoined(str(refused), code=2) from None
+
+
+def _known_head(paths: Paths) -> str:
+    known = join.joined(paths)
+    if known is None:
+        raise NotJoined(f"There is no token to join with. {_HOW}", code=2)
+    return _url(urlsplit(known.head).netloc)
+
+
+def _search(token: str, say: Say) -> str:
+    """The URL of the head that this token is of, as it is announced. A liar gains nothing (cluster/announced.py)."""
+    fingerprint = tls.fingerprint_in(token)
+    try:
+        found = choose(mdns.search(fingerprint, SEARCH_S), fingerprint)
+    except mdns.CannotSearch as error:
+        raise NotJoined(f"This machine cannot search its network: {error}. {_BY_ADDRESS}") from None
+    if found is None:
+        raise NotJoined(
+            "No head that this token could be of was found in this network segment. A head is announced there only "
+            f"while a token can be used, {TOKEN_S / 60:.0f} minutes from `homeport join-token` on; beyond a router, or "
+            f"where a firewall closes UDP port 5353, it is not heard. {_BY_ADDRESS}"
+        )
+    if isinstance(found, Several):
+        heads = " or ".join(f"`homeport join {_text(_url(each.at))}` ({each.name})" for each in found.heads)
+        raise NotJoined(
+            f"Several heads were found, and the token does not say of which it is. With the token: {heads}.",
+            code=2,
+        )
+    head = _url(found.at)
+    say(f"found the head {found.name} at {_text(head)}")
+    return head
+
+
+def _may_serve(paths: Paths, head: str | None) -> None:
+    """Raises NotJoined where this state folder does something else. `head`: None while it is to be found."""
     run = running(paths)
     if run is None:
         return
     if run.get("role") != "worker":
-        asked, mine = urlsplit(head).hostname, run.get("address") or join.LOOPBACK
-        if mine != join.LOOPBACK and asked in (mine, join.local_address(head)):
+        mine = run.get("address") or join.LOOPBACK
+        if mine != join.LOOPBACK and (
+            head is None or urlsplit(head).hostname in (mine, join.local_address(head))
+        ):
             raise NotJoined("This machine is the head itself and serves already. Join from another one.")
         raise NotJoined(
             "A homeport runs on this state folder by itself, or is starting. End it with `homeport down`, then join."
         )
     known = join.joined(paths)
-    if known is not None and not join.is_same(known.head, head):
+    if head is not None and known is not None and not join.is_same(known.head, head):
         raise NotJoined(
             f"This machine serves the head at {_text(known.head)}. End that with `homeport down`, then join."
         )
 
 
-def _tokens(paths: Paths, head: str, given: Given) -> list[tuple[str, str]]:
-    """What to try, best first: the head's URL and a token. Raises NotJoined where there is nothing."""
+def _read_token(given: Given) -> str | None:
+    """The token that is given; None where none is. Raises NotJoined where there is none in its place."""
     if given.token is not None:
-        return [(head, given.token.strip())]
-    if given.token_file is not None:
-        try:
-            is_stdin = str(given.token_file) == "-"
-            token = (sys.stdin.readline() if is_stdin else given.token_file.read_text()).strip()
-        except (OSError, UnicodeDecodeError) as error:
-            why = getattr(error, "strerror", None) or "it is no text"
-            raise NotJoined(f"{given.token_file}: {why}. {_HOW}", code=2) from None
-        if not token:
-            raise NotJoined(f"{given.token_file} is empty. {_HOW}", code=2)
-        return [(head, token)]
+        return given.token.strip()
+    if given.token_file is None:
+        return None
+    try:
+        is_stdin = str(given.token_file) == "-"
+        token = (sys.stdin.readline() if is_stdin else given.token_file.read_text()).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or "it is no text"
+        raise NotJoined(f"{given.token_file}: {why}. {_HOW}", code=2) from None
+    if not token:
+        raise NotJoined(f"{given.token_file} is empty. {_HOW}", code=2)
+    return token
+
+
+def _tokens(paths: Paths, head: str, given: str | None) -> list[tuple[str, str]]:
+    """What to try, best first: the head's URL and a token. Raises NotJoined where there is nothing."""
+    if given is not None:
+        return [(head, given)]
     known = join.joined(paths)
     tokens = [(head, text)] if (text := _text_of(paths.join_token)) else []
     # Its own token is for the head that gave it alone, and asked for in the way of that day: never in clear after TLS.
@@ -223,4 +276,7 @@ def _text(head: str) -> str:
     return urlsplit(head).netloc.removesuffix(f":{join.JOIN_PORT}")
 
 
+_BY_ADDRESS = (
+    "Join by the address that `homeport join-token` printed: `homeport join ADDRESS`, with the token."
+)
 _HOW = "`homeport join-token` on the head makes one; give it with --token-file FILE, or - to paste it."

@@ -15,7 +15,6 @@ from cluster import join
 from cluster.build import ROOT, build_id
 from cluster.ending import end_everything
 from cluster.paths import Paths, read_json, secret, write_private
-from cluster.processes import ours
 from cluster.proof import key_of
 from cluster.restarting import take_up_lock
 from router import cli, down_all, join_worker
@@ -23,68 +22,22 @@ from serving.join_tokens import JoinTokens, Now, make
 from serving.machine_book import MachineBook
 from tests.heads import Head
 from tests.tap import Tap
+from tests.workers import Worker, at, run, worker_in
 
 # The command leaves its service running, as it should.
 pytestmark = pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")
 
-SERVICE = """
-import json, os, pathlib, sys, time
-file = pathlib.Path(os.environ["HOMEPORT_HOME"]) / "run.json"
-state, detail = sys.argv[1:]
-told = {"state": state, "detail": detail}
-file.write_text(json.dumps({**json.loads(file.read_text()), "parent": os.getpid(), "steps": {"ray": told}}))
-time.sleep(0 if state == "gone" else 600)
-"""
-
-
-class Worker:
-    """A machine that joins, by the command line."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.paths = Paths(folder / "worker", folder / "locks")
-        self._script = folder / "service.py"
-        self._script.write_text(SERVICE)
-        self._monkeypatch = monkeypatch
-        self.use(self.paths)
-        self.service_says("ready")
-
-    def use(self, paths: Paths) -> None:
-        """Be the machine with these folders."""
-        self._monkeypatch.setenv("HOMEPORT_HOME", str(paths.home))
-        self._monkeypatch.setenv("HOMEPORT_LOCKS", str(paths.locks))
-
-    def service_says(self, state: str, detail: str = "") -> None:
-        self._monkeypatch.setattr(join_worker, "SERVICE", (str(self._script), state, detail))
-
-    def services(self) -> list[int]:
-        return [process.pid for process in ours(self.paths, "parent")]
-
 
 @pytest.fixture
 def worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    monkeypatch.setattr(join_worker, "PATIENCE_S", 0.0)
-    monkeypatch.setattr(join_worker, "READY_S", 3.0)
-    monkeypatch.setattr(join_worker, "AGAIN_S", 0.1)
-    monkeypatch.setattr(join_worker, "LOOK_S", 0.05)
-    made = Worker(tmp_path, monkeypatch)
-    yield made
-    end_everything(made.paths)
+    with worker_in(tmp_path, monkeypatch) as worker:
+        yield worker
 
 
 @pytest.fixture
 def head(tmp_path: Path) -> Iterator[Head]:
     with Head(tmp_path) as head:
         yield head
-
-
-def run(*words: str, stdin: str | None = None) -> tuple[int, str]:
-    done = CliRunner().invoke(cli.app, list(words), input=stdin)
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return done.exit_code, " ".join(done.output.split())
-
-
-def at(head: Head) -> str:
-    return f"127.0.0.1:{head.port}"
 
 
 # join ADDRESS
@@ -170,7 +123,7 @@ def test_a_head_that_is_not_up_yet_is_waited_for(
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ((), "Give the head's address, or with --head a machine list"),
+        ((), "There is no token to join with. `homeport join-token` on the head makes one"),
         (("10.0.0.1", "--head", "list.yaml"), "Give the head's address, or with --head a machine list"),
         (("--head", "list.yaml", "--token", "t"), "the head needs none"),
         (("den.lan",), "den.lan is no address of a head. Write its IPv4 address"),
@@ -313,6 +266,7 @@ def test_a_token_is_made_on_a_head_only(head: Head, worker: Worker) -> None:
         os.close(lock)
     token = done.stdout.strip()
     assert "homeport join 10.0.0.1:9090 --token-file - (paste it there)" in done.stderr
+    assert "In the same network segment the address can be left out" in " ".join(done.stderr.split())
     assert token not in done.stderr
     assert JoinTokens(head.paths, "x").check(key_of(token), "a" * 32, Now.here()) == "right"
 
