@@ -30,9 +30,8 @@ async def announced(head: Announced) -> AsyncIterator[None]:
     from zeroconf import IPVersion
     from zeroconf.asyncio import AsyncServiceInfo, AsyncZeroconf
 
-    instance = (
-        f"{head.address.replace('.', '-')}-{head.port}"  # nobody else has it: no need to ask around first
-    )
+    # A name that nobody else has: there is no need to ask around for it first.
+    instance = f"{head.address.replace('.', '-')}-{head.port}"
     info = AsyncServiceInfo(
         SERVICE,
         f"{instance}.{SERVICE}",

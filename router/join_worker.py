@@ -60,11 +60,11 @@ def join_head(paths: Paths, address: str | None, given: Given, env: Mapping[str,
     """
     head = None if address is None else _url(address)
     _may_serve(paths, head)
-    token = _read_token(given)
+    asked_with = _read_token(given)
     if head is None:
-        head = _known_head(paths) if token is None else _search(token, say)
+        head = _known_head(paths) if asked_with is None else _search(asked_with, say)
         _may_serve(paths, head)
-    tokens = _tokens(paths, head, token)
+    tokens = _tokens(paths, head, asked_with)
     answer = _ask(paths, tokens, given.name, say)
     head = answer.head
     before, token = join.lasting(paths), _text_of(paths.machine_token)
@@ -110,8 +110,7 @@ def _search(token: str, say: Say) -> str:
     if isinstance(found, Several):
         heads = " or ".join(f"`homeport join {_text(_url(each.at))}` ({each.name})" for each in found.heads)
         raise NotJoined(
-            f"Several heads were found, and the token does not say of which it is. With the token: {heads}.",
-            code=2,
+            f"Several heads were found that this token could be of. Choose, with the token: {heads}.", code=2
         )
     head = _url(found.at)
     say(f"found the head {found.name} at {_text(head)}")

@@ -102,7 +102,7 @@ def test_of_several_heads_a_person_chooses(
     heard = [announcement(head, "den"), Announced("10.0.0.9", 8090, "shed")]
     monkeypatch.setattr(mdns, "search", lambda *_: heard)
     code, told = run("join", "--token", make(head.paths, Now.here()))
-    assert code == 2
+    assert (code, "Several heads were found that this token could be of." in told) == (2, True)
     assert f"`homeport join 10.0.0.9` (shed) or `homeport join {at(head)}` (den)" in told
     assert head.book.remembered() == {}
 
