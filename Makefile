@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-schedules check bench bench-controller bench-engine bench-sessions clean lock python
+.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-schedules test-compose check bench bench-controller bench-engine bench-sessions clean lock python
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -46,6 +46,10 @@ test-loss: python ## lose machines in every way while turns go on, also those th
 test-schedules: python ## play 10,000 random schedules of the whole thing on a simulated clock and network
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m tests.schedules $(ARGS)
+
+test-compose: python ## build the image of configs/compose with Docker, run it, and see a session outlive it
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m pytest -s -m docker tests/test_compose.py $(ARGS)
 
 check: python ## format, lint, types, import rules: the gate of every change
 	@$(PYTHON) -m $(SETUP) dev --quiet

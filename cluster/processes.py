@@ -130,9 +130,16 @@ def port_holder(port: int) -> str:
 
 
 def clean_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """An environment without what would point a child at somebody else's Ray or at another replica's slice, and without
-    what `ray up` exports to every command for Ray's own sake. Who sets one of the two alone, or otherwise, keeps it."""
-    dropped = ("RAY_", "HOMEPORT_INCARNATION", "HOMEPORT_LOCK_FDS", "HOMEPORT_LISTEN_FD")
+    """An environment without what would point a child at somebody else's Ray or at another replica's slice, without a
+    join token, and without what `ray up` exports to every command for Ray's own sake. Who sets one of the two alone, or
+    otherwise, keeps it."""
+    dropped = (
+        "RAY_",
+        "HOMEPORT_INCARNATION",
+        "HOMEPORT_LOCK_FDS",
+        "HOMEPORT_LISTEN_FD",
+        "HOMEPORT_JOIN_TOKEN",
+    )
     rays = RAY_UP if RAY_UP.items() <= env.items() else {}
     return {name: value for name, value in env.items() if not name.startswith(dropped) and name not in rays}
 

@@ -93,6 +93,21 @@ def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool, takes_ov
     return code
 
 
+def stay(paths: Paths) -> int:
+    """On a machine that joined: until a signal asks for the end, which ends all of it, or until it was ended from
+    elsewhere. Returns the exit code."""
+    absent = 0
+    try:
+        while absent < 2:  # once: `homeport join` may be at it to begin the service anew
+            time.sleep(QUIET_REFRESH_S)
+            absent = 0 if lifecycle.running(paths) else absent + 1
+    except Ended:
+        end(paths)
+        return 0
+    err.print(f"homeport was ended from elsewhere. Logs: {paths.logs}", style="yellow")
+    return 0
+
+
 def _screen(view: Live) -> Show:
     """For a terminal: a picture that changes; above it, once, what a person copies, in lines that are not cut."""
     told = False

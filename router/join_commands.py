@@ -13,7 +13,18 @@ from cluster.join import JOIN_PORT, LOOPBACK
 from cluster.paths import Paths, read_json
 from cluster.restarting import running
 from router import following, join_head, join_worker
-from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, PLAIN, WRONG, err, out, refuse, say
+from router.command_line import (
+    DEFAULT_CONFIG,
+    FAILED,
+    INTERRUPTED,
+    NOT_RUNNING,
+    PLAIN,
+    WRONG,
+    err,
+    out,
+    refuse,
+    say,
+)
 from router.lifecycle import UpRefused
 from serving import join_tokens
 from serving.config import ConfigError
@@ -41,6 +52,9 @@ def join(
         Path | None,
         typer.Option("--config", "-c", envvar="HOMEPORT_CONFIG", help="With --head: what to serve."),
     ] = None,
+    stay: Annotated[
+        bool, typer.Option("--stay", help="Stay in the foreground; Ctrl-C ends this machine's part.")
+    ] = False,
 ) -> None:
     """Let this machine serve a head, from now on. Safe to run again; then neither address nor token is needed."""
     paths = Paths.from_env(os.environ)
@@ -49,17 +63,25 @@ def join(
             "Give the head's address, or with --head a machine list of which this machine is the head; not both.",
             WRONG,
         )
-    if head is not None and (token, token_file, name) != (None, None, None):
-        refuse("--token, --token-file and --name are for a machine that joins; the head needs none.", WRONG)
+    if head is not None and (token, token_file, name, stay) != (None, None, None, False):
+        refuse(
+            "--token, --token-file, --name and --stay are for a machine that joins; the head needs none.",
+            WRONG,
+        )
     if token is not None and token_file is not None:
         refuse("Give --token or --token-file, not both.", WRONG)
     try:
         if head is not None:
             raise typer.Exit(_be_head(paths, head, config or DEFAULT_CONFIG))
         given = join_worker.Given(token, token_file, name)
+        if stay:
+            following.start_signals()
         done = join_worker.join_head(paths, address, given, os.environ, say)
     except (UpRefused, ConfigError, join_worker.NotJoined) as refused:
         refuse(str(refused), getattr(refused, "code", WRONG))
+    except following.Ended:
+        following.end(paths)
+        raise typer.Exit(INTERRUPTED) from None
     except OSError as error:
         refuse(
             f"{error.filename or paths.home}: {error.strerror}. See to it, or set HOMEPORT_HOME to another folder.",
@@ -67,6 +89,8 @@ def join(
         )
     else:
         out.print(done, **PLAIN)
+        if stay:
+            raise typer.Exit(following.stay(paths))
 
 
 def join_token() -> None:

@@ -35,6 +35,8 @@ GRACE_S = 1.0
 SEARCH_S = 3.0
 """How long the network is searched for a head. A head looks for new tokens once a second."""
 SERVICE = ("-m", "cluster.service")
+TOKEN = "HOMEPORT_JOIN_TOKEN"  # noqa: S105 - a variable's name
+"""Where a container has its token. It is there at every start, used up after the first."""
 
 Say = Callable[[str], None]
 
@@ -64,7 +66,7 @@ def join_head(paths: Paths, address: str | None, given: Given, env: Mapping[str,
     if head is None:
         head = _known_head(paths) if asked_with is None else _search(asked_with, say)
         _may_serve(paths, head)
-    tokens = _tokens(paths, head, asked_with)
+    tokens = _tokens(paths, head, asked_with, env)
     answer = _ask(paths, tokens, given.name, say)
     head = answer.head
     before, token = join.lasting(paths), _text_of(paths.machine_token)
@@ -155,12 +157,12 @@ def _read_token(given: Given) -> str | None:
     return token
 
 
-def _tokens(paths: Paths, head: str, given: str | None) -> list[tuple[str, str]]:
+def _tokens(paths: Paths, head: str, given: str | None, env: Mapping[str, str]) -> list[tuple[str, str]]:
     """What to try, best first: the head's URL and a token. Raises NotJoined where there is nothing."""
     if given is not None:
         return [(head, given)]
     known = join.joined(paths)
-    tokens = [(head, text)] if (text := _text_of(paths.join_token)) else []
+    tokens = [(head, text) for text in (env.get(TOKEN, "").strip(), _text_of(paths.join_token)) if text]
     # Its own token is for the head that gave it alone, and asked for in the way of that day: never in clear after TLS.
     if known is not None and join.is_same(known.head, head) and (own := join.own_token(paths)):
         tokens.append((known.head, own))
@@ -178,7 +180,7 @@ def _ask(paths: Paths, tokens: list[tuple[str, str]], name: str | None, say: Say
                 try:
                     return join.ask(head, token, paths, name, ANSWER_S)
                 except join.JoinRefused as refused:
-                    if refused.code not in ("token_unknown", "needs_tls"):
+                    if refused.code not in _TRY_NEXT:
                         raise
             return join.ask(*last, paths, name, ANSWER_S)
         except join.JoinRefused as refused:
@@ -278,4 +280,5 @@ def _text(head: str) -> str:
 _BY_ADDRESS = (
     "Join by the address that `homeport join-token` printed: `homeport join ADDRESS`, with the token."
 )
+_TRY_NEXT = ("token_unknown", "token_used", "token_expired", "needs_tls")
 _HOW = "`homeport join-token` on the head makes one; give it with --token-file FILE, or - to paste it."

@@ -3,7 +3,9 @@ for the service that would start Ray."""
 
 import json
 import os
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +19,7 @@ from cluster.ending import end_everything
 from cluster.paths import Paths, read_json, secret, write_private
 from cluster.proof import key_of
 from cluster.restarting import take_up_lock
-from router import cli, down_all, join_worker
+from router import cli, down_all, following, join_worker
 from serving.join_tokens import JoinTokens, Now, make
 from serving.machine_book import MachineBook
 from tests.heads import Head
@@ -83,6 +85,51 @@ def test_an_old_token_of_a_list_is_no_obstacle_to_a_machine_that_joined(head: He
     worker.paths.join_token.parent.mkdir(parents=True)
     write_private(worker.paths.join_token, "of an earlier list")
     assert run("join", at(head))[0] == 0
+
+
+def test_the_token_of_a_container_lets_it_in_once_and_is_then_no_obstacle(
+    head: Head, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(join_worker.TOKEN, make(head.paths, Now.here()))
+    assert run("join", at(head))[0] == 0
+    [service] = worker.services()
+    assert join_worker.TOKEN.encode() not in Path(f"/proc/{service}/environ").read_bytes()
+    write_private(head.paths.join_tokens, "[]")
+    assert run("join", at(head))[0] == 0
+    assert worker.services() == [service]
+
+
+@pytest.mark.parametrize("is_signal", [True, False], ids=["a signal", "homeport down"])
+def test_who_stays_ends_with_this_machines_part(
+    head: Head, worker: Worker, monkeypatch: pytest.MonkeyPatch, is_signal: bool
+) -> None:
+    monkeypatch.setattr(following, "QUIET_REFRESH_S", 0.05)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    stays, stay = threading.Event(), following.stay
+
+    def staying(paths: Paths) -> int:
+        stays.set()
+        return stay(paths)
+
+    def stop() -> None:
+        stays.wait(60)
+        if is_signal:
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            end_everything(worker.paths)
+
+    monkeypatch.setattr(following, "stay", staying)
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    try:
+        code, told = run("join", at(head), "--token", head.list_token, "--stay")
+    finally:
+        stopper.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (code, worker.services()) == (0, [])
+    assert ("Everything is ended" if is_signal else "was ended from elsewhere") in told
 
 
 def test_what_the_head_says_anew_begins_the_service_anew(head: Head, worker: Worker) -> None:
