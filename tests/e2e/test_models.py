@@ -5,7 +5,7 @@ import threading
 from pathlib import Path
 
 from serving.source import bundled_model
-from tests.e2e.installation import Homeport
+from tests.e2e.installation import Homeport, eventually
 from tests.hub import add, hub
 
 SOURCE = "hf:o/r:m.gguf"
@@ -40,7 +40,10 @@ def test_a_model_from_hugging_face_is_fetched_shown_served_and_needed_only_once(
         missing = fresh.run("pull", "hf:o/r:nope.gguf")
         assert missing.returncode == 1
         assert "o/r has no file nope.gguf. Look at " in missing.stderr
-        assert "hf:o/r:nope.gguf: o/r has no file nope.gguf" in fresh.run("status").stdout
+        told = "hf:o/r:nope.gguf: o/r has no file nope.gguf"
+        assert eventually(lambda: told in fresh.run("status").stdout), (
+            "the router hears of it within a second"
+        )
         assert fresh.run("pull", "other").returncode == 2
     assert fresh.run("down").returncode == 0
     fresh.up()
