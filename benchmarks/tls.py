@@ -18,7 +18,9 @@ from benchmarks.report import Figure
 from cluster import machine_tls, tls
 from cluster.certificates import issue, new_authority
 from cluster.paths import Paths
-from router.app import new_client
+from router.app import new_clients
+from router.host_http import Hosts, place_of
+from router.request import host_request
 from tests.fakes import Behaviour
 from tests.host_process import TOKEN, HostProcess, model_spec, session
 
@@ -58,10 +60,10 @@ def measure() -> list[Figure]:
 
 async def _ask(clear: HostProcess, secret: HostProcess, ca: Path) -> list[Figure]:
     urls = (f"http://127.0.0.1:{clear.port}", f"https://127.0.0.1:{secret.port}")
-    async with new_client(ca) as client:
+    async with new_clients(ca) as clients:
         for url in urls:
-            await _turn(client, url)
-        kept = [[await _turn(client, url) for url in urls] for _ in range(ROUNDS)]
+            await _kept_turn(clients.hosts, url)
+        kept = [[await _kept_turn(clients.hosts, url) for url in urls] for _ in range(ROUNDS)]
     connector = aiohttp.TCPConnector(ssl=tls.client_context(ca), force_close=True)
     async with aiohttp.ClientSession(connector=connector) as client:
         fresh = [[await _turn(client, url) for url in urls] for _ in range(FRESH)]
@@ -88,8 +90,20 @@ async def _ask(clear: HostProcess, secret: HostProcess, ca: Path) -> list[Figure
     ]
 
 
-async def _turn(client: aiohttp.ClientSession, url: str) -> float:
-    """Seconds of one streamed turn, to its last byte."""
+async def _kept_turn(hosts: Hosts, url: str) -> float:
+    """As `_turn`, with the router's own connections."""
+    place, (headers, body) = place_of(url), _request()
+    began = time.perf_counter()
+    head = host_request("/v1/chat/completions", place.address, headers, len(body))
+    answer = await hosts.ask(place, (head, body))
+    text = await answer.read()
+    answer.close()
+    if answer.status != 200 or b"[DONE]" not in text:
+        raise RuntimeError(f"{url} answered {answer.status}")
+    return time.perf_counter() - began
+
+
+def _request() -> tuple[dict[str, str], bytes]:
     body = {
         "model": "smollm2",
         "stream": True,
@@ -101,8 +115,14 @@ async def _turn(client: aiohttp.ClientSession, url: str) -> float:
         "content-type": "application/json",
         "x-homeport-session-key": session("tea"),
     }
+    return headers, json.dumps(body).encode()
+
+
+async def _turn(client: aiohttp.ClientSession, url: str) -> float:
+    """Seconds of one streamed turn, to its last byte."""
+    headers, body = _request()
     began = time.perf_counter()
-    async with client.post(f"{url}/v1/chat/completions", data=json.dumps(body), headers=headers) as answer:
+    async with client.post(f"{url}/v1/chat/completions", data=body, headers=headers) as answer:
         text = await answer.read()
     if answer.status != 200 or b"[DONE]" not in text:
         raise RuntimeError(f"{url} answered {answer.status}")

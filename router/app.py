@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -22,7 +22,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 import aiohttp
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
@@ -32,10 +31,13 @@ from cluster.clocks import AwakeClock, DayClock
 from cluster.sockets import connecting
 from router import admin
 from router.addressing import Addressing
+from router.client_http import EXCHANGE, Exchange
+from router.client_server import Server
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
 from router.finding import Finder
 from router.fleet import Fleet
 from router.homes import Homes
+from router.host_http import Hosts
 from router.identity import DEFAULT, IdentityOptions, naming_headers
 from router.key_file import KeyFile, key_ring
 from router.keys import Key, KeyRing, guard, secret_of, too_many
@@ -120,6 +122,7 @@ class Front:
     async def __call__(self, scope: Scope, receive: Receive, send: SendMessage) -> None:
         if scope["type"] != "http":
             return
+        exchange: Exchange = scope[EXCHANGE]
         head = read_head(scope["headers"], lambda: uuid.uuid4().hex, self._naming)
         address = read_address(scope)
         key = self._ring.find(secret_of(scope["headers"]) if self._ring.required else None)
@@ -128,7 +131,7 @@ class Front:
         if error is None and endpoint is not None:
             error = wrong_method(["POST"]) if scope["method"] != "POST" else self._too_many(key)
             if error is None and key is not None:
-                await self._relay(endpoint, head, address, key, receive, send)
+                await self._relay(endpoint, head, address, key, exchange)
                 return
         elif error is None and address.path.startswith(ASKS_HOSTS):
             error = self._too_many(key)
@@ -137,7 +140,7 @@ class Front:
             headers = [(b"x-request-id", head.request_id), *error.headers()]
             if error.status == 405:
                 headers.append((b"allow", b"POST"))
-            await answer(send, error.status, headers, error.body())
+            answer(exchange, error.status, headers, error.body())
             return
 
         async def send_named(message: Message) -> None:
@@ -184,11 +187,22 @@ class Parts:
     relay: Relay
     keys: KeyFile | None
     models: dict[str, ModelSpec]
+    server: Server
+
+
+@dataclass(frozen=True, slots=True)
+class Clients:
+    """With what a router asks others."""
+
+    peers: aiohttp.ClientSession
+    """For questions to hosts and the controller."""
+    hosts: Hosts
+    """For turns."""
 
 
 def build(
     settings: Settings,
-    client: aiohttp.ClientSession,
+    clients: Clients,
     registry: CollectorRegistry,
     clock: Callable[[], float] | None = None,
     wall: Callable[[], float] | None = None,
@@ -196,7 +210,7 @@ def build(
     """The router's parts, wired. `fleet.run()` must run beside the app, and reads the clock once a second."""
     clock, latest = clock or AwakeClock(), wall or DayClock().latest
     wall = wall or time.time
-    peers = Peers(client, settings.control_url, settings.token)
+    peers = Peers(clients.peers, settings.control_url, settings.token)
     models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
     fleet = Fleet(peers, settings.fleet_file, models, clock, wall=wall)
     file = settings.known_file
@@ -206,67 +220,37 @@ def build(
     metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet))
     specs = {spec.name: spec for spec in settings.models}
     addressing = Addressing(fleet, homes, finder, specs, settings.digest_key, settings.identity)
-    relay = Relay(fleet, homes, addressing, client, specs, metrics, clock)
+    relay = Relay(fleet, homes, addressing, clients.hosts, specs, metrics, clock)
     fleet.on_lost = relay.lost
     ring, keys = key_ring(settings.keys_file, settings.token)
-    mover = Mover(client, peers.bearers.of, clock)
+    mover = Mover(clients.peers, peers.bearers.of, clock)
     sessions = Sessions(fleet, peers, finder, relay, mover, wall)
     pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
     front = Front(relay, pages, metrics, names, ring, naming_headers(settings.identity), clock)
-    return Parts(front, fleet, relay, keys, specs)
+    server = Server(front, relay.stop, DRAIN_S, clients.hosts.sweep)
+    return Parts(front, fleet, relay, keys, specs, server)
 
 
-def new_client(ca: Path | None = None) -> aiohttp.ClientSession:
-    """The one pooled client of a router: no cookies, no proxies, no decoding. Needs a running loop.
+@contextlib.asynccontextmanager
+async def new_clients(ca: Path | None = None) -> AsyncIterator[Clients]:
+    """With what a router asks others: no cookies, no proxies, no decoding.
 
     `ca`: the CA of machines that speak TLS; connections are kept, so that hardly a turn begins with a handshake.
     """
-    trust = True if ca is None else tls.client_context(ca)
-    return aiohttp.ClientSession(
+    context = None if ca is None else tls.client_context(ca)
+    hosts = Hosts(context)
+    trust = True if context is None else context
+    async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4.0, socket_factory=connecting, ssl=trust),
         cookie_jar=aiohttp.DummyCookieJar(),
         auto_decompress=False,
         skip_auto_headers=("accept", "accept-encoding", "user-agent", "content-type"),
-    )
-
-
-class Server(uvicorn.Server):
-    """Uvicorn without signals of its own.
-
-    `stop` ends it: no new connections, 2 s for open streams, then an error event in each that is left.
-    """
-
-    def __init__(self, front: Front, relay: Relay) -> None:
-        super().__init__(
-            uvicorn.Config(
-                front,
-                http="httptools",
-                ws="none",
-                lifespan="off",
-                log_config=None,
-                access_log=False,
-                server_header=False,
-                proxy_headers=False,
-                timeout_keep_alive=75,
-                timeout_graceful_shutdown=DRAIN_S + 1,
-            )
-        )
-        self._relay = relay
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def stop(self) -> None:
-        self.should_exit = True
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        end = asyncio.get_running_loop().call_later(DRAIN_S, self._relay.stop)
+    ) as peers:
         try:
-            await super().shutdown(sockets)
+            yield Clients(peers, hosts)
         finally:
-            end.cancel()
+            hosts.close()
 
 
 def version() -> str:
@@ -299,9 +283,9 @@ def read_settings(path: Path) -> Settings:
 
 async def serve(settings: Settings, listening: socket.socket, settings_file: Path) -> None:
     """Serve until SIGTERM. What `settings_file` says of models is taken as it changes."""
-    async with new_client(settings.ca_file) as client:
-        parts = build(settings, client, CollectorRegistry())
-        server = Server(parts.front, parts.relay)
+    async with new_clients(settings.ca_file) as clients:
+        parts = build(settings, clients, CollectorRegistry())
+        server = parts.server
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
         async with asyncio.TaskGroup() as group:
             models = ModelFile(settings_file, parts.models)
@@ -309,7 +293,7 @@ async def serve(settings: Settings, listening: socket.socket, settings_file: Pat
             if parts.keys is not None:
                 watching.append(group.create_task(parts.keys.run()))
             log.info("listening on http://%s:%d", *listening.getsockname()[:2])
-            await server.serve(sockets=[listening])
+            await server.serve([listening])
             for task in watching:
                 task.cancel()
 
@@ -320,7 +304,6 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config-json", type=Path, required=True)
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this in order
     try:
         settings = read_settings(arguments.config_json)

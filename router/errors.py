@@ -73,6 +73,16 @@ def body_too_large(limit: int) -> ApiError:
     return ApiError(413, "body_too_large", message)
 
 
+def malformed_request() -> ApiError:
+    message = "This is no HTTP request that can be understood in one way only; it was not passed on."
+    return ApiError(400, "malformed_request", message)
+
+
+def headers_too_large() -> ApiError:
+    message = "The request's headers are too many or too long: at most 200, together at most 64 KiB."
+    return ApiError(431, "headers_too_large", message)
+
+
 def encoded_body(encoding: str) -> ApiError:
     message = f"The request body is encoded ({encoding}); send it plain, without content-encoding."
     return ApiError(415, "unsupported_encoding", message)

@@ -15,6 +15,7 @@ from types import MappingProxyType
 import msgspec
 
 from cluster.paths import write_private
+from router.host_http import Place, place_of
 from router.peers import (
     ForgottenMachine,
     HostState,
@@ -43,6 +44,7 @@ class Known:
     machine: ListedMachine
     listed: ListedReplica
     base: str
+    place: Place
     known_at: float = 0.0
     is_listed: bool = True
     state: HostState | None = None
@@ -182,6 +184,11 @@ class Fleet:
         known = self.known.get(replica)
         return None if known is None else known.base
 
+    def place(self, replica: str) -> Place | None:
+        """The same, for a turn."""
+        known = self.known.get(replica)
+        return None if known is None else known.place
+
     def bearer(self, replica: str) -> str:
         """What opens its host; nothing for one that is not known."""
         known = self.known.get(replica)
@@ -297,7 +304,7 @@ class Fleet:
                 if before is None:
                     new.append(replica.name)
                 if before is None or before.base != base:
-                    self.known[replica.name] = Known(machine, replica, base, self._clock())
+                    self.known[replica.name] = Known(machine, replica, base, place_of(base), self._clock())
                 else:
                     before.machine, before.listed, before.is_listed = machine, replica, True
         self._changed()

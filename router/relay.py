@@ -6,15 +6,15 @@ How a turn goes is `turn`'s matter.
 import logging
 from collections.abc import Callable, Mapping
 
-import aiohttp
-
 from router.addressing import Addressing
+from router.client_http import Exchange
 from router.fleet import Fleet
 from router.homes import Homes
+from router.host_http import Hosts
 from router.keys import Key
 from router.metrics import Metrics
 from router.reply import Reply
-from router.request import Address, Endpoint, Head, Receive, SendMessage
+from router.request import Address, Endpoint, Head
 from router.retries import Retries
 from router.turn import Turn
 from serving.model import ModelSpec
@@ -34,7 +34,7 @@ class Relay:
         fleet: Fleet,
         homes: Homes,
         addressing: Addressing,
-        client: aiohttp.ClientSession,
+        hosts: Hosts,
         models: Mapping[str, ModelSpec],
         metrics: Metrics,
         clock: Callable[[], float],
@@ -43,25 +43,25 @@ class Relay:
         self.fleet = fleet
         self.homes = homes
         self.addressing = addressing
-        self.client = client
+        self.hosts = hosts
         self.metrics = metrics
         self.clock = clock
         self.turns: set[Turn] = set()
         self._models = models
 
     async def __call__(
-        self, endpoint: Endpoint, head: Head, address: Address, key: Key, receive: Receive, send: SendMessage
+        self, endpoint: Endpoint, head: Head, address: Address, key: Key, exchange: Exchange
     ) -> None:
-        reply = Reply(send, [(b"x-request-id", head.request_id)])
+        reply = Reply(exchange, [(b"x-request-id", head.request_id)])
         turn = Turn(
-            self, endpoint, head, address, key, receive, reply, Retries(self.fleet, self.homes, self.clock)
+            self, endpoint, head, address, key, exchange, reply, Retries(self.fleet, self.homes, self.clock)
         )
         self.turns.add(turn)
         try:
             outcome = await turn.run()
         except Exception as error:  # noqa: BLE001 - the edge; its words may be a prompt's
             log.error("request %s: internal_error\n%s", head.request_id.decode(), trace_of(error))
-            outcome = await turn.broke()
+            outcome = turn.broke()
         finally:
             self.turns.discard(turn)
         model = turn.ask.model if turn.ask and turn.ask.model in self.fleet.snapshot().models else ""

@@ -5,14 +5,14 @@ Checks no more than routing needs: the host checks the conversation itself.
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, get_args
 from urllib.parse import unquote
 
 import msgspec
-from multidict import CIMultiDict
 
+from router.client_http import Exchange, Gone
 from router.clues import BodyFields
 from router.decision import Ask, Send
 from router.errors import ApiError, Rejected, bad_request, body_too_large, encoded_body
@@ -38,10 +38,6 @@ FORWARDED = frozenset({b"accept", b"traceparent", b"tracestate", b"user-agent"})
 
 _SANE_ID = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,126}[\x21-\x7e]|[\x21-\x7e]")
 _AT = re.compile(r" - at `\$\.?([^`]*)`")
-
-
-class ClientGone(Exception):
-    """The client left before its request was complete."""
 
 
 class Wanted(BodyFields, frozen=True, gc=False, kw_only=True):
@@ -163,12 +159,12 @@ def read_head(
     return head
 
 
-def host_headers(ask: Ask, to: Send, who: Who, head: Head, bearer: str, left_s: float) -> CIMultiDict[str]:
+def host_headers(ask: Ask, to: Send, who: Who, head: Head, bearer: str, left_s: float) -> dict[str, str]:
     """What a host is told beside the body: what the router believes, and a little of the client.
 
     `left_s`: how long the turn may still wait in line.
     """
-    headers = CIMultiDict(head.forwarded)
+    headers = dict(head.forwarded)
     headers["authorization"] = bearer
     headers["content-type"] = "application/json"
     headers["x-request-id"] = ask.request_id
@@ -240,38 +236,36 @@ def with_model(body: bytes, model: str) -> bytes:
     return msgspec.json.encode(fields)
 
 
-async def read_body(head: Head, receive: Receive) -> bytes:
-    """The whole body. Raises ClientGone, or Rejected (415; 413 before reading what is declared too large)."""
+def host_request(path: str, host: str, headers: Mapping[str, str], length: int) -> bytes:
+    """The head of a POST to a host."""
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+    return f"POST {path} HTTP/1.1\r\nhost: {host}\r\n{lines}content-length: {length}\r\n\r\n".encode()
+
+
+async def read_body(head: Head, exchange: Exchange) -> bytes:
+    """The whole body. Raises Gone, or Rejected (415; 413 before reading what is declared too large)."""
     if head.encoding is not None:
         raise Rejected(encoded_body(head.encoding.decode("latin-1")))
     if head.length is not None and head.length > MAX_BODY:
         raise Rejected(body_too_large(MAX_BODY))
     parts: list[bytes] = []
     size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        part = message.get("body", b"")
+    while part := await exchange.read():
         size += len(part)
         if size > MAX_BODY:
             raise Rejected(body_too_large(MAX_BODY))
         parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-async def discard_body(receive: Receive) -> None:
+async def discard_body(exchange: Exchange) -> None:
     """Read away what a refused client still sends, within limits, so that it comes to read its answer."""
     left = DISCARD_LIMIT
     try:
         async with asyncio.timeout(DISCARD_S):
-            while left > 0:
-                message = await receive()
-                left -= len(message.get("body", b""))
-                if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                    return
-    except TimeoutError:
+            while left > 0 and (part := await exchange.read()):
+                left -= len(part)
+    except (TimeoutError, Gone):
         return
 
 

@@ -5,13 +5,11 @@ Asks no host for the turn and answers no client: that is `turn`'s matter; where 
 
 from collections.abc import Callable
 
-import aiohttp
-
 from router.decision import Ask, Send
 from router.errors import ApiError, host_lost, host_silent, host_unsettled
 from router.fleet import Fleet
 from router.homes import Homes
-from router.peers import connection_refused
+from router.host_http import NotConnected, Silent
 from router.reading import Disagreement
 
 DISAGREEMENTS = 3
@@ -64,12 +62,12 @@ class Retries:
         if begun:
             fleet.saw_silent(to.replica)
             return host_lost(to.replica)
-        if isinstance(error, aiohttp.ClientConnectorError | aiohttp.ConnectionTimeoutError):
-            (fleet.saw_refused if connection_refused(error) else fleet.saw_silent)(to.replica)
+        if isinstance(error, NotConnected):
+            (fleet.saw_refused if error.refused else fleet.saw_silent)(to.replica)
             self._give_up(ask, to)
             return None
         self._homes.suspect(ask, to.replica)  # its host may have written the pin down before it went
-        if isinstance(error, aiohttp.SocketTimeoutError):  # it may be at work on it still
+        if isinstance(error, Silent):  # it may be at work on it still
             fleet.saw_silent(to.replica)
             return host_silent(to.replica)
         self._losses += 1

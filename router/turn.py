@@ -6,13 +6,11 @@ unchanged; only half an event is held back.
 """
 
 import asyncio
-import io
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, assert_never
 
-import aiohttp
-
 from router.addressing import Addressed
+from router.client_http import Exchange, Gone
 from router.decision import Ask, Refuse, Send, Wait
 from router.errors import (
     ApiError,
@@ -26,6 +24,7 @@ from router.errors import (
     session_ended,
 )
 from router.finding import CannotSay
+from router.host_http import Answer, NotConnected, Silent
 from router.keys import Key
 from router.patience import patience_s
 from router.peers import NotYet
@@ -33,13 +32,11 @@ from router.reading import code_of, last_code, only_comments, read_disagreement,
 from router.reply import DONE, EVENT_STREAM, Reply, home_headers, passed
 from router.request import (
     Address,
-    ClientGone,
     Endpoint,
     Head,
-    Message,
-    Receive,
     Wanted,
     host_headers,
+    host_request,
     read_body,
     read_wanted,
     with_model,
@@ -49,12 +46,13 @@ from router.retries import Retries, parts
 if TYPE_CHECKING:
     from router.relay import Relay
 
-STREAM = aiohttp.ClientTimeout(total=None, sock_connect=2.0, sock_read=120.0)
-WHOLE = aiohttp.ClientTimeout(total=None, sock_connect=2.0)
-"""A whole answer takes as long as it takes; a host that falls silent meanwhile is noticed by the fleet."""
+BETWEEN_BYTES_S = 120.0
+"""How long nothing may come of a stream, in which hosts say at least every 10 s that they live. A whole answer takes as
+long as it takes; a host that falls silent meanwhile is noticed by the fleet."""
+FIRST_TOKEN_S = 600.0
+"""How long a stream may take until the engine's first event."""
 HEAD_AFTER_S = 5.0
 COMMENT_EVERY_S = 10.0
-IN_ONE_PIECE = 1 << 20
 
 Interruption = Literal["client_gone", "router_stopping", "session_ended"]
 
@@ -71,7 +69,7 @@ class Turn:
     head: Head
     address: Address
     key: Key
-    receive: Receive
+    exchange: Exchange
     _reply: Reply
     _retries: Retries
     ask: Ask | None = None
@@ -88,6 +86,8 @@ class Turn:
     _addressed: Addressed | None = None
     _wanted: Wanted | None = None
     _body: bytes = b""
+    _held: bytes = b""
+    """Half an event."""
     _comment_at: float = 0.0
     _task: "asyncio.Task[object] | None" = None
     _interrupted: Interruption | None = None
@@ -101,32 +101,31 @@ class Turn:
         self._task = asyncio.current_task()
         try:
             addressed = await self._read()
-        except ClientGone:
+        except Gone:
             return "client_gone"
         except Rejected as rejected:
             if rejected.error.status in (413, 415):
-                return await self._reply.fail_unread(rejected.error, self.head, self.receive)
-            return await self._reply.fail(rejected.error)
-        watcher = asyncio.ensure_future(self.receive())
-        watcher.add_done_callback(self._heard)
+                return await self._reply.fail_unread(rejected.error, self.head)
+            return self._reply.fail(rejected.error)
+        self.exchange.on_gone = self._client_gone
         try:
             return await self._route(addressed)
         except Rejected as rejected:
-            return await self._reply.fail(rejected.error)
+            return self._reply.fail(rejected.error)
         except asyncio.CancelledError:
             if self._interrupted is None or self._uncancel():
                 raise
             if self._interrupted == "client_gone":
-                return "client_gone"
+                return "slow_client" if self.exchange.slow else "client_gone"
             ending = router_stopping() if self._interrupted == "router_stopping" else session_ended()
-            return await self._reply.fail(ending)
+            return self._reply.fail(ending)
         finally:
-            watcher.cancel()
+            self.exchange.on_gone = self.exchange.on_pause = None
 
-    async def broke(self) -> str:
+    def broke(self) -> str:
         """The ending after a fault of the router's own; its outcome's name."""
         error = internal_error()
-        return error.code if self._reply.ended else await self._reply.fail(error)
+        return error.code if self._reply.ended else self._reply.fail(error)
 
     def interrupt(self, reason: Interruption) -> None:
         """End the turn wherever it is. Does nothing to one whose ending is sent."""
@@ -144,16 +143,15 @@ class Turn:
         if self._task is not None:
             self._task.cancel()
 
-    def _heard(self, watcher: "asyncio.Future[Message]") -> None:
-        if not watcher.cancelled() and watcher.exception() is None:
-            self.interrupt("client_gone")
+    def _client_gone(self) -> None:
+        self.interrupt("client_gone")
 
     def _uncancel(self) -> bool:
         """Take back one cancellation of our own; True while there are others."""
         return self._task is not None and self._task.uncancel() > 0
 
     async def _read(self) -> Addressed:
-        self._body = await read_body(self.head, self.receive)
+        self._body = await read_body(self.head, self.exchange)
         self._wanted = read_wanted(self.endpoint, self._body)
         addressed = self.relay.addressing.read(self.endpoint, self.head, self.address, self._wanted, self.key)
         self.source = addressed.identity.source
@@ -197,20 +195,20 @@ class Turn:
                     ask = self.ask or ask
                 case Wait():
                     if self.relay.clock() >= deadline:
-                        return await self._reply.fail(self._unavailable(ask, decision))
+                        return self._reply.fail(self._unavailable(ask, decision))
                     await self._wait(ask, decision, deadline)
                 case Refuse():
-                    return await self._refuse(ask, decision)
+                    return self._refuse(ask, decision)
                 case _:
                     assert_never(decision)
 
-    async def _refuse(self, ask: Ask, refuse: Refuse) -> str:
+    def _refuse(self, ask: Ask, refuse: Refuse) -> str:
         self.replica = refuse.replica or self.replica
         if not self._reply.head_sent:
             self._reply.own += self._home_headers(ask, refuse.replica)
         more = {"reasons": list(refuse.reasons)} if refuse.status == 503 else {}
         final = refuse.status in (403, 410)
-        return await self._reply.fail(
+        return self._reply.fail(
             ApiError(refuse.status, refuse.code, refuse.message, refuse.param, refuse.retry_s, more, final)
         )
 
@@ -219,10 +217,10 @@ class Turn:
         now = self.relay.clock()
         self.replica = wait.replica
         if self._streams and now >= self._comment_at:
-            await self._reply.begin([*EVENT_STREAM, *self._home_headers(ask, wait.replica)])
+            self._reply.begin([*EVENT_STREAM, *self._home_headers(ask, wait.replica)])
             waited_for = wait.replica or "a replica"
             comment = f": waiting for {waited_for}, {now - self.arrived:.0f} s so far\n\n"
-            await self._reply.part(comment.encode())
+            self._reply.part(comment.encode())
             self._comment_at = now + COMMENT_EVERY_S
         until = min(deadline, max(wait.until, now + 0.5))
         if self._streams:
@@ -244,24 +242,26 @@ class Turn:
 
     async def _attempt(self, ask: Ask, to: Send, deadline: float) -> str | None:
         """Send it to one host. The outcome, or None where the place must be chosen again."""
-        response = None
+        answer = None
         homes = self.relay.homes
         self.replica = self.at = to.replica
         with self.relay.fleet.turn_at(to.replica), homes.turn_at(ask, to.replica):
             try:
-                response = await self._post(ask, to, deadline)
-                self.pin = response.headers.get("x-homeport-pin", self.pin)
-                if response.status == 200 or "x-homeport-pin" in response.headers:
+                answer = await self._post(ask, to, deadline)
+                pin = answer.get(b"x-homeport-pin")
+                if pin is not None:
+                    self.pin = pin.decode("latin-1")
+                if answer.status == 200 or pin is not None:
                     homes.confirm(ask, to.replica)  # its host has written the pin down
                     if self._addressed is not None:
                         self.relay.addressing.went(self._addressed, to.replica.rpartition("/")[0])
-                if response.status != 200:
-                    return await self._not_ok(ask, to, response)
-                return await (self._pass_stream(response) if self._streams else self._pass_whole(response))
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if answer.status != 200:
+                    return await self._not_ok(ask, to, answer)
+                return await (self._pass_stream(answer) if self._streams else self._pass_whole(answer))
+            except OSError as error:
                 return await self._lost(ask, to, error)
             except asyncio.CancelledError:
-                if response is None:
+                if answer is None:
                     homes.suspect(ask, to.replica)  # its host may have written the pin down
                 if not self._silent or self._uncancel():
                     raise
@@ -269,81 +269,100 @@ class Turn:
                 return await self._lost(ask, to, TimeoutError())
             finally:
                 self.at = None
-                if response is not None:
-                    response.close()
+                if answer is not None:
+                    answer.close()
 
-    async def _post(self, ask: Ask, to: Send, deadline: float) -> aiohttp.ClientResponse:
-        url = f"{self.relay.fleet.base(to.replica)}{self.endpoint.path}"
-        data = self._body if len(self._body) <= IN_ONE_PIECE else io.BytesIO(self._body)
-        timeout = STREAM if self._streams else WHOLE
-        left_s = max(0.0, deadline - self.relay.clock())
+    async def _post(self, ask: Ask, to: Send, deadline: float) -> Answer:
+        relay = self.relay
+        place = relay.fleet.place(to.replica)
+        if place is None:
+            raise NotConnected("it is not listed any more")
+        left_s = max(0.0, deadline - relay.clock())
         assert self._addressed is not None
         headers = host_headers(
-            ask, to, self._addressed.who, self.head, self.relay.fleet.bearer(to.replica), left_s
+            ask, to, self._addressed.who, self.head, relay.fleet.bearer(to.replica), left_s
         )
-        return await self.relay.client.post(url, data=data, headers=headers, timeout=timeout)
+        head = host_request(self.endpoint.path, place.address, headers, len(self._body))
+        return await relay.hosts.ask(place, (head, self._body), BETWEEN_BYTES_S if self._streams else None)
 
-    async def _pass_whole(self, response: aiohttp.ClientResponse) -> str:
+    async def _pass_whole(self, answer: Answer) -> str:
         """A whole answer is taken in first: a host lost on the way is then an error and not half a body."""
         self._begun = True
-        body = await response.read()
-        await self._reply.whole(200, passed(response.raw_headers), body)
+        body = await answer.read()
+        self._reply.whole(200, passed(answer.headers), body)
         return "ok"
 
-    async def _pass_stream(self, response: aiohttp.ClientResponse) -> str:
-        await self._reply.begin(passed(response.raw_headers))
-        send, read = self._reply.part, response.content.readany
-        held = last = b""
-        while chunk := await read():
-            if held or not chunk.endswith(b"\n\n"):
-                chunk, held = whole_events(held + chunk)
-                if not chunk:
-                    continue
-            if not self._begun and not only_comments(chunk):
-                self._begun = True
-                self.first_at = self.relay.clock()
-                self._body = b""
-            last = chunk
-            await send(chunk)
-        await self._reply.finish(held)
-        return "ok" if not held and last.endswith(DONE) else last_code(last)
+    async def _pass_stream(self, answer: Answer) -> str:
+        self._reply.begin(passed(answer.headers))
+        self._held = b""
+        self.exchange.on_pause = answer.pause
+        answer.pause(self.exchange.paused)
+        patience = asyncio.get_running_loop().call_later(
+            max(0.0, self.arrived + FIRST_TOKEN_S - self.relay.clock()), self._no_token, answer
+        )
+        try:
+            await answer.pass_on(self._take_chunk)
+        finally:
+            patience.cancel()
+            self.exchange.on_pause = None
+        last = self._reply.last
+        self._reply.finish(self._held)
+        return "ok" if not self._held and last.endswith(DONE) else last_code(last)
 
-    async def _not_ok(self, ask: Ask, to: Send, response: aiohttp.ClientResponse) -> str | None:
-        body = await response.read()
-        if response.status == 421:
+    def _take_chunk(self, chunk: bytes) -> None:
+        """Pass on what came of a stream, in whole events."""
+        if self._held or not chunk.endswith(b"\n\n"):
+            chunk, self._held = whole_events(self._held + chunk)
+            if not chunk:
+                return
+        reply = self._reply
+        if not self._begun and not only_comments(chunk):
+            self._begun = True
+            self.first_at = self.relay.clock()
+            self._body = b""
+        reply.last = chunk
+        reply.part(chunk)
+
+    def _no_token(self, answer: Answer) -> None:
+        if not self._begun:
+            answer.give_up(Silent())
+
+    async def _not_ok(self, ask: Ask, to: Send, answer: Answer) -> str | None:
+        body = await answer.read()
+        if answer.status == 421:
             told = read_disagreement(body)
             if told.reason == "unknown":
                 self.pin = None
             error = await self._retries.disagreed(ask, to, told)
             if parts(ask, told) and self._addressed is not None:
                 self._take(self.relay.addressing.part(self._addressed))
-            return None if error is None else await self._fail_at(self.ask or ask, to, error)
-        if response.status == 401:
-            return await self._fail_at(ask, to, host_refused(to.replica))
-        if response.status == 503 and await self._retries.stopped_serving(ask, to):
+            return None if error is None else self._fail_at(self.ask or ask, to, error)
+        if answer.status == 401:
+            return self._fail_at(ask, to, host_refused(to.replica))
+        if answer.status == 503 and await self._retries.stopped_serving(ask, to):
             return None
         code = code_of(body)
         if code == "session_ended" and ask.session is not None:
             self.relay.homes.forget(ask.session, ask.model)
         if code is None:
-            return await self._fail_at(ask, to, host_error(to.replica, response.status))
+            return self._fail_at(ask, to, host_error(to.replica, answer.status))
         if self._reply.head_sent:
-            await self._reply.part(b"data: " + b" ".join(body.splitlines()) + b"\n\n")
-            await self._reply.finish()
+            self._reply.part(b"data: " + b" ".join(body.splitlines()) + b"\n\n")
+            self._reply.finish()
         else:
-            await self._reply.whole(response.status, passed(response.raw_headers), body)
+            self._reply.whole(answer.status, passed(answer.headers), body)
         return code
 
     async def _lost(self, ask: Ask, to: Send, error: Exception) -> str | None:
         self.at = None
         ending = await self._retries.lost(ask, to, error, self._begun)
-        return None if ending is None else await self._fail_at(ask, to, ending)
+        return None if ending is None else self._fail_at(ask, to, ending)
 
-    async def _fail_at(self, ask: Ask, to: Send, error: ApiError) -> str:
+    def _fail_at(self, ask: Ask, to: Send, error: ApiError) -> str:
         """An error of the router's own about a host: it says which."""
         if not self._reply.head_sent:
             self._reply.own += self._home_headers(ask, to.replica, to.pin)
-        return await self._reply.fail(error)
+        return self._reply.fail(error)
 
     @property
     def _streams(self) -> bool:

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 from cluster.machine import CpuCore, Hardware
 from cluster.paths import Paths, write_private
 from cluster.proof import machine_token
-from router.app import Server, Settings, build, new_client
+from router.app import Settings, build, new_clients
 from serving.controller import Controller
 from serving.journal_file import JournalNews, Mark, entries_since
 from serving.model import ModelSpec
@@ -196,11 +196,11 @@ async def router_of(
     )
     listening = socket.create_server(("127.0.0.1", 0))
     patient = aiohttp.ClientTimeout(total=600)
-    async with new_client() as upstream, aiohttp.ClientSession(timeout=patient) as client:
-        parts = build(settings, upstream, CollectorRegistry())
-        server = Server(parts.front, parts.relay)
+    async with new_clients() as clients, aiohttp.ClientSession(timeout=patient) as client:
+        parts = build(settings, clients, CollectorRegistry())
+        server = parts.server
         polling = asyncio.create_task(parts.fleet.run())
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        serving = asyncio.create_task(server.serve([listening]))
         made.url, made.client = f"http://127.0.0.1:{listening.getsockname()[1]}", client
         made.parts = parts
         try:

@@ -21,7 +21,8 @@ from prometheus_client import CollectorRegistry
 from cluster import tls
 from cluster.proof import machine_token
 from cluster.slices import Need
-from router.app import Parts, Server, Settings, build, new_client
+from router.app import Parts, Settings, build, new_clients
+from router.client_server import Server
 from router.request import ENDPOINTS
 from serving.model import ModelSpec, WhenLost
 from serving.pin_index import Candidate, Lost, PinIndex
@@ -742,7 +743,7 @@ async def running_router(
     ca_file: Path | None = None,
     **more: Any,
 ) -> AsyncIterator[Router]:
-    """A router under uvicorn on a free port, polling; ended with the block."""
+    """A router on a free port, polling; ended with the block."""
     settings = Settings(
         host="127.0.0.1",
         port=0,
@@ -756,11 +757,11 @@ async def running_router(
     )
     listening = socket.create_server(("127.0.0.1", 0))
     registry = CollectorRegistry()
-    async with new_client(ca_file) as upstream, aiohttp.ClientSession() as client:
-        parts = build(settings, upstream, registry)
-        server = Server(parts.front, parts.relay)
+    async with new_clients(ca_file) as clients, aiohttp.ClientSession() as client:
+        parts = build(settings, clients, registry)
+        server = parts.server
         polling = asyncio.create_task(parts.fleet.run())
-        serving = asyncio.create_task(server.serve(sockets=[listening]))
+        serving = asyncio.create_task(server.serve([listening]))
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         try:
             yield Router(url, parts, server, client, registry)

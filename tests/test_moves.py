@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from router.app import new_client
+from router.app import new_clients
 from serving.drain_plan import NAMED
 from serving.machine_book import MachineBook
 from serving.model import ModelSpec, ParkingSpec
@@ -242,8 +242,8 @@ async def test_a_mover_that_dies_at_any_step_leaves_a_session_that_answers(
     async def dead(*_: Any) -> None:
         raise Dead
 
-    async with new_client() as client:
-        mover = Mover(client, world.machines.bearer)
+    async with new_clients() as clients:
+        mover = Mover(clients.peers, world.machines.bearer)
         monkeypatch.setattr(mover, dies_at, dead)
         (pin,) = [pin for pin in world.host(old).get("/pins").body["pins"] if pin["public"] == talk.public]
         made = Pin(pin["session"], pin["model"], f"{new}/0", 2, time.time())
@@ -279,10 +279,10 @@ async def test_a_new_home_that_cannot_write_it_down_leaves_the_session_where_it_
     (pin,) = world.host(old).get("/pins").body["pins"]
     made = Pin(pin["session"], pin["model"], f"{new}/0", 2, time.time())
     world.host(new).kill()
-    async with new_client() as client:
+    async with new_clients() as clients:
         base = f"http://127.0.0.1:{world.host(old).port}"
         with pytest.raises(NotMoved, match="could not write it down"):
-            await Mover(client, world.machines.bearer).move(base, "http://127.0.0.1:1", made, pin)
+            await Mover(clients.peers, world.machines.bearer).move(base, "http://127.0.0.1:1", made, pin)
     await talk.say()
     assert (talk.machine, talk.told["context"]) == (old, "resident")
 
@@ -295,10 +295,10 @@ async def test_a_session_that_was_ended_meanwhile_is_not_brought_back(make_world
     (pin,) = world.host(old).get("/pins").body["pins"]
     made = Pin(pin["session"], pin["model"], f"{new}/0", 2, time.time())
     assert (await world.ask("DELETE", f"/api/sessions/{talk.public}"))[0] == 200
-    async with new_client() as client:
+    async with new_clients() as clients:
         source, target = (f"http://127.0.0.1:{world.host(name).port}" for name in (old, new))
         with pytest.raises(NotMoved, match="it was ended"):
-            await Mover(client, world.machines.bearer).move(source, target, made, pin)
+            await Mover(clients.peers, world.machines.bearer).move(source, target, made, pin)
     assert [world.host(name).state()["pins"] for name in (old, new)] == [0, 0]
 
 
@@ -312,8 +312,8 @@ async def test_a_session_that_is_ended_while_it_moves_is_not_brought_back(
     old, new = talk.machine, other(world, talk.machine)
     (pin,) = world.host(old).get("/pins").body["pins"]
     made = Pin(pin["session"], pin["model"], f"{new}/0", 2, time.time())
-    async with new_client() as client:
-        mover = Mover(client, world.machines.bearer)
+    async with new_clients() as clients:
+        mover = Mover(clients.peers, world.machines.bearer)
         goes_on = getattr(mover, ends_before)
 
         async def ended_first(*args: Any) -> Any:
@@ -338,9 +338,9 @@ async def test_a_host_that_dies_while_it_gives_costs_the_context_and_no_more(mak
     (pin,) = world.host(old).get("/pins").body["pins"]
     made = Pin(pin["session"], pin["model"], f"{new}/0", 2, time.time())
     world.host(old).kill()
-    async with new_client() as client:
+    async with new_clients() as clients:
         source, target = (f"http://127.0.0.1:{world.host(name).port}" for name in (old, new))
-        context = await Mover(client, world.machines.bearer).move(source, target, made, pin)
+        context = await Mover(clients.peers, world.machines.bearer).move(source, target, made, pin)
     assert isinstance(context, Anew)
     await talk.say()
     assert (talk.machine, talk.told["cause"]) == (new, "moved")
@@ -376,8 +376,8 @@ async def test_a_long_session_says_after_a_move_what_it_would_have_said(
     print(f"  {answer['evaluated_tokens']} tokens evaluated in {time.monotonic() - began:.1f} s")
     (pin,) = den.get("/pins").body["pins"]
     made = Pin(pin["session"], pin["model"], "attic/0", 2, time.time())
-    async with new_client() as client:
-        mover = Mover(client, machines.bearer)
+    async with new_clients() as clients:
+        mover = Mover(clients.peers, machines.bearer)
         source, target = (f"http://127.0.0.1:{host.port}" for host in (den, attic))
         moved = await mover.carry(source, target, pin["session"])
         await mover.arrive(target, made, {**pin, **made.to_json()})

@@ -535,7 +535,7 @@ async def test_a_turn_that_kills_its_host_is_not_tried_for_ever(tmp_path: Path) 
 
 
 async def test_a_read_timeout_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn, "STREAM", aiohttp.ClientTimeout(total=None, sock_read=0.2))
+    monkeypatch.setattr(turn, "BETWEEN_BYTES_S", 0.2)
     host = HangsHost("den/0")
     async with routed(tmp_path, host) as router:
         answer = await router.chat(session="tea", stream=True)
@@ -544,9 +544,21 @@ async def test_a_read_timeout_is_final(tmp_path: Path, monkeypatch: pytest.Monke
         assert len(host.bodies) == 1, "the host may be at work on it still"
 
 
-def test_a_whole_answer_takes_as_long_as_it_takes() -> None:
-    assert turn.WHOLE.total is None
-    assert turn.WHOLE.sock_read is None
+async def test_a_whole_answer_takes_as_long_as_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "BETWEEN_BYTES_S", 0.1)
+    monkeypatch.setattr(turn, "FIRST_TOKEN_S", 0.1)
+    host = AnswersHost("den/0")
+    whole = host.whole
+
+    async def takes_long(request: Any, told: dict[str, str]) -> Any:
+        await asyncio.sleep(0.5)
+        return await whole(request, told)
+
+    host.whole = takes_long  # type: ignore[method-assign]
+    async with routed(tmp_path, host) as router:
+        assert (await router.chat(session="tea")).status == 200
 
 
 async def test_comments_are_no_first_word(tmp_path: Path) -> None:

@@ -29,7 +29,8 @@ from serving.model import ModelSpec
 from serving.settings import Settings, settings_of
 from tests.schedules.clock import Inline, Process, SimLoop
 from tests.schedules.hosts import HEAD, TOKEN, Host, SimMembers
-from tests.schedules.network import Message, Network, SimClient
+from tests.schedules.network import App, Message, Network, SimClient
+from tests.schedules.turns import SimHosts, with_exchange
 
 CONTROL = f"http://{HEAD}:8090"
 LOAD_S = 0.4
@@ -89,11 +90,12 @@ class Router:
             models=(self.model,),
         )
         client: Any = SimClient(self.net)
-        parts = router.app.build(settings, client, CollectorRegistry(), self.loop.time, time.time)
+        clients = router.app.Clients(client, cast(Any, SimHosts(client)))
+        parts = router.app.build(settings, clients, CollectorRegistry(), self.loop.time, time.time)
         self.relay = parts.relay
         self.sessions = cast(Sessions, parts.front._pages)
         self.loop.create_task(parts.fleet.run())
-        self.net.listen(self.address, process, parts.front)
+        self.net.listen(self.address, process, with_exchange(cast(App, parts.front), self.loop.create_task))
 
     def stop(self) -> None:
         """As SIGTERM: open turns are told."""

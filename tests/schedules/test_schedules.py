@@ -127,8 +127,8 @@ def no_last_word() -> Any:
     """A router that says nothing more once its head is out."""
     fail = Reply.fail
 
-    async def failed(reply: Reply, error: Any) -> str:
-        return str(error.code) if reply.head_sent else await fail(reply, error)
+    def failed(reply: Reply, error: Any) -> str:
+        return str(error.code) if reply.head_sent else fail(reply, error)
 
     return mock.patch.object(Reply, "fail", failed)
 

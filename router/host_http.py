@@ -1,0 +1,507 @@
+"""Connections to hosts: HTTP/1.1 as hosts speak it, one request at a time on each, kept for the next one.
+
+A body's bytes are handed on as they come, in whole chunks of the transfer where they came so. Knows no turns, and asks
+nothing twice but what a kept connection lost before a byte of the answer came.
+"""
+
+import asyncio
+import errno
+import re
+import socket
+import ssl
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from cluster.sockets import recover_soon
+from router.errors import RawHeaders
+
+CONNECT_S = 2.0
+KEEP_S = 4.0
+"""How long a connection is kept for the next request: less than hosts keep it."""
+KEPT_MAX = 64
+"""How many are, for each host."""
+OPEN_MAX = 4096
+"""How many there may be to one host at once."""
+READ_BYTES = 64 << 10
+HEAD_BYTES_MAX = 64 << 10
+EARLY_BYTES_MAX = 64 << 10
+WHOLE_BYTES_MAX = 256 << 20
+
+_HEAD_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9])(?: [^\r\n]*)?")
+_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})(?:[ \t]*;[^\r\n]*)?\r\n")
+
+
+class NotConnected(OSError):
+    """There is no connection to the host. `refused`: nobody listens there."""
+
+    def __init__(self, reason: str, refused: bool = False) -> None:
+        super().__init__(reason)
+        self.refused = refused
+
+
+class Broken(ConnectionError):
+    """The connection was lost in the middle, or what came over it is not HTTP."""
+
+
+class Silent(TimeoutError):
+    """Nothing came for too long."""
+
+
+class Place(NamedTuple):
+    """Where a host listens."""
+
+    address: str
+    port: int
+    tls: bool
+
+
+def place_of(url: str) -> Place:
+    """Of a base URL, as `cluster.tls.url` makes it."""
+    parts = urlsplit(url)
+    return Place(parts.hostname or "", parts.port or 0, parts.scheme == "https")
+
+
+Sink = Callable[[bytes], None]
+
+
+class AnswerHead(NamedTuple):
+    """What stands before a body."""
+
+    status: int
+    headers: RawHeaders
+    """With lower-case names."""
+    length: int | None
+    """Of the body in bytes; None: it is chunked."""
+    keeps: bool
+    """Whether the connection goes on after it."""
+
+
+def read_head(data: bytes) -> AnswerHead:
+    """Of an answer, without the empty line. Raises Broken for what is not HTTP/1.1 or says two things of its length."""
+    first, *lines = data.split(b"\r\n")
+    if (line := _HEAD_LINE.fullmatch(first)) is None:
+        raise Broken("its answer is not HTTP/1.1")
+    status, headers, keeps = int(line[1]), [], True
+    lengths: set[bytes] = set()
+    encodings: list[bytes] = []
+    for each in lines:
+        if (header := _HEADER.fullmatch(each)) is None:
+            raise Broken("a header that is none")
+        name, value = header[1].lower(), header[2]
+        headers.append((name, value))
+        if name == b"content-length":
+            lengths.add(value)
+        elif name == b"transfer-encoding":
+            encodings.append(value.lower())
+        elif name == b"connection" and value.lower() == b"close":
+            keeps = False
+    if status < 200 or status in (204, 304):
+        lengths, encodings = {b"0"}, []
+    if encodings == [b"chunked"] and not lengths:
+        return AnswerHead(status, headers, None, keeps)
+    if encodings or len(lengths) != 1 or not (length := lengths.pop()).isdigit():
+        raise Broken("no length, or several")
+    return AnswerHead(status, headers, int(length), keeps)
+
+
+class Answer(asyncio.BufferedProtocol):
+    """A connection, and the answer that is coming over it. To be closed by whoever got it."""
+
+    def __init__(self, pool: "Hosts", place: Place) -> None:
+        self.status = 0
+        self.headers: RawHeaders = []
+        """With lower-case names."""
+        self.place = place
+        self.is_open = False
+        self.kept_until = 0.0
+        self._pool = pool
+        self._loop = pool.loop
+        self._transport: Any = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._silent_s: float | None = None
+        self._buffer = pool.buffer
+        self._begin()
+
+    def _begin(self) -> None:
+        self._got = b""
+        self._heard = False
+        self._head: asyncio.Future[None] | None = None
+        self._done: asyncio.Future[None] | None = None
+        self._sink: Sink | None = None
+        self._early: list[bytes] = []
+        self._early_bytes = 0
+        self._chunked = False
+        self._left = 0
+        self._chunk_end = False
+        self._ended = False
+        self._keeps = True
+        self._error: Exception | None = None
+        self._last = 0.0
+        self._paused = False
+
+    # asking
+
+    async def ask(self, request: Sequence[bytes], silent_s: float | None) -> None:
+        """Send it and wait for the head of the answer. Raises Broken and Silent.
+
+        `silent_s`: how long nothing may come, in the answer too.
+        """
+        self._begin()
+        self._head = self._loop.create_future()
+        self._silent_s = silent_s
+        self._last = self._loop.time()
+        if silent_s is not None:
+            self._timer = self._loop.call_later(silent_s, self._check)
+        try:
+            self._transport.writelines(request) if len(request) > 1 else self._transport.write(request[0])
+            await self._head
+        finally:
+            self._head = None
+
+    @property
+    def was_stale(self) -> bool:
+        """Whether it broke before a byte of the answer came."""
+        return not self._heard
+
+    def get(self, name: bytes) -> bytes | None:
+        return next((value for each, value in self.headers if each == name), None)
+
+    async def read(self) -> bytes:
+        """The whole body. Raises Broken and Silent."""
+        parts: list[bytes] = []
+        size = 0
+
+        def take(data: bytes) -> None:
+            nonlocal size
+            size += len(data)
+            if size > WHOLE_BYTES_MAX:
+                self.give_up(Broken("an answer without an end"))
+            parts.append(data)
+
+        await self.pass_on(take)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def pass_on(self, sink: Sink) -> None:
+        """Call `sink` with what comes of the body, until it ends. Raises Broken and Silent."""
+        self._sink = sink
+        if self._early:
+            early, self._early = b"".join(self._early), []
+            self.pause(False)
+            sink(early)
+        if not self._ended and self._error is None:
+            self._done = self._loop.create_future()
+            try:
+                await self._done
+            finally:
+                self._done = None
+        if self._error is not None:
+            raise self._error
+
+    def pause(self, paused: bool) -> None:
+        """Read nothing more from the host, or go on."""
+        if paused != self._paused and self.is_open and not self._transport.is_closing():
+            self._paused = paused
+            self._last = self._loop.time()
+            (self._transport.pause_reading if paused else self._transport.resume_reading)()
+
+    def give_up(self, error: Exception) -> None:
+        """End it as if this had happened."""
+        self._fail(error)
+
+    def close(self) -> None:
+        """Keep the connection where the answer has come to its end, else end it: the host sees that nobody listens."""
+        self._sink = None
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._ended and self._keeps and self._error is None and self.is_open:
+            self._pool.keep(self)
+        else:
+            self.abort()
+
+    def abort(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    # the socket
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self.is_open = True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.is_open = False
+        self._pool.lost(self)
+        if not self._ended:
+            self._fail(Broken(str(exc) if exc else "the host closed the connection"))
+
+    def eof_received(self) -> bool:
+        return False
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self._buffer[:nbytes])
+        self._last = self._loop.time()
+        if (
+            self._sink is not None
+            and not self._got
+            and not self._left
+            and self._chunked
+            and not self._chunk_end
+        ):
+            # One whole chunk, as an event comes.
+            size = _CHUNK.match(data)
+            if size is not None:
+                at = size.end()
+                length = int(size[1], 16)
+                if length and at + length + 2 == nbytes and data.endswith(b"\r\n"):
+                    self._sink(data[at:-2])
+                    return
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        if self._ended or self._error is not None:
+            self.abort()  # Nothing was asked.
+            return
+        try:
+            if self._head is not None and not self._head.done():
+                self._heard = True
+                self._read_head(data)
+            else:
+                self._read_body(data)
+        except Broken as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self._error is None and not self._ended:
+            self._error = error
+            self.abort()
+            if self._head is not None and not self._head.done():
+                self._head.set_exception(error)
+            if self._done is not None and not self._done.done():
+                self._done.set_result(None)
+
+    def _check(self) -> None:
+        if self._silent_s is None or self._ended or self._error is not None:
+            return
+        left = self._last + self._silent_s - self._loop.time()
+        if left <= 0 and not self._paused:
+            self._fail(Silent())
+        else:
+            self._timer = self._loop.call_later(max(left, 1.0), self._check)
+
+    # the head
+
+    def _read_head(self, data: bytes) -> None:
+        got = self._got + data
+        at = got.find(b"\r\n\r\n")
+        if at < 0:
+            if len(got) > HEAD_BYTES_MAX:
+                raise Broken("a head without an end")
+            self._got = got
+            return
+        self._got = b""
+        head, rest = read_head(got[:at]), got[at + 4 :]
+        if head.status < 200:
+            if rest:
+                self._read_head(rest)
+            return
+        self.status, self.headers = head.status, head.headers
+        self._chunked, self._left, self._keeps = head.length is None, head.length or 0, head.keeps
+        if self._head is not None:
+            self._head.set_result(None)
+        if head.length == 0:
+            self._end(rest)
+        elif rest:
+            self._read_body(rest)
+
+    # the body
+
+    def _read_body(self, data: bytes) -> None:
+        if self._chunked:
+            self._read_chunks(data)
+            return
+        take = data[: self._left]
+        self._left -= len(take)
+        self._hand(take)
+        if not self._left:
+            self._end(data[len(take) :])
+
+    def _read_chunks(self, data: bytes) -> None:
+        if self._got:
+            data, self._got = self._got + data, b""
+        parts: list[bytes] = []
+        at, end = 0, len(data)
+        while at < end:
+            if self._left:
+                part = data[at : at + self._left]
+                parts.append(part)
+                at += len(part)
+                self._left -= len(part)
+                self._chunk_end = not self._left
+            elif self._chunk_end:
+                if end - at < 2:
+                    break
+                if data[at : at + 2] != b"\r\n":
+                    raise Broken("a chunk longer than it says")
+                at += 2
+                self._chunk_end = False
+            elif (size := _CHUNK.match(data, at)) is None:
+                if end - at > 1024 or b"\n" in data[at:]:
+                    raise Broken("a chunk without a size")
+                break
+            elif self._left_of(int(size[1], 16)):
+                at = size.end()
+            else:
+                self._hand(b"".join(parts))
+                self._read_trailer(data[at:], size.end() - at)
+                return
+        self._got = data[at:]
+        self._hand(b"".join(parts))
+
+    def _left_of(self, size: int) -> int:
+        self._left = size
+        return size
+
+    def _read_trailer(self, data: bytes, at: int) -> None:
+        """From the last chunk on, which has no bytes; nobody sends trailers that we would read."""
+        if data[at : at + 2] == b"\r\n":
+            self._end(data[at + 2 :])
+        elif (end := data.find(b"\r\n\r\n", at)) >= 0:
+            self._end(data[end + 4 :])
+        elif len(data) > HEAD_BYTES_MAX:
+            raise Broken("a trailer without an end")
+        else:
+            self._got = data
+
+    def _hand(self, data: bytes) -> None:
+        if not data:
+            return
+        if self._sink is not None:
+            self._sink(data)
+            return
+        self._early.append(data)
+        self._early_bytes += len(data)
+        if self._early_bytes > EARLY_BYTES_MAX:
+            self.pause(True)
+
+    def _end(self, rest: bytes) -> None:
+        if rest:
+            self._keeps = False  # What was not asked for.
+        self._ended = True
+        if self._done is not None and not self._done.done():
+            self._done.set_result(None)
+
+
+class Hosts:
+    """The connections of one router, on the running loop. `trust`: by whom hosts are known that speak TLS."""
+
+    def __init__(self, trust: ssl.SSLContext | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.buffer = memoryview(bytearray(READ_BYTES))
+        """Into which each reads; what is read is handed on before the next one reads."""
+        self._trust = trust
+        self._kept: dict[Place, list[Answer]] = {}
+        self._open: Counter[Place] = Counter()
+        self._all: set[Answer] = set()
+
+    async def ask(self, place: Place, request: Sequence[bytes], silent_s: float | None = None) -> Answer:
+        """The head of the host's answer is there. Raises NotConnected, Broken and Silent."""
+        answer = self._take(place)
+        if answer is not None:
+            try:
+                await answer.ask(request, silent_s)
+            except Broken:
+                answer.close()
+                if not answer.was_stale:
+                    raise
+            except BaseException:
+                answer.close()
+                raise
+            else:
+                return answer
+        answer = await self._connect(place)
+        try:
+            await answer.ask(request, silent_s)
+        except BaseException:
+            answer.close()
+            raise
+        return answer
+
+    def keep(self, answer: Answer) -> None:
+        kept = self._kept.setdefault(answer.place, [])
+        if len(kept) >= KEPT_MAX:
+            answer.abort()
+            return
+        answer.kept_until = self.loop.time() + KEEP_S
+        kept.append(answer)
+
+    def _less(self, place: Place) -> None:
+        self._open[place] -= 1
+        if not self._open[place]:
+            del self._open[place]
+
+    def lost(self, answer: Answer) -> None:
+        self._all.discard(answer)
+        self._less(answer.place)
+        kept = self._kept.get(answer.place)
+        if kept is not None and answer in kept:
+            kept.remove(answer)
+            if not kept:
+                del self._kept[answer.place]
+
+    def sweep(self) -> None:
+        """End what was kept for too long. To be called now and then."""
+        now = self.loop.time()
+        for answers in list(self._kept.values()):
+            for answer in [each for each in answers if each.kept_until <= now]:
+                answers.remove(answer)
+                answer.abort()
+
+    def close(self) -> None:
+        for answer in list(self._all):
+            answer.abort()
+
+    def _take(self, place: Place) -> Answer | None:
+        kept = self._kept.get(place)
+        now = self.loop.time()
+        while kept:
+            answer = kept.pop()
+            if answer.is_open and answer.kept_until > now:
+                return answer
+            answer.abort()
+        return None
+
+    async def _connect(self, place: Place) -> Answer:
+        if self._open[place] >= OPEN_MAX:
+            raise NotConnected(f"{OPEN_MAX} connections to it are open")
+        self._open[place] += 1
+        made = None
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                family = socket.AF_INET6 if ":" in place.address else socket.AF_INET
+                made = recover_soon(socket.socket(family, socket.SOCK_STREAM))
+                made.setblocking(False)
+                await self.loop.sock_connect(made, (place.address, place.port))
+                _, answer = await self.loop.create_connection(
+                    lambda: Answer(self, place),
+                    sock=made,
+                    ssl=self._trust if place.tls else None,
+                    server_hostname=place.address if place.tls else None,
+                )
+        except BaseException as error:
+            self._less(place)
+            if made is not None:
+                made.close()
+            if isinstance(error, TimeoutError):
+                raise NotConnected("it does not answer") from None
+            if isinstance(error, OSError):  # ssl.SSLError is one
+                raise NotConnected(str(error), error.errno == errno.ECONNREFUSED) from error
+            raise
+        self._all.add(answer)
+        return answer
