@@ -19,7 +19,8 @@ from cluster import machine_tls, tls
 from cluster.certificates import issue, new_authority
 from cluster.paths import Paths
 from router.app import new_clients
-from router.host_http import Hosts, place_of
+from router.host_http import place_of
+from router.hosts import Hosts
 from router.request import host_request
 from tests.fakes import Behaviour
 from tests.host_process import TOKEN, HostProcess, model_spec, session

@@ -31,13 +31,13 @@ from cluster.clocks import AwakeClock, DayClock
 from cluster.sockets import connecting
 from router import admin
 from router.addressing import Addressing
-from router.client_http import EXCHANGE, Exchange
 from router.client_server import Server
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
+from router.exchange import EXCHANGE, Exchange
 from router.finding import Finder
 from router.fleet import Fleet
 from router.homes import Homes
-from router.host_http import Hosts
+from router.hosts import Hosts
 from router.identity import DEFAULT, IdentityOptions, naming_headers
 from router.key_file import KeyFile, key_ring
 from router.keys import Key, KeyRing, guard, secret_of, too_many

@@ -8,7 +8,8 @@ import logging
 import socket
 from collections.abc import Callable, Sequence
 
-from router.client_http import App, ClientConnection
+from router.client_http import ClientConnection
+from router.exchange import App
 
 BACKLOG = 2048
 SWEEP_S = 1.0

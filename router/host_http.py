@@ -1,30 +1,17 @@
-"""Connections to hosts: HTTP/1.1 as hosts speak it, one request at a time on each, kept for the next one.
+"""One connection to a host, and the answer that comes over it: HTTP/1.1 as hosts speak it.
 
-A body's bytes are handed on as they come, in whole chunks of the transfer where they came so. Knows no turns, and asks
-nothing twice but what a kept connection lost before a byte of the answer came.
+A body's bytes are handed on as they come, in whole chunks of the transfer where they came so. Knows no turns; which
+connections there are is router/hosts.py's matter.
 """
 
 import asyncio
-import errno
 import re
-import socket
-import ssl
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
-from cluster.sockets import recover_soon
 from router.errors import RawHeaders
 
-CONNECT_S = 2.0
-KEEP_S = 4.0
-"""How long a connection is kept for the next request: less than hosts keep it."""
-KEPT_MAX = 64
-"""How many are, for each host."""
-OPEN_MAX = 4096
-"""How many there may be to one host at once."""
-READ_BYTES = 64 << 10
 HEAD_BYTES_MAX = 64 << 10
 EARLY_BYTES_MAX = 64 << 10
 WHOLE_BYTES_MAX = 256 << 20
@@ -107,10 +94,24 @@ def read_head(data: bytes) -> AnswerHead:
     return AnswerHead(status, headers, int(length), keeps)
 
 
+class Pool(Protocol):
+    """Where a connection belongs to."""
+
+    loop: asyncio.AbstractEventLoop
+    buffer: memoryview
+    """Into which each reads; what is read is handed on before the next one reads."""
+
+    def keep(self, answer: "Answer") -> None:
+        """Its answer has come to its end: another request may be sent on it."""
+
+    def lost(self, answer: "Answer") -> None:
+        """It is closed."""
+
+
 class Answer(asyncio.BufferedProtocol):
     """A connection, and the answer that is coming over it. To be closed by whoever got it."""
 
-    def __init__(self, pool: "Hosts", place: Place) -> None:
+    def __init__(self, pool: Pool, place: Place) -> None:
         self.status = 0
         self.headers: RawHeaders = []
         """With lower-case names."""
@@ -396,112 +397,3 @@ class Answer(asyncio.BufferedProtocol):
         self._ended = True
         if self._done is not None and not self._done.done():
             self._done.set_result(None)
-
-
-class Hosts:
-    """The connections of one router, on the running loop. `trust`: by whom hosts are known that speak TLS."""
-
-    def __init__(self, trust: ssl.SSLContext | None = None) -> None:
-        self.loop = asyncio.get_running_loop()
-        self.buffer = memoryview(bytearray(READ_BYTES))
-        """Into which each reads; what is read is handed on before the next one reads."""
-        self._trust = trust
-        self._kept: dict[Place, list[Answer]] = {}
-        self._open: Counter[Place] = Counter()
-        self._all: set[Answer] = set()
-
-    async def ask(self, place: Place, request: Sequence[bytes], silent_s: float | None = None) -> Answer:
-        """The head of the host's answer is there. Raises NotConnected, Broken and Silent."""
-        answer = self._take(place)
-        if answer is not None:
-            try:
-                await answer.ask(request, silent_s)
-            except Broken:
-                answer.close()
-                if not answer.was_stale:
-                    raise
-            except BaseException:
-                answer.close()
-                raise
-            else:
-                return answer
-        answer = await self._connect(place)
-        try:
-            await answer.ask(request, silent_s)
-        except BaseException:
-            answer.close()
-            raise
-        return answer
-
-    def keep(self, answer: Answer) -> None:
-        kept = self._kept.setdefault(answer.place, [])
-        if len(kept) >= KEPT_MAX:
-            answer.abort()
-            return
-        answer.kept_until = self.loop.time() + KEEP_S
-        kept.append(answer)
-
-    def _less(self, place: Place) -> None:
-        self._open[place] -= 1
-        if not self._open[place]:
-            del self._open[place]
-
-    def lost(self, answer: Answer) -> None:
-        self._all.discard(answer)
-        self._less(answer.place)
-        kept = self._kept.get(answer.place)
-        if kept is not None and answer in kept:
-            kept.remove(answer)
-            if not kept:
-                del self._kept[answer.place]
-
-    def sweep(self) -> None:
-        """End what was kept for too long. To be called now and then."""
-        now = self.loop.time()
-        for answers in list(self._kept.values()):
-            for answer in [each for each in answers if each.kept_until <= now]:
-                answers.remove(answer)
-                answer.abort()
-
-    def close(self) -> None:
-        for answer in list(self._all):
-            answer.abort()
-
-    def _take(self, place: Place) -> Answer | None:
-        kept = self._kept.get(place)
-        now = self.loop.time()
-        while kept:
-            answer = kept.pop()
-            if answer.is_open and answer.kept_until > now:
-                return answer
-            answer.abort()
-        return None
-
-    async def _connect(self, place: Place) -> Answer:
-        if self._open[place] >= OPEN_MAX:
-            raise NotConnected(f"{OPEN_MAX} connections to it are open")
-        self._open[place] += 1
-        made = None
-        try:
-            async with asyncio.timeout(CONNECT_S):
-                family = socket.AF_INET6 if ":" in place.address else socket.AF_INET
-                made = recover_soon(socket.socket(family, socket.SOCK_STREAM))
-                made.setblocking(False)
-                await self.loop.sock_connect(made, (place.address, place.port))
-                _, answer = await self.loop.create_connection(
-                    lambda: Answer(self, place),
-                    sock=made,
-                    ssl=self._trust if place.tls else None,
-                    server_hostname=place.address if place.tls else None,
-                )
-        except BaseException as error:
-            self._less(place)
-            if made is not None:
-                made.close()
-            if isinstance(error, TimeoutError):
-                raise NotConnected("it does not answer") from None
-            if isinstance(error, OSError):  # ssl.SSLError is one
-                raise NotConnected(str(error), error.errno == errno.ECONNREFUSED) from error
-            raise
-        self._all.add(answer)
-        return answer

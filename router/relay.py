@@ -7,10 +7,10 @@ import logging
 from collections.abc import Callable, Mapping
 
 from router.addressing import Addressing
-from router.client_http import Exchange
+from router.exchange import Exchange
 from router.fleet import Fleet
 from router.homes import Homes
-from router.host_http import Hosts
+from router.hosts import Hosts
 from router.keys import Key
 from router.metrics import Metrics
 from router.reply import Reply

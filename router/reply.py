@@ -5,8 +5,8 @@ Knows no host and chooses nothing. Bytes pass as they are.
 
 from collections.abc import Iterable
 
-from router.client_http import Exchange
 from router.errors import ApiError, RawHeaders
+from router.exchange import Exchange
 from router.request import Head, discard_body
 
 DROPPED = frozenset(

@@ -12,10 +12,10 @@ from urllib.parse import unquote
 
 import msgspec
 
-from router.client_http import Exchange, Gone
 from router.clues import BodyFields
 from router.decision import Ask, Send
 from router.errors import ApiError, Rejected, bad_request, body_too_large, encoded_body
+from router.exchange import Exchange, Gone
 from router.identity import key_scope, naming_headers
 from serving.model import WhenLost
 

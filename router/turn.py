@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, assert_never
 
 from router.addressing import Addressed
-from router.client_http import Exchange, Gone
 from router.decision import Ask, Refuse, Send, Wait
 from router.errors import (
     ApiError,
@@ -23,6 +22,7 @@ from router.errors import (
     router_stopping,
     session_ended,
 )
+from router.exchange import Exchange, Gone
 from router.finding import CannotSay
 from router.host_http import Answer, NotConnected, Silent
 from router.keys import Key

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from router import client_http
-from router.client_http import EXCHANGE, Exchange, Gone
 from router.client_server import Server
+from router.exchange import EXCHANGE, Exchange, Gone
 
 Handle = Callable[[Exchange], Awaitable[None]]
 
@@ -147,6 +147,42 @@ async def test_who_is_answered_before_its_body_was_read_is_not_told_to_go_on() -
         )
         assert told.startswith(b"HTTP/1.1 413 ")
         assert b"connection: close" in told, "what is left of the body would be taken for a request"
+
+
+async def test_who_is_answered_early_comes_to_read_it_whatever_it_still_sends() -> None:
+    async def refuse(exchange: Exchange) -> None:
+        exchange.start(401, [(b"content-length", b"2")])
+        exchange.finish(b"no")
+
+    async with site(refuse) as (made, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\n" + b"x" * 100_000)
+        await asyncio.sleep(0.1)
+        for _ in range(39):
+            writer.write(b"x" * 100_000)
+            await writer.drain()
+        assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"\r\n\r\nno")
+        writer.close()
+        async with asyncio.timeout(5):
+            while made.server.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+
+
+async def test_who_never_ends_sending_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_http, "LINGER_S", 0.2)
+
+    async def refuse(exchange: Exchange) -> None:
+        exchange.start(401, [(b"content-length", b"0")])
+        exchange.finish()
+
+    async with site(refuse) as (made, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 4000000\r\n\r\nx")
+        await reader.read()
+        async with asyncio.timeout(5):
+            while made.server.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.01)
+        writer.close()
 
 
 async def stream(exchange: Exchange) -> None:

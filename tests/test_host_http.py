@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router import host_http
-from router.host_http import Answer, Broken, Hosts, NotConnected, Place, Silent, place_of, read_head
+from router import hosts as pool
+from router.host_http import Answer, Broken, NotConnected, Place, Silent, place_of, read_head
+from router.hosts import Hosts
 from tests.standins import DropsPackets
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -92,7 +93,7 @@ async def test_a_connection_is_kept_for_the_next_request() -> None:
 async def test_requests_at_the_same_time_have_connections_of_their_own_and_few_are_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(host_http, "KEPT_MAX", 2)
+    monkeypatch.setattr(pool, "KEPT_MAX", 2)
     host = Host(WHOLE)
     async with serving(host) as (hosts, place):
         assert await asyncio.gather(*(whole(hosts, place) for _ in range(5))) == [(200, b"hello")] * 5
@@ -103,7 +104,7 @@ async def test_requests_at_the_same_time_have_connections_of_their_own_and_few_a
 
 
 async def test_there_is_a_most_of_connections_to_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_http, "OPEN_MAX", 2)
+    monkeypatch.setattr(pool, "OPEN_MAX", 2)
     async with serving(Host(CHUNKED)) as (hosts, place):
         answers = [await hosts.ask(place, ASK) for _ in range(2)]
         with pytest.raises(NotConnected, match="2 connections"):
@@ -117,7 +118,7 @@ async def test_there_is_a_most_of_connections_to_one_host(monkeypatch: pytest.Mo
 
 
 async def test_what_was_kept_for_too_long_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(host_http, "KEEP_S", 0.05)
+    monkeypatch.setattr(pool, "KEEP_S", 0.05)
     host = Host(WHOLE)
     async with serving(host) as (hosts, place):
         await whole(hosts, place)
@@ -139,6 +140,39 @@ async def test_a_kept_connection_that_the_host_has_closed_is_replaced_once() -> 
         with pytest.raises(Broken):
             await whole(hosts, place)
         assert host.asked == 5, "once, not for ever"
+
+
+async def test_a_host_that_went_with_a_request_on_a_kept_connection_may_have_had_it() -> None:
+    """It is not told as one that was never reached: its session's pin may be written down there."""
+    host = Host(WHOLE, None)
+    server = await asyncio.start_server(host, "127.0.0.1", 0)
+    place = Place("127.0.0.1", server.sockets[0].getsockname()[1], False)
+    hosts = Hosts()
+    await whole(hosts, place)
+    server.close()  # It takes no new connection; the kept one goes on.
+    with pytest.raises(Broken):
+        await whole(hosts, place)
+    assert host.asked == 2
+    hosts.close()
+
+
+async def test_what_breaks_late_was_no_stale_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "STALE_S", 0.05)
+
+    async def thinks(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\nhi")
+        writer.write(WHOLE)
+        await reader.readuntil(b"\r\n\r\nhi")
+        asked.append(1)
+        await asyncio.sleep(0.2)
+        writer.transport.abort()
+
+    asked: list[int] = []
+    async with serving(thinks) as (hosts, place):
+        await whole(hosts, place)
+        with pytest.raises(Broken):
+            await whole(hosts, place)
+        assert asked == [1]
 
 
 async def test_a_first_connection_that_is_dropped_is_not_asked_again() -> None:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from router.client_http import Exchange
 from router.errors import host_lost
+from router.exchange import Exchange
 from router.reply import DONE, Reply
 
 

@@ -1,6 +1,6 @@
 """A turn's two ends without sockets: the request of a client, and the answer of a host, as the relay uses them.
 
-They stand for router/client_http.py and router/host_http.py over the network of network.py.
+They stand for router/exchange.py and router/hosts.py over the network of network.py.
 """
 
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -8,7 +8,7 @@ from typing import Any
 
 import aiohttp
 
-from router.client_http import EXCHANGE, Gone
+from router.exchange import EXCHANGE, Gone
 from router.host_http import Broken, NotConnected, Place, Silent, Sink
 from router.peers import connection_refused
 from tests.schedules.network import Answer, App, Message, SimClient
@@ -17,7 +17,7 @@ CONNECT_S = 2.0
 
 
 class SimExchange:
-    """router.client_http.Exchange for one call of an ASGI app."""
+    """router.exchange.Exchange for one call of an ASGI app."""
 
     def __init__(self, scope: Message, receive: Any, send: Any, spawn: Callable[[Any], Any]) -> None:
         self.method = scope["method"]
@@ -84,7 +84,7 @@ def _at_once(sending: Coroutine[Any, Any, None]) -> None:
 
 
 class SimHosts:
-    """router.host_http.Hosts."""
+    """router.hosts.Hosts."""
 
     def __init__(self, client: SimClient) -> None:
         self._client = client
