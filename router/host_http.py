@@ -121,6 +121,7 @@ class Answer(asyncio.BufferedProtocol):
         self._pool = pool
         self._loop = pool.loop
         self._transport: Any = None
+        self._given_up = False
         self._timer: asyncio.TimerHandle | None = None
         self._silent_s: float | None = None
         self._buffer = pool.buffer
@@ -224,6 +225,7 @@ class Answer(asyncio.BufferedProtocol):
             self.abort()
 
     def abort(self) -> None:
+        self._given_up = True
         if self._transport is not None:
             self._transport.abort()
 
@@ -232,6 +234,8 @@ class Answer(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport
         self.is_open = True
+        if self._given_up:  # while it was made
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.is_open = False

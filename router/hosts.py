@@ -82,6 +82,8 @@ class Hosts:
             del self._open[place]
 
     def lost(self, answer: Answer) -> None:
+        if answer not in self._all:
+            return  # It was given up while it was made.
         self._all.discard(answer)
         self._less(answer.place)
         kept = self._kept.get(answer.place)
@@ -115,28 +117,29 @@ class Hosts:
     async def _connect(self, place: Place) -> Answer:
         if self._open[place] >= OPEN_MAX:
             raise NotConnected(f"{OPEN_MAX} connections to it are open")
+        answer, made = Answer(self, place), None
         self._open[place] += 1
-        made = None
+        self._all.add(answer)
         try:
             async with asyncio.timeout(CONNECT_S):
                 family = socket.AF_INET6 if ":" in place.address else socket.AF_INET
                 made = recover_soon(socket.socket(family, socket.SOCK_STREAM))
                 made.setblocking(False)
                 await self.loop.sock_connect(made, (place.address, place.port))
-                _, answer = await self.loop.create_connection(
-                    lambda: Answer(self, place),
+                await self.loop.create_connection(
+                    lambda: answer,
                     sock=made,
                     ssl=self._trust if place.tls else None,
                     server_hostname=place.address if place.tls else None,
                 )
         except BaseException as error:
-            self._less(place)
-            if made is not None:
+            self.lost(answer)
+            answer.abort()
+            if made is not None and not answer.is_open:
                 made.close()
             if isinstance(error, TimeoutError):
                 raise NotConnected("it does not answer") from None
             if isinstance(error, OSError):  # ssl.SSLError is one
                 raise NotConnected(str(error), error.errno == errno.ECONNREFUSED) from error
             raise
-        self._all.add(answer)
         return answer
