@@ -15,7 +15,7 @@ CLIENTS, AT_ONCE = 1000, 100
 LONGEST_S = 0.4
 PATIENCE_S = 20.0
 FILES = Path("/proc/self/fd")
-MORE_FILES = 8
+MORE_FILES = 32
 """Connections that are kept beside those to hosts: of the test's own client, and for questions."""
 
 
