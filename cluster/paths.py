@@ -242,6 +242,15 @@ def write_private(path: Path, text: str) -> None:
         raise
 
 
+def stamp(path: Path) -> tuple[int, int] | None:
+    """Another one for another content of what `write_private` replaces; None where it cannot be looked at."""
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns
+
+
 def read_json(path: Path) -> Any:
     """The JSON in `path`; None where it is missing or broken (it was then never written whole by us)."""
     try:

@@ -33,7 +33,7 @@ from router import admin
 from router.addressing import Addressing
 from router.client_server import Server
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
-from router.exchange import EXCHANGE, Exchange
+from router.exchange import EXCHANGE, Exchange, Message, Receive, SendMessage
 from router.finding import Finder
 from router.fleet import Fleet
 from router.homes import Homes
@@ -47,15 +47,10 @@ from router.names import Names, may_come_from, may_name
 from router.pages import Told, make_pages
 from router.peers import Peers
 from router.relay import Relay
-from router.reply import answer
 from router.request import (
     ENDPOINTS,
     Address,
     Head,
-    Message,
-    Receive,
-    Scope,
-    SendMessage,
     read_address,
     read_head,
 )
@@ -119,7 +114,7 @@ class Front:
         self._naming = naming
         self._clock = clock
 
-    async def __call__(self, scope: Scope, receive: Receive, send: SendMessage) -> None:
+    async def __call__(self, scope: Message, receive: Receive, send: SendMessage) -> None:
         if scope["type"] != "http":
             return
         exchange: Exchange = scope[EXCHANGE]
@@ -140,7 +135,7 @@ class Front:
             headers = [(b"x-request-id", head.request_id), *error.headers()]
             if error.status == 405:
                 headers.append((b"allow", b"POST"))
-            answer(exchange, error.status, headers, error.body())
+            exchange.whole(error.status, headers, error.body())
             return
 
         async def send_named(message: Message) -> None:
@@ -154,7 +149,7 @@ class Front:
         wait_s = None if key is None else self._ring.allow(key, self._clock())
         return None if key is None or wait_s is None else too_many(key, wait_s)
 
-    def _foreign(self, scope: Scope, head: Head) -> ApiError | None:
+    def _foreign(self, scope: Message, head: Head) -> ApiError | None:
         """Why it may not come in: a name that is not this router's (DNS rebinding), or a page of another site."""
         if head.host is None:
             if scope.get("http_version") != "1.0":
@@ -166,7 +161,7 @@ class Front:
         return None
 
 
-def _inner(scope: Scope, address: Address, key: Key | None) -> Scope:
+def _inner(scope: Message, address: Address, key: Key | None) -> Message:
     """What the pages see: the path without what stands before it, which they are told beside it."""
     if address.path == scope["path"]:
         return {**scope, "homeport": Told(key, None)}

@@ -21,8 +21,9 @@ UNSENT_BYTES = 64 << 10
 IDLE_S = 75.0
 """How long a connection is kept on which nothing is asked, or what is asked does not become whole."""
 PIPELINED_MAX = 16
-LINGER_S = 5.0
-"""How long what a client still sends is read away, so that it comes to read why it was answered early."""
+LINGER_S, LINGER_BYTES = 5.0, 64 << 20
+"""How long, and how much, of what a client still sends is read away, so that it comes to read why it was answered
+early."""
 
 
 class ClientConnection(asyncio.Protocol):
@@ -50,6 +51,8 @@ class ClientConnection(asyncio.Protocol):
         self._paused = False
         self._last = False
         """No further request is taken."""
+        self._unwanted = 0
+        """Bytes that came all the same."""
         self._target = b""
         self._headers: RawHeaders = []
         self._head_bytes: int | None = 0
@@ -80,6 +83,9 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._last:
+            self._unwanted += len(data)
+            if self._unwanted > LINGER_BYTES:
+                self._transport.abort()
             return
         self._heard = self._loop.time()
         try:

@@ -20,9 +20,9 @@ UNREAD_BYTES = 64 << 10
 """So much of a body is taken in before anybody reads it."""
 
 Message = MutableMapping[str, Any]
-App = Callable[
-    [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]
-]
+Receive = Callable[[], Awaitable[Message]]
+SendMessage = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, SendMessage], Awaitable[None]]
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _STATUS = {
@@ -182,11 +182,12 @@ class Exchange:
         lines = [_STATUS.get(status) or b"HTTP/1.1 %d \r\n" % status]
         self._chunked = status not in _BODILESS
         for name, value in headers:
+            if name == b"connection":  # It is said below.
+                self.keep_alive = self.keep_alive and value.lower() != b"close"
+                continue
             lines += (name, b": ", value, b"\r\n")
             if name == b"content-length":
                 self._chunked = False
-            elif name == b"connection" and value.lower() == b"close":
-                self.keep_alive = False
         if self._chunked and self.version == "1.0":
             self._chunked = False
             self.keep_alive = False
@@ -203,28 +204,32 @@ class Exchange:
 
     def part(self, data: bytes) -> None:
         """Some of the body."""
-        if self.method == "HEAD" or not data:
-            data = b""
-        elif self._chunked:
+        if data and self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
-        if self._head:
-            data, self._head = self._head + data, b""
-        if data:
-            self._connection.write(data)
+        self._write(data)
+
+    def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        """All of the answer at once."""
+        self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        self.finish(body)
 
     def finish(self, data: bytes = b"") -> None:
         """The rest of the body, and the end of the answer."""
         self.ended = True
         self._wake()
+        if self._chunked:
+            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
+        self._write(data)
+        self._connection.answered(self)
+
+    def _write(self, data: bytes) -> None:
+        """Some of the body, behind the head if that is still here."""
         if self.method == "HEAD":
             data = b""
-        elif self._chunked:
-            data = b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data) if data else b"0\r\n\r\n"
         if self._head:
             data, self._head = self._head + data, b""
         if data:
             self._connection.write(data)
-        self._connection.answered(self)
 
     # as ASGI has it
 
@@ -283,7 +288,5 @@ class Exchange:
 
 def tell(exchange: Exchange, error: ApiError) -> None:
     """Answer with an error, and take nothing more on that connection."""
-    body = error.body()
     exchange.keep_alive = False
-    exchange.start(error.status, [*error.headers(), (b"content-length", b"%d" % len(body))])
-    exchange.finish(body)
+    exchange.whole(error.status, error.headers(), error.body())

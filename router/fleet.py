@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -44,7 +44,6 @@ class Known:
     machine: ListedMachine
     listed: ListedReplica
     base: str
-    place: Place
     known_at: float = 0.0
     is_listed: bool = True
     state: HostState | None = None
@@ -52,8 +51,13 @@ class Known:
     refused: bool = False
     untrusted: str | None = None
     """Why it is not known to be the host that it should be."""
+    place: Place = field(init=False)
+    """Its base, for turns."""
     _made: Replica | None = None
     _made_of: tuple[object, ...] = ()
+
+    def __post_init__(self) -> None:
+        self.place = place_of(self.base)
 
     def replica(self) -> Replica:
         """As a snapshot has it: the one of before where nothing of it has changed, since there may be hundreds."""
@@ -304,7 +308,7 @@ class Fleet:
                 if before is None:
                     new.append(replica.name)
                 if before is None or before.base != base:
-                    self.known[replica.name] = Known(machine, replica, base, place_of(base), self._clock())
+                    self.known[replica.name] = Known(machine, replica, base, self._clock())
                 else:
                     before.machine, before.listed, before.is_listed = machine, replica, True
         self._changed()

@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 
+from router.answer_head import Broken, read_head
 from router.errors import RawHeaders
 
 HEAD_BYTES_MAX = 64 << 10
 EARLY_BYTES_MAX = 64 << 10
 WHOLE_BYTES_MAX = 256 << 20
 
-_HEAD_LINE = re.compile(rb"HTTP/1\.1 ([1-5][0-9][0-9])(?: [^\r\n]*)?")
-_HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*")
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})(?:[ \t]*;[^\r\n]*)?\r\n")
 
 
@@ -27,10 +26,6 @@ class NotConnected(OSError):
     def __init__(self, reason: str, refused: bool = False) -> None:
         super().__init__(reason)
         self.refused = refused
-
-
-class Broken(ConnectionError):
-    """The connection was lost in the middle, or what came over it is not HTTP."""
 
 
 class Silent(TimeoutError):
@@ -52,46 +47,6 @@ def place_of(url: str) -> Place:
 
 
 Sink = Callable[[bytes], None]
-
-
-class AnswerHead(NamedTuple):
-    """What stands before a body."""
-
-    status: int
-    headers: RawHeaders
-    """With lower-case names."""
-    length: int | None
-    """Of the body in bytes; None: it is chunked."""
-    keeps: bool
-    """Whether the connection goes on after it."""
-
-
-def read_head(data: bytes) -> AnswerHead:
-    """Of an answer, without the empty line. Raises Broken for what is not HTTP/1.1 or says two things of its length."""
-    first, *lines = data.split(b"\r\n")
-    if (line := _HEAD_LINE.fullmatch(first)) is None:
-        raise Broken("its answer is not HTTP/1.1")
-    status, headers, keeps = int(line[1]), [], True
-    lengths: set[bytes] = set()
-    encodings: list[bytes] = []
-    for each in lines:
-        if (header := _HEADER.fullmatch(each)) is None:
-            raise Broken("a header that is none")
-        name, value = header[1].lower(), header[2]
-        headers.append((name, value))
-        if name == b"content-length":
-            lengths.add(value)
-        elif name == b"transfer-encoding":
-            encodings.append(value.lower())
-        elif name == b"connection" and value.lower() == b"close":
-            keeps = False
-    if status < 200 or status in (204, 304):
-        lengths, encodings = {b"0"}, []
-    if encodings == [b"chunked"] and not lengths:
-        return AnswerHead(status, headers, None, keeps)
-    if encodings or len(lengths) != 1 or not (length := lengths.pop()).isdigit():
-        raise Broken("no length, or several")
-    return AnswerHead(status, headers, int(length), keeps)
 
 
 class Pool(Protocol):
@@ -360,18 +315,15 @@ class Answer(asyncio.BufferedProtocol):
                 if end - at > 1024 or b"\n" in data[at:]:
                     raise Broken("a chunk without a size")
                 break
-            elif self._left_of(int(size[1], 16)):
-                at = size.end()
             else:
-                self._hand(b"".join(parts))
-                self._read_trailer(data[at:], size.end() - at)
-                return
+                self._left = int(size[1], 16)
+                if not self._left:
+                    self._hand(b"".join(parts))
+                    self._read_trailer(data[at:], size.end() - at)
+                    return
+                at = size.end()
         self._got = data[at:]
         self._hand(b"".join(parts))
-
-    def _left_of(self, size: int) -> int:
-        self._left = size
-        return size
 
     def _read_trailer(self, data: bytes, at: int) -> None:
         """From the last chunk on, which has no bytes; nobody sends trailers that we would read."""

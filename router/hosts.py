@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from cluster.sockets import recover_soon
-from router.host_http import Answer, Broken, NotConnected, Place
+from router.answer_head import Broken
+from router.host_http import Answer, NotConnected, Place
 
 CONNECT_S = 2.0
 KEEP_S = 4.0
@@ -40,27 +41,23 @@ class Hosts:
     async def ask(self, place: Place, request: Sequence[bytes], silent_s: float | None = None) -> Answer:
         """The head of the host's answer is there. Raises NotConnected, Broken and Silent."""
         stale: Broken | None = None
-        answer = self._take(place)
-        if answer is not None:
+        if (kept := self._take(place)) is not None:
             since = self.loop.time()
             try:
-                await answer.ask(request, silent_s)
+                return await self._ask(kept, request, silent_s)
             except Broken as error:
-                answer.close()
-                if not answer.was_stale or self.loop.time() > since + STALE_S:
+                if not kept.was_stale or self.loop.time() > since + STALE_S:
                     raise
                 stale = error
-            except BaseException:
-                answer.close()
-                raise
-            else:
-                return answer
         try:
             answer = await self._connect(place)
         except NotConnected:
             if stale is not None:
                 raise stale from None  # The host may have had the request before it went.
             raise
+        return await self._ask(answer, request, silent_s)
+
+    async def _ask(self, answer: Answer, request: Sequence[bytes], silent_s: float | None) -> Answer:
         try:
             await answer.ask(request, silent_s)
         except BaseException:
@@ -76,16 +73,13 @@ class Hosts:
         answer.kept_until = self.loop.time() + KEEP_S
         kept.append(answer)
 
-    def _less(self, place: Place) -> None:
-        self._open[place] -= 1
-        if not self._open[place]:
-            del self._open[place]
-
     def lost(self, answer: Answer) -> None:
         if answer not in self._all:
             return  # It was given up while it was made.
         self._all.discard(answer)
-        self._less(answer.place)
+        self._open[answer.place] -= 1
+        if not self._open[answer.place]:
+            del self._open[answer.place]
         kept = self._kept.get(answer.place)
         if kept is not None and answer in kept:
             kept.remove(answer)

@@ -8,6 +8,7 @@ import json
 import logging
 from pathlib import Path
 
+from cluster.paths import stamp
 from serving.model import ModelSpec
 
 LOOK_S = 1.0
@@ -31,8 +32,8 @@ class ModelFile:
 
     def look(self) -> None:
         """Look at it now. It is replaced whole, so that another content is another inode."""
-        stamp = self._look()
-        if stamp in (None, self._stamp):
+        now = stamp(self._path)
+        if now in (None, self._stamp):
             return
         try:
             told = json.loads(self._path.read_text())["models"]
@@ -40,15 +41,8 @@ class ModelFile:
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be used, what it said of models holds on: %s", self._path, error)
             return
-        self._stamp = stamp
+        self._stamp = now
         if specs != self._specs:
             log.info("models: %s", ", ".join(specs))
             self._specs.clear()
             self._specs.update(specs)
-
-    def _look(self) -> tuple[int, int] | None:
-        try:
-            stat = self._path.stat()
-        except OSError:
-            return None
-        return stat.st_ino, stat.st_mtime_ns

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 
 from router.errors import ApiError, RawHeaders
 from router.exchange import Exchange
-from router.request import Head, discard_body
 
 DROPPED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
@@ -47,7 +46,7 @@ class Reply:
     def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """The whole response at once."""
         self.ended = True
-        answer(self._exchange, status, [*self.own, *headers], body)
+        self._exchange.whole(status, [*self.own, *headers], body)
 
     def begin(self, headers: RawHeaders) -> None:
         """The head of a stream; nothing where one is out already."""
@@ -72,17 +71,6 @@ class Reply:
             self.whole(error.status, error.headers(), error.body())
         return error.code
 
-    async def fail_unread(self, error: ApiError, head: Head) -> str:
-        """Refuse a request before its body is read: answer, then read away what the client still sends."""
-        body = error.body()
-        headers = [*self.own, *error.headers(), (b"content-length", b"%d" % len(body))]
-        self._exchange.start(error.status, [*headers, (b"connection", b"close")])
-        self._exchange.part(body)
-        if not head.expects_continue:
-            await discard_body(self._exchange)
-        self.finish()
-        return error.code
-
 
 def passed(raw_headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     """A host's response headers, with lower-case names, as its client gets them."""
@@ -97,9 +85,3 @@ def home_headers(replica: str, pin: str) -> RawHeaders:
         (b"x-homeport-replica", replica.encode()),
         (b"x-homeport-pin", pin.encode()),
     ]
-
-
-def answer(exchange: Exchange, status: int, headers: RawHeaders, body: bytes) -> None:
-    """One whole response."""
-    exchange.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-    exchange.finish(body)

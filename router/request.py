@@ -3,9 +3,8 @@
 Checks no more than routing needs: the host checks the conversation itself.
 """
 
-import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, get_args
 from urllib.parse import unquote
@@ -15,18 +14,11 @@ import msgspec
 from router.clues import BodyFields
 from router.decision import Ask, Send
 from router.errors import ApiError, Rejected, bad_request, body_too_large, encoded_body
-from router.exchange import Exchange, Gone
+from router.exchange import Exchange, Message
 from router.identity import key_scope, naming_headers
 from serving.model import WhenLost
 
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-SendMessage = Callable[[Message], Awaitable[None]]
-Scope = MutableMapping[str, Any]
-
 MAX_BODY = 32 << 20
-DISCARD_LIMIT = 64 << 20
-DISCARD_S = 5.0
 LEAST_WEIGHT = 0.001
 """The least that a host takes."""
 POLICIES: tuple[WhenLost, ...] = get_args(WhenLost)
@@ -104,7 +96,6 @@ class Head:
     origin: bytes | None = None
     length: int | None = None
     encoding: bytes | None = None
-    expects_continue: bool = False
     named: tuple[tuple[bytes, bytes], ...] = ()
     """Headers that may name the session, and those of `PLACING`, in order."""
     forwarded: tuple[tuple[str, str], ...] = ()
@@ -114,7 +105,7 @@ class Head:
         return next((value for name, value in self.named if name == header), None)
 
 
-def read_address(scope: Scope) -> Address:
+def read_address(scope: Message) -> Address:
     """What the path says. A name may hold whatever percent-encoding can write, slashes too."""
     whole: str = scope["path"]
     if not whole.startswith(("/s/", "/m/")):
@@ -147,8 +138,6 @@ def read_head(
             head.origin = value
         elif name == b"x-request-id":
             head.request_id = value if _SANE_ID.fullmatch(value) else b""
-        elif name == b"expect":
-            head.expects_continue = value.lower() == b"100-continue"
         elif name == b"content-encoding" and value.lower() != b"identity":
             head.encoding = value
         elif name in naming or name in PLACING:
@@ -256,17 +245,6 @@ async def read_body(head: Head, exchange: Exchange) -> bytes:
             raise Rejected(body_too_large(MAX_BODY))
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
-
-
-async def discard_body(exchange: Exchange) -> None:
-    """Read away what a refused client still sends, within limits, so that it comes to read its answer."""
-    left = DISCARD_LIMIT
-    try:
-        async with asyncio.timeout(DISCARD_S):
-            while left > 0 and (part := await exchange.read()):
-                left -= len(part)
-    except (TimeoutError, Gone):
-        return
 
 
 def read_wanted(endpoint: Endpoint, body: bytes) -> Wanted:

@@ -104,8 +104,6 @@ class Turn:
         except Gone:
             return "client_gone"
         except Rejected as rejected:
-            if rejected.error.status in (413, 415):
-                return await self._reply.fail_unread(rejected.error, self.head)
             return self._reply.fail(rejected.error)
         self.exchange.on_gone = self._client_gone
         try:

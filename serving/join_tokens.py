@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from cluster import machine_tls
 from cluster.clocks import uptime
-from cluster.paths import Paths, read_json, write_private
+from cluster.paths import Paths, read_json, stamp, write_private
 from cluster.proof import key_of, machine_token
 from cluster.record import boot_id
 
@@ -116,12 +116,8 @@ class OpenTokens:
         self._kept: list[dict[str, Any]] = []
 
     def any(self, now: Now) -> bool:
-        stamp = None
-        with contextlib.suppress(OSError):
-            told = self._path.stat()
-            stamp = told.st_ino, told.st_mtime_ns
-        if stamp != self._seen:
-            self._seen, self._kept = stamp, _read(self._path)
+        if (now_seen := stamp(self._path)) != self._seen:
+            self._seen, self._kept = now_seen, _read(self._path)
         return is_any_open(self._kept, now)
 
 

@@ -4,7 +4,6 @@ import ast
 import fnmatch
 import json
 import shutil
-import socket
 import subprocess
 import time
 import urllib.error
@@ -23,6 +22,7 @@ from cluster.paths import Paths
 from cluster.ray_cluster import OBJECT_STORE_BYTES
 from cluster.stamp import LOCKS, NODEPS_LOCK, SETUP_SOURCES
 from router import cli
+from tests.standins import free_port
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "configs" / "compose"
@@ -128,12 +128,6 @@ def compose_command() -> list[str]:
 
 def ran(command: list[str], timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Containers:

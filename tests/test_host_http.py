@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router import hosts as pool
-from router.host_http import Answer, Broken, NotConnected, Place, Silent, place_of, read_head
+from router.answer_head import Broken, read_head
+from router.host_http import Answer, NotConnected, Place, Silent, place_of
 from router.hosts import Hosts
 from tests.standins import DropsPackets
 

@@ -8,8 +8,9 @@ from typing import Any
 
 import aiohttp
 
+from router.answer_head import Broken
 from router.exchange import EXCHANGE, Gone
-from router.host_http import Broken, NotConnected, Place, Silent, Sink
+from router.host_http import NotConnected, Place, Silent, Sink
 from router.peers import connection_refused
 from tests.schedules.network import Answer, App, Message, SimClient
 
@@ -55,12 +56,13 @@ class SimExchange:
     def part(self, data: bytes) -> None:
         _at_once(self._send({"type": "http.response.body", "body": data, "more_body": True}))
 
+    def whole(self, status: int, headers: Any, body: bytes) -> None:
+        self.start(status, headers)
+        self.finish(body)
+
     def finish(self, data: bytes = b"") -> None:
         self.ended = True
         _at_once(self._send({"type": "http.response.body", "body": data, "more_body": False}))
-
-    def cut(self) -> None:
-        raise AssertionError("no client is slow here")
 
 
 def with_exchange(app: App, spawn: Callable[[Any], Any]) -> App:
