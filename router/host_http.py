@@ -351,5 +351,6 @@ class Answer(asyncio.BufferedProtocol):
         if rest:
             self._keeps = False  # What was not asked for.
         self._ended = True
+        self._sink = None  # Nobody asked for what may follow.
         if self._done is not None and not self._done.done():
             self._done.set_result(None)

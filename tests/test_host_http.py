@@ -381,6 +381,18 @@ def test_however_chunks_are_cut_the_same_comes_out(parts: list[bytes], cuts: lis
     assert answer._keeps
 
 
+def test_what_comes_behind_the_end_is_handed_to_nobody() -> None:
+    """Also where it looks like one more event, before anybody has closed the answer."""
+    got: list[bytes] = []
+    answer = an_answer()
+    answer._sink = got.append
+    for data in (b"1\r\na\r\n", b"0\r\n\r\n", b"1\r\nb\r\n"):
+        answer.get_buffer(-1)[: len(data)] = data
+        answer.buffer_updated(len(data))
+    assert got == [b"a"]
+    assert answer._given_up
+
+
 def an_answer() -> Answer:
     pool: Any = type("Pool", (), {"loop": asyncio.new_event_loop(), "buffer": memoryview(bytearray(10))})()
     try:
