@@ -210,13 +210,14 @@ class _Session:
         line = b""
         try:
             async with asyncio.timeout(limit_s):
-                process.stdin.write(words)
-                await process.stdin.drain()
+                with contextlib.suppress(OSError):  # One that ended unread may have said why.
+                    process.stdin.write(words)
+                    await process.stdin.drain()
                 line = await process.stdout.readline()
                 return json.loads(line)
         except TimeoutError:
             self.away = f"timed out: no answer within {limit_s:.0f} s"
-        except (OSError, ValueError):
+        except ValueError:
             self.away = await self._last_words(line)
         return None
 

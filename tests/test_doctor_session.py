@@ -125,6 +125,12 @@ def test_a_machine_that_hangs_and_one_without_python_are_told_and_delay_nobody(
     assert topics["127.0.0.5"] == "python"
 
 
+def test_what_a_machine_says_is_heard_though_it_ends_without_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor_session, "_source", lambda _: "#" * 2**18)  # more than a pipe holds
+    (seen,) = looked(Target(AWAY, ("sh", "-c", "echo no python: Linux"))).machines
+    assert seen.away == "no python: Linux"
+
+
 def test_a_machine_whose_python3_is_old_is_looked_at_by_another(tmp_path: Path) -> None:
     (tmp_path / "python3").write_text("#!/bin/sh\nexit 1\n")
     (tmp_path / "python3").chmod(0o755)
