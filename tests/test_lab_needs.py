@@ -36,13 +36,13 @@ def test_where_it_works_nothing_is_missing(tmp_path: Path, monkeypatch: pytest.M
 def test_what_is_installed_is_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = tmp_path / "policy-rc.d"
     monkeypatch.setattr(packages, "POLICY", policy)
-    with packages._nothing_starts():
+    with packages.nothing_starts():
         assert subprocess.run([policy, "ssh", "start"], check=False).returncode == 101
     assert not policy.exists()
     policy.write_text("a person's")
-    with packages._nothing_starts():
+    with packages.nothing_starts():
         assert policy.read_text() == "a person's"
     assert policy.read_text() == "a person's"
     monkeypatch.setattr(packages, "POLICY", tmp_path / "nowhere" / "policy-rc.d")
-    with packages._nothing_starts():
+    with packages.nothing_starts():
         pass

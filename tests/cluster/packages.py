@@ -26,8 +26,8 @@ def main() -> int:
     packages = sorted({NEEDS[name] for name in lacks if name in NEEDS} | _also())
     if packages and not {"root", NAMESPACES} & set(lacks) and program("apt-get"):
         print(f"Installing {', '.join(packages)}: tests build machines as namespaces.", flush=True)
-        with _nothing_starts():
-            _install(packages)
+        with nothing_starts():
+            install(packages)
         lacks = missing()
     if lacks:
         needed = sorted({NEEDS[name] for name in lacks if name in NEEDS})
@@ -43,7 +43,7 @@ def _also() -> set[str]:
 
 
 @contextlib.contextmanager
-def _nothing_starts() -> Iterator[None]:
+def nothing_starts() -> Iterator[None]:
     """No sshd of the machine itself is started: the tests' machines have their own. A policy that is there stays."""
     try:
         descriptor = os.open(POLICY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
@@ -58,7 +58,7 @@ def _nothing_starts() -> Iterator[None]:
         POLICY.unlink(missing_ok=True)
 
 
-def _install(packages: list[str]) -> None:
+def install(packages: list[str]) -> None:
     env = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for command in (
         ["apt-get", "update", "-qq"],
