@@ -4,10 +4,11 @@
 no replica.
 """
 
-import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from router.clues import body_clues
 from router.decision import Ask
@@ -27,12 +28,22 @@ from router.identity import (
     scope_of,
 )
 from router.keys import Key
-from router.request import Address, Chat, Endpoint, Head, Wanted, Who, read_policy, read_zone, split_model
+from router.request import (
+    Address,
+    Chat,
+    Endpoint,
+    Head,
+    Wanted,
+    Who,
+    new_id,
+    read_policy,
+    read_zone,
+    split_model,
+)
 from serving.model import ModelSpec, WhenLost
 
 
-@dataclass(frozen=True, slots=True)
-class Addressed:
+class Addressed(NamedTuple):
     """What a request says of itself; who it is may still have to be found."""
 
     ask: Ask
@@ -51,7 +62,7 @@ class Addressing:
         models: Mapping[str, ModelSpec],
         digest_key: bytes,
         options: IdentityOptions,
-        new_id: Callable[[], str] = lambda: uuid.uuid4().hex,
+        new_id: Callable[[], str] = new_id,
     ) -> None:
         """`digest_key` makes public ids."""
         self.digest_key = digest_key
@@ -68,16 +79,12 @@ class Addressing:
         """Asks nobody. Raises Rejected (400)."""
         model, machine = split_model(wanted.model)
         zone = read_zone(head)
-        clues = Clues(
-            head.named if endpoint.sessions else (),
-            address.session if endpoint.sessions else None,
-            address.machine,
-            machine,
-            zone,
-        )
         if endpoint.sessions:
             messages = wanted.messages if isinstance(wanted, Chat) else None
-            clues = replace(clues, body=body_clues(wanted, messages))
+            body = body_clues(wanted, messages)
+            clues = Clues(head.named, address.session, address.machine, machine, zone, body)
+        else:
+            clues = Clues(path_machine=address.machine, model_machine=machine, zone=zone)
         try:
             identity = identify(clues, key.name, self._options)
         except BadName as error:
@@ -108,11 +115,13 @@ class Addressing:
                 raise Rejected(session_not_found())
             who = replace(addressed.who, public=identity.public)
             return Addressed(replace(ask, session=session), identity, who)
+        if identity.history is None and ask is addressed.ask:
+            return addressed
         if identity.history is None or ask.model not in self._fleet.snapshot().models:
-            return replace(addressed, ask=ask)
+            return addressed._replace(ask=ask)
         found = await self._finder.by_history((identity.history, *identity.continues), ask)
         if found is None or not owns(ask.key, found):
-            return self.part(replace(addressed, ask=ask))
+            return self.part(addressed._replace(ask=ask))
         self._homes.told(found.pin)
         session = found.pin.session
         return Addressed(replace(ask, session=session), identity, self._who(identity, session))
@@ -131,7 +140,8 @@ class Addressing:
 
     def went(self, addressed: Addressed, machine: str) -> None:
         """A host there has the turn."""
-        said, zone = addressed.identity.history, self._fleet.snapshot().zone_of(machine)
+        said = addressed.identity.history
+        zone = None if said is None else self._fleet.snapshot().zone_of(machine)
         if said is None or zone is None:
             return
         self._zones[said] = zone

@@ -1,6 +1,7 @@
 """The head of a host's answer: read, and refused where it could be understood in two ways. Pure."""
 
 import re
+from functools import lru_cache
 from typing import NamedTuple
 
 from router.errors import RawHeaders
@@ -34,10 +35,8 @@ def read_head(data: bytes) -> AnswerHead:
     lengths: set[bytes] = set()
     encodings: list[bytes] = []
     for each in lines:
-        if (header := _HEADER.fullmatch(each)) is None:
-            raise Broken("a header that is none")
-        name, value = header[1].lower(), header[2]
-        headers.append((name, value))
+        name, value = header = _read_header(each)
+        headers.append(header)
         if name == b"content-length":
             lengths.add(value)
         elif name == b"transfer-encoding":
@@ -51,3 +50,11 @@ def read_head(data: bytes) -> AnswerHead:
     if encodings or len(lengths) != 1 or not (length := lengths.pop()).isdigit():
         raise Broken("no length, or several")
     return AnswerHead(status, headers, int(length), keeps)
+
+
+@lru_cache(256)
+def _read_header(line: bytes) -> tuple[bytes, bytes]:
+    """Raises Broken. Most lines of most answers are those of the answer before."""
+    if (header := _HEADER.fullmatch(line)) is None:
+        raise Broken("a header that is none")
+    return header[1].lower(), header[2]

@@ -13,7 +13,6 @@ import signal
 import socket
 import sys
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,13 +46,7 @@ from router.names import Names, may_come_from, may_name
 from router.pages import Told, make_pages
 from router.peers import Peers
 from router.relay import Relay
-from router.request import (
-    ENDPOINTS,
-    Address,
-    Head,
-    read_address,
-    read_head,
-)
+from router.request import ENDPOINTS, Address, Head, new_id, read_address, read_head
 from router.sessions import Sessions
 from router.snapshot import Model
 from router.wakings import Wakings
@@ -118,9 +111,9 @@ class Front:
         if scope["type"] != "http":
             return
         exchange: Exchange = scope[EXCHANGE]
-        head = read_head(scope["headers"], lambda: uuid.uuid4().hex, self._naming)
+        head = read_head(scope["headers"], new_id, self._naming)
         address = read_address(scope)
-        key = self._ring.find(secret_of(scope["headers"]) if self._ring.required else None)
+        key = self._ring.find(secret_of(head.shown) if self._ring.required else None)
         error = self._foreign(scope, head) or guard(self._ring, key, scope["method"], address.path)
         endpoint = ENDPOINTS.get(address.path)
         if error is None and endpoint is not None:

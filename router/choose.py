@@ -7,6 +7,8 @@ import hashlib
 from collections.abc import Set
 from dataclasses import replace
 
+from msgspec import structs
+
 from router.decision import Ask, Decision, Home, Move, PinOutcome, Refuse, Routed, Send, Wait, machine_of
 from router.errors import ApiError
 from router.keys import refuse_machine, refuse_zone
@@ -102,7 +104,7 @@ def movable(ask: Ask, pin: Pin, fleet: Snapshot, now: float) -> list[Candidate]:
     zone = fleet.zone_of(machine_of(pin))
     if ask.machine is not None or zone is None:
         return []
-    free_of_family = replace(ask, parent=None, zone=zone)
+    free_of_family = structs.replace(ask, parent=None, zone=zone)
     if ask.zone not in (None, zone):
         return []
     return [each for each in ranked(free_of_family, fleet, now) if each.replica != pin.replica]
@@ -150,7 +152,7 @@ def _child(ask: Ask, parent: Pin, fleet: Snapshot, now: float) -> Routed:
     """A family shares one home, free or not: its turns take turns there."""
     found = _home(ask, Home(parent, fresh=False), fleet, now, frozenset())
     if isinstance(found, Send):
-        return replace(found, generation=1, pin="new")
+        return structs.replace(found, generation=1, pin="new")
     return found.otherwise if isinstance(found, Move) else found
 
 
@@ -351,7 +353,7 @@ def _nobody(ask: Ask, fleet: Snapshot, now: float) -> Wait | Refuse:
 
 def _unplaced(ask: Ask) -> Ask:
     """The same, wherever its key may go."""
-    return replace(ask, machine=None, zone=None)
+    return structs.replace(ask, machine=None, zone=None)
 
 
 def _refusal(replica: Replica, says: str, fleet: Snapshot) -> str:

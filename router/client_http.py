@@ -239,9 +239,7 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, exchange: Exchange) -> None:
         self._current = exchange
         exchange.paused = self._writable is not None
-        task = self._loop.create_task(self._answer(exchange))
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(self._loop.create_task(self._answer(exchange)))
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
@@ -251,6 +249,7 @@ class ClientConnection(asyncio.Protocol):
         finally:
             if not exchange.ended and not exchange.gone:
                 self._transport.abort()  # Half an answer must not look like a whole one.
+            self.tasks.discard(asyncio.current_task())
 
     def _refuse(self, error: ApiError) -> None:
         """Answer what cannot be read, once what was asked before it is answered, and take nothing more."""

@@ -67,7 +67,6 @@ class Exchange:
         "_head",
         "_read_all",
         "_told_all",
-        "_unread",
         "continue_due",
         "ended",
         "gone",
@@ -79,6 +78,7 @@ class Exchange:
         "paused",
         "slow",
         "target",
+        "unread",
         "version",
     )
 
@@ -113,7 +113,8 @@ class Exchange:
         self.on_pause: Callable[[bool], None] | None = None
         self._connection = connection
         self._body: list[bytes] = []
-        self._unread = 0
+        self.unread = 0
+        """Bytes of the body that are here."""
         self._read_all = False
         self._told_all = False
         self._arrived: asyncio.Future[None] | None = None
@@ -135,7 +136,7 @@ class Exchange:
             await self._news()
         data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
         self._body.clear()
-        self._unread = 0
+        self.unread = 0
         self._connection.may_read()
         return data
 
@@ -155,9 +156,9 @@ class Exchange:
     def fed(self, data: bytes) -> bool:
         """More of the body came. Whether that is enough for now."""
         self._body.append(data)
-        self._unread += len(data)
+        self.unread += len(data)
         self._wake()
-        return self._unread > UNREAD_BYTES
+        return self.unread > UNREAD_BYTES
 
     def fed_all(self) -> None:
         self._read_all = True
@@ -185,7 +186,7 @@ class Exchange:
             if name == b"connection":  # It is said below.
                 self.keep_alive = self.keep_alive and value.lower() != b"close"
                 continue
-            lines += (name, b": ", value, b"\r\n")
+            lines.append(b"%b: %b\r\n" % (name, value))
             if name == b"content-length":
                 self._chunked = False
         if self._chunked and self.version == "1.0":

@@ -6,8 +6,7 @@ Decides no routes (see `choose`). A host that does not answer delays nobody: eac
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -166,18 +165,16 @@ class Fleet:
         yielded = told.yielded is not None
         return Machine(told.name, told.state, told.zone, told.cordoned, free_at, told.wakes, yielded)
 
-    @contextmanager
-    def turn_at(self, replica: str) -> Iterator[None]:
-        """Counts one turn of this router there for as long as the block lasts."""
+    def turn_begins(self, replica: str) -> None:
+        """One turn of this router is there until `turn_ends`."""
         self._open[replica] = self._open.get(replica, 0) + 1
-        try:
-            yield
-        finally:
-            left = self._open[replica] - 1
-            if left:
-                self._open[replica] = left
-            else:
-                del self._open[replica]
+
+    def turn_ends(self, replica: str) -> None:
+        left = self._open[replica] - 1
+        if left:
+            self._open[replica] = left
+        else:
+            del self._open[replica]
 
     def now(self) -> float:
         """The clock by which replicas of a snapshot are up or out."""

@@ -6,10 +6,11 @@ What is remembered here is never the truth: the host that gets the turn decides,
 import asyncio
 import logging
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from functools import reduce
+
+from msgspec.structs import replace
 
 from router.choose import allowed, choose, model_barred, ranked
 from router.decision import Ask, Decision, Home, Move, Routed, Send, Wait, machine_of
@@ -215,17 +216,15 @@ class Homes:
         except Unreachable as error:
             log.info("the controller cannot be told that %s has a session no longer (%s)", replica, error)
 
-    @contextmanager
-    def turn_at(self, ask: Ask, replica: str) -> Iterator[None]:
-        """A turn of this session is at that host for as long as the block lasts."""
+    def turn_begins(self, ask: Ask, replica: str) -> None:
+        """A turn of this session is at that host until `turn_ends`."""
+        self._open[(ask.session or "", ask.model), replica] += 1
+
+    def turn_ends(self, ask: Ask, replica: str) -> None:
         spot = ((ask.session or "", ask.model), replica)
-        self._open[spot] += 1
-        try:
-            yield
-        finally:
-            self._open[spot] -= 1
-            if not self._open[spot]:
-                del self._open[spot]
+        self._open[spot] -= 1
+        if not self._open[spot]:
+            del self._open[spot]
 
     def is_fresh(self, ask: Ask, replica: str) -> bool:
         """Whether its home is claimed there and no host is known to have written it down."""
@@ -252,7 +251,8 @@ class Homes:
 
     def _settle(self, ask: Ask, unsure: bool) -> None:
         remembered = self._homes[(ask.session or "", ask.model)]
-        remembered.home = replace(remembered.home, fresh=False)
+        if remembered.home.fresh:
+            remembered.home = replace(remembered.home, fresh=False)
         remembered.unsure = unsure
 
     def release(self, ask: Ask, replica: str) -> None:

@@ -9,8 +9,11 @@ import hmac
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
+
+import msgspec
 
 from router.likeness import Message, history
 from serving.pins import is_public_id
@@ -41,6 +44,8 @@ NEVER_EMPTY = frozenset({OWN_HEADER, OWN_PARENT, b"x-session-id"})
 
 LONGEST_NAME = 512
 """Characters in a session's name."""
+DIGESTS_KEPT = 4096
+"""Digests of the sessions that came last: hashing costs more than all else that naming takes."""
 
 ANONYMOUS = "local"
 """The name of the one key that everybody has while there are no keys."""
@@ -73,22 +78,20 @@ class IdentityOptions:
     since for most clients they are a person."""
 
 
-@dataclass(frozen=True, slots=True)
-class BodyClues:
+class BodyClues(msgspec.Struct, frozen=True, gc=False):
     """The fields of a body that may name its session, of any type, and what is said in its messages."""
 
     prompt_cache_key: object = None
     conversation: object = None
     metadata: object = None
     session_id: object = None
-    others: Mapping[str, object] = field(default_factory=dict)
+    others: Mapping[str, object] = msgspec.field(default_factory=dict)
     """Fields that count only if the config names them."""
     messages: Callable[[], Sequence[Message]] = tuple
     """Called only if nothing names the session, since reading them takes time. Empty for what is no chat."""
 
 
-@dataclass(frozen=True, slots=True)
-class Clues:
+class Clues(msgspec.Struct, frozen=True, gc=False):
     """All that one request says of its session."""
 
     headers: Sequence[tuple[bytes, bytes]] = ()
@@ -101,8 +104,7 @@ class Clues:
     body: BodyClues = BodyClues()
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(msgspec.Struct, frozen=True, gc=False):
     """The session of a request, or what it takes to find it. Digests are 64 hex digits."""
 
     source: Source
@@ -124,6 +126,7 @@ class Identity:
 
 
 NOBODY = Identity("none")
+NO_PARENT = (None, None)
 DEFAULT = IdentityOptions()
 
 
@@ -146,20 +149,25 @@ def identify(clues: Clues, key_name: str = ANONYMOUS, options: IdentityOptions =
     machine = _machine(clues)
     scope = scope_of(machine, clues.zone)
     headers = _by_name(clues.headers)
-    who = Identity("none", machine=machine, zone=clues.zone)
-    parent = _parent(headers)
+    source: Source = "none"
+    session: str | None = None
+    public: str | None = None
+    whole: str | None = None
+    continues: tuple[str, ...] = ()
+    parent = _parent(headers) if headers else None
     if (named := next(_ladder(clues, headers, options), None)) is not None:
         session, public = _told(named.name, key_name, scope)
         agent = _header(headers, CLAUDE_AGENT) if named.claude and public is None else None
         if agent is not None:
             parent = parent or named.name
             session = digest(key_name, scope, f"{named.name}\n{agent}")
-        who = replace(who, source=named.source, session=session, public=public)
+        source = named.source
     elif said := history(clues.body.messages(), bytes.fromhex(digest(key_name, scope, "\nhistory"))):
-        who = replace(who, source="guess", history=said.whole, continues=said.continues)
-    if parent is not None and (told := _told(parent, key_name, scope)) != (who.session, who.public):
-        who = replace(who, parent=told[0], parent_public=told[1])
-    return who
+        source, whole, continues = "guess", said.whole, said.continues
+    began = NO_PARENT if parent is None else _told(parent, key_name, scope)
+    if began == (session, public):
+        began = NO_PARENT
+    return Identity(source, session, public, whole, continues, machine, clues.zone, *began)
 
 
 def naming_headers(options: IdentityOptions = DEFAULT) -> frozenset[bytes]:
@@ -177,14 +185,11 @@ def scope_of(machine: str | None, zone: str | None) -> str:
     return "" if machine is None and zone is None else json.dumps([machine, zone])
 
 
+@lru_cache(DIGESTS_KEPT)
 def digest(key_name: str, scope: str, name: str) -> str:
     """SHA-256 (hex) of the three parts, each behind its length: no two triples share the hashed bytes."""
-    hashed = hashlib.sha256()
-    for part in (key_name, scope, name):
-        data = part.encode()
-        hashed.update(len(data).to_bytes(8, "big"))
-        hashed.update(data)
-    return hashed.hexdigest()
+    parts = (part.encode() for part in (key_name, scope, name))
+    return hashlib.sha256(b"".join(len(part).to_bytes(8, "big") + part for part in parts)).hexdigest()
 
 
 def key_scope(key_name: str = ANONYMOUS) -> str:
@@ -192,6 +197,7 @@ def key_scope(key_name: str = ANONYMOUS) -> str:
     return digest(key_name, "", "")
 
 
+@lru_cache(DIGESTS_KEPT)
 def public_id(digest_key: bytes, session: str) -> str:
     """What a session is called towards people: `hp_` and 24 hex digits, the same while the key is."""
     return "hp_" + hmac.digest(digest_key, session.encode(), "sha256")[:12].hex()
@@ -219,8 +225,8 @@ def _ladder(
     """Every name in the request, best first; read no further than the first."""
     if clues.path_session is not None:
         yield _Named("path", _checked("path", "the path", clues.path_session))
-    for header in (*SESSION_HEADERS, *_more_headers(options)):
-        if name := _header(headers, header):
+    for header in (*SESSION_HEADERS, *_more_headers(options)) if headers else ():
+        if header in headers and (name := _header(headers, header)):
             yield _Named("header", name, claude=header == CLAUDE_SESSION)
     yield from _in_body(clues.body, options)
 

@@ -19,6 +19,7 @@ WINDOW_S = 60.0
 OPEN_TO_ALL = frozenset({"/health", "/ready"})
 FOR_METRICS = frozenset({"/metrics", "/sd"})
 MACHINES = "/api/machines/"
+SECRET_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,6 +78,8 @@ class Metrics:
             ["pin"],
             registry=registry,
         )
+        self._of: dict[tuple[Any, tuple[str, ...]], Any] = {}
+        """Series by their labels: finding one takes longer than counting."""
         registry.register(_Pins(pins))
         registry.register(_Foreign(foreign))
 
@@ -90,8 +92,14 @@ class Metrics:
         pin: str | None = None,
     ) -> None:
         """One request has ended. `model` and `replica` are names of the config and the fleet, or empty."""
-        self._requests.labels(model, replica, outcome).inc()
+        self._series(self._requests, model, replica, outcome).inc()
         if first_token_s is not None:
-            self._first_token.labels(model, replica).observe(first_token_s)
-        if pin in PIN_OUTCOMES:
-            self._pin_outcomes.labels(pin).inc()
+            self._series(self._first_token, model, replica).observe(first_token_s)
+        if pin is not None and pin in PIN_OUTCOMES:
+            self._series(self._pin_outcomes, pin).inc()
+
+    def _series(self, family: Any, *labels: str) -> Any:
+        found = self._of.get((family, labels))
+        if found is None:
+            found = self._of[family, labels] = family.labels(*labels)
+        return found

@@ -5,6 +5,7 @@ Looks no name up.
 
 import ipaddress
 from dataclasses import dataclass
+from functools import lru_cache
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -18,6 +19,7 @@ class Names:
     more: tuple[str, ...] = ()
 
 
+@lru_cache(256)
 def may_name(authority: bytes, names: Names) -> bool:
     """Whether a Host header (`name` or `name:port`) may name this router.
 

@@ -52,7 +52,7 @@ class Relay:
     async def __call__(
         self, endpoint: Endpoint, head: Head, address: Address, key: Key, exchange: Exchange
     ) -> None:
-        reply = Reply(exchange, [(b"x-request-id", head.request_id)])
+        reply = Reply(exchange, head.request_id)
         turn = Turn(
             self, endpoint, head, address, key, exchange, reply, Retries(self.fleet, self.homes, self.clock)
         )

@@ -24,12 +24,12 @@ EVENT_STREAM: RawHeaders = [
 
 
 class Reply:
-    """One response on its way. `own` are the router's headers; they go out with whichever head is sent."""
+    """One response on its way. `own` are the router's headers by name; they go out with whichever head is sent."""
 
     __slots__ = ("_exchange", "ended", "head_sent", "last", "own", "part")
 
-    def __init__(self, exchange: Exchange, own: RawHeaders) -> None:
-        self.own = own
+    def __init__(self, exchange: Exchange, request_id: bytes) -> None:
+        self.own = {b"x-request-id": request_id}
         self.head_sent = False
         self.ended = False
         """The last part was handed over: nothing may follow."""
@@ -39,20 +39,16 @@ class Reply:
         self.part = exchange.part
         """Some of a stream's body: whole events."""
 
-    def say(self, name: bytes, value: bytes) -> None:
-        """One of the router's headers, in the stead of what it said before."""
-        self.own = [*((each, said) for each, said in self.own if each != name), (name, value)]
-
     def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """The whole response at once."""
         self.ended = True
-        self._exchange.whole(status, [*self.own, *headers], body)
+        self._exchange.whole(status, [*self.own.items(), *headers], body)
 
     def begin(self, headers: RawHeaders) -> None:
         """The head of a stream; nothing where one is out already."""
         if not self.head_sent:
             self.head_sent = True
-            self._exchange.start(200, [*self.own, *headers])
+            self._exchange.start(200, [*self.own.items(), *headers])
 
     def finish(self, data: bytes = b"") -> None:
         """The end of a stream."""
@@ -77,11 +73,10 @@ def passed(raw_headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:
     return [each for each in raw_headers if each[0] not in DROPPED]
 
 
-def home_headers(replica: str, pin: str) -> RawHeaders:
+def home_headers(replica: str, pin: str) -> dict[bytes, bytes]:
     """What is known of the home that a turn waits for, or whose host failed it."""
-    machine = replica.rpartition("/")[0]
-    return [
-        (b"x-homeport-machine", machine.encode()),
-        (b"x-homeport-replica", replica.encode()),
-        (b"x-homeport-pin", pin.encode()),
-    ]
+    return {
+        b"x-homeport-machine": replica.rpartition("/")[0].encode(),
+        b"x-homeport-replica": replica.encode(),
+        b"x-homeport-pin": pin.encode(),
+    }

@@ -4,8 +4,9 @@ Checks no more than routing needs: the host checks the conversation itself.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
+from random import getrandbits
 from typing import Any, get_args
 from urllib.parse import unquote
 
@@ -16,6 +17,7 @@ from router.decision import Ask, Send
 from router.errors import ApiError, Rejected, bad_request, body_too_large, encoded_body
 from router.exchange import Exchange, Message
 from router.identity import key_scope, naming_headers
+from router.keys import SECRET_HEADERS
 from serving.model import WhenLost
 
 MAX_BODY = 32 << 20
@@ -24,9 +26,12 @@ LEAST_WEIGHT = 0.001
 POLICIES: tuple[WhenLost, ...] = get_args(WhenLost)
 NAMING = naming_headers()
 ZONE, WHEN_LOST = b"x-homeport-zone", b"x-homeport-when-lost"
-PLACING = frozenset({ZONE, WHEN_LOST})
 FORWARDED = frozenset({b"accept", b"traceparent", b"tracestate", b"user-agent"})
 """What a host gets of the client's headers: nothing that names a person, a key or a session."""
+READ = (FORWARDED | SECRET_HEADERS).union(
+    (b"content-encoding", b"content-length", b"host", b"origin", b"x-request-id", ZONE, WHEN_LOST)
+)
+"""Headers that `read_head` reads beside those that name a session."""
 
 _SANE_ID = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,126}[\x21-\x7e]|[\x21-\x7e]")
 _AT = re.compile(r" - at `\$\.?([^`]*)`")
@@ -45,8 +50,7 @@ class Chat(Wanted, frozen=True, gc=False, kw_only=True):
     messages: msgspec.Raw
 
 
-@dataclass(frozen=True, slots=True)
-class Address:
+class Address(msgspec.Struct, frozen=True, gc=False):
     """A path, and the session and machine that stand before it: `/s/{session}` and `/m/{machine}`, in any order."""
 
     path: str
@@ -77,8 +81,7 @@ ENDPOINTS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Who:
+class Who(msgspec.Struct, frozen=True, gc=False):
     """What a host is told of a session beside its pin."""
 
     public: str = ""
@@ -97,12 +100,13 @@ class Head:
     length: int | None = None
     encoding: bytes | None = None
     named: tuple[tuple[bytes, bytes], ...] = ()
-    """Headers that may name the session, and those of `PLACING`, in order."""
-    forwarded: tuple[tuple[str, str], ...] = ()
-
-    def value(self, header: bytes) -> bytes | None:
-        """Of the headers in `named`; the first, where it is there twice."""
-        return next((value for name, value in self.named if name == header), None)
+    """Headers that may name the session, in order."""
+    zone: bytes | None = None
+    when_lost: bytes | None = None
+    forwarded: bytes = b""
+    """Lines of headers that a host gets as they are."""
+    shown: tuple[tuple[bytes, bytes], ...] = ()
+    """Headers that may show a key."""
 
 
 def read_address(scope: Message) -> Address:
@@ -126,12 +130,18 @@ def read_head(
     `naming`: those that may name a session.
     """
     head = Head(b"")
-    named, forwarded = [], []
+    named, shown = [], []
     for name, value in headers:
-        if name in FORWARDED:
-            forwarded.append((name.decode(), value.decode("latin-1")))
+        if name in naming:
+            named.append((name, value))
+        elif name not in READ:
+            continue
+        elif name in FORWARDED:
+            head.forwarded += b"%b: %b\r\n" % (name, value)
         elif name == b"host":
             head.host = value
+        elif name in SECRET_HEADERS:
+            shown.append((name, value))
         elif name == b"content-length":
             head.length = int(value) if value.isdigit() else None
         elif name == b"origin":
@@ -140,48 +150,53 @@ def read_head(
             head.request_id = value if _SANE_ID.fullmatch(value) else b""
         elif name == b"content-encoding" and value.lower() != b"identity":
             head.encoding = value
-        elif name in naming or name in PLACING:
-            named.append((name, value))
+        elif name == ZONE:
+            head.zone = value if head.zone is None else head.zone
+        elif name == WHEN_LOST:
+            head.when_lost = value if head.when_lost is None else head.when_lost
     if not head.request_id:
         head.request_id = new_id().encode()
-    head.named, head.forwarded = tuple(named), tuple(forwarded)
+    head.named, head.shown = tuple(named), tuple(shown)
     return head
 
 
-def host_headers(ask: Ask, to: Send, who: Who, head: Head, bearer: str, left_s: float) -> dict[str, str]:
-    """What a host is told beside the body: what the router believes, and a little of the client.
+def new_id() -> str:
+    """128 random bits in hex. Tells requests apart, keeps nothing secret."""
+    return f"{getrandbits(128):032x}"
+
+
+def host_headers(ask: Ask, to: Send, who: Who, bearer: str, left_s: float) -> str:
+    """What a host is told beside the body, in lines: what the router believes.
 
     `left_s`: how long the turn may still wait in line.
     """
-    headers = dict(head.forwarded)
-    headers["authorization"] = bearer
-    headers["content-type"] = "application/json"
-    headers["x-request-id"] = ask.request_id
-    headers["x-homeport-replica"] = to.replica
-    headers["x-homeport-incarnation"] = str(to.incarnation)
-    headers["x-homeport-pin"] = to.pin
-    headers["x-homeport-scope"] = key_scope(ask.key.name)
-    headers["x-homeport-queue-left-ms"] = str(round(left_s * 1000))
-    if ask.key.places is not None:
-        headers["x-homeport-key-places"] = str(ask.key.places)
-    if ask.key.weight != 1.0:
-        headers["x-homeport-weight"] = f"{max(ask.key.weight, LEAST_WEIGHT):g}"
+    key = ask.key
+    lines = (
+        f"authorization: {bearer}\r\ncontent-type: application/json\r\nx-request-id: {ask.request_id}\r\n"
+        f"x-homeport-replica: {to.replica}\r\nx-homeport-incarnation: {to.incarnation}\r\n"
+        f"x-homeport-pin: {to.pin}\r\nx-homeport-scope: {key_scope(key.name)}\r\n"
+        f"x-homeport-queue-left-ms: {left_s * 1000:.0f}\r\n"
+    )
+    if key.places is not None:
+        lines += f"x-homeport-key-places: {key.places}\r\n"
+    if key.weight != 1.0:
+        lines += f"x-homeport-weight: {max(key.weight, LEAST_WEIGHT):g}\r\n"
     if ask.session is not None:
-        headers["x-homeport-session-key"] = ask.session
-        headers["x-homeport-generation"] = str(to.generation)
-        headers["x-homeport-public"] = who.public
+        lines += (
+            f"x-homeport-session-key: {ask.session}\r\nx-homeport-generation: {to.generation}\r\n"
+            f"x-homeport-public: {who.public}\r\n"
+        )
         if (machines := only_machines(ask)) is not None:
-            headers["x-homeport-machines"] = machines
+            lines += f"x-homeport-machines: {machines}\r\n"
         if ask.rank == "guessed":
-            headers["x-homeport-rank"] = ask.rank
-            headers["x-homeport-history"] = who.history
+            lines += f"x-homeport-rank: guessed\r\nx-homeport-history: {who.history}\r\n"
             if who.continues:
-                headers["x-homeport-continues"] = ",".join(who.continues)
+                lines += f"x-homeport-continues: {','.join(who.continues)}\r\n"
         if ask.family is not None:
-            headers["x-homeport-parent-key"] = ask.family
+            lines += f"x-homeport-parent-key: {ask.family}\r\n"
     if to.claim_free:
-        headers["x-homeport-claim"] = "free"
-    return headers
+        lines += "x-homeport-claim: free\r\n"
+    return lines
 
 
 def only_machines(ask: Ask) -> str | None:
@@ -193,7 +208,7 @@ def only_machines(ask: Ask) -> str | None:
 
 def read_policy(head: Head, default: WhenLost) -> WhenLost:
     """What becomes of the turn if its session's machine is lost. Raises Rejected (400)."""
-    if (told := head.value(WHEN_LOST)) is None:
+    if (told := head.when_lost) is None:
         return default
     for policy in POLICIES:
         if told == policy.encode():
@@ -204,7 +219,7 @@ def read_policy(head: Head, default: WhenLost) -> WhenLost:
 
 def read_zone(head: Head) -> str | None:
     """The zone that the request names. Raises Rejected (400)."""
-    if (told := head.value(ZONE)) is None:
+    if (told := head.zone) is None:
         return None
     if not re.fullmatch(rb"[A-Za-z0-9._-]{1,63}", told):
         name = ZONE.decode()
@@ -225,10 +240,10 @@ def with_model(body: bytes, model: str) -> bytes:
     return msgspec.json.encode(fields)
 
 
-def host_request(path: str, host: str, headers: Mapping[str, str], length: int) -> bytes:
-    """The head of a POST to a host."""
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
-    return f"POST {path} HTTP/1.1\r\nhost: {host}\r\n{lines}content-length: {length}\r\n\r\n".encode()
+def host_request(path: str, host: str, told: str, forwarded: bytes, length: int) -> bytes:
+    """The head of a POST to a host. `told`, `forwarded`: lines of headers, of the router and of the client."""
+    lines = f"POST {path} HTTP/1.1\r\nhost: {host}\r\n{told}content-length: {length}\r\n"
+    return b"%b%b\r\n" % (lines.encode(), forwarded)
 
 
 async def read_body(head: Head, exchange: Exchange) -> bytes:
@@ -237,6 +252,8 @@ async def read_body(head: Head, exchange: Exchange) -> bytes:
         raise Rejected(encoded_body(head.encoding.decode("latin-1")))
     if head.length is not None and head.length > MAX_BODY:
         raise Rejected(body_too_large(MAX_BODY))
+    if exchange.is_whole and exchange.unread <= MAX_BODY:
+        return await exchange.read()
     parts: list[bytes] = []
     size = 0
     while part := await exchange.read():
@@ -249,14 +266,14 @@ async def read_body(head: Head, exchange: Exchange) -> bytes:
 
 def read_wanted(endpoint: Endpoint, body: bytes) -> Wanted:
     """Raises Rejected (400) with the field at fault."""
-    if not body.strip():
-        message = f"The request body is empty; send a JSON object with model and {endpoint.holds}."
-        raise Rejected(bad_request(message, "empty_body"))
     try:
         wanted: Wanted = endpoint.decoder.decode(body)
     except msgspec.ValidationError as error:
         raise Rejected(_bad_field(str(error))) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        if not body.strip():
+            message = f"The request body is empty; send a JSON object with model and {endpoint.holds}."
+            raise Rejected(bad_request(message, "empty_body")) from error
         raise Rejected(
             bad_request(f"The request body is not JSON that can be read: {error}.", "invalid_json")
         ) from error

@@ -13,7 +13,6 @@ from router.addressing import Addressed
 from router.decision import Ask, Refuse, Send, Wait
 from router.errors import (
     ApiError,
-    RawHeaders,
     Rejected,
     cannot_say,
     host_error,
@@ -153,7 +152,7 @@ class Turn:
         self._wanted = read_wanted(self.endpoint, self._body)
         addressed = self.relay.addressing.read(self.endpoint, self.head, self.address, self._wanted, self.key)
         self.source = addressed.identity.source
-        self._reply.say(b"x-homeport-source", self.source.encode())
+        self._reply.own[b"x-homeport-source"] = self.source.encode()
         self._take(addressed)
         if addressed.ask.model != self._wanted.model:
             self._body = with_model(self._body, addressed.ask.model)
@@ -163,7 +162,7 @@ class Turn:
         """From here on the turn is this session's."""
         self._addressed, self.ask = addressed, addressed.ask
         if addressed.who.public:
-            self._reply.say(b"x-homeport-session", addressed.who.public.encode())
+            self._reply.own[b"x-homeport-session"] = addressed.who.public.encode()
         return addressed.ask
 
     async def _find(self, addressed: Addressed, settle_at: float, deadline: float) -> Ask:
@@ -203,7 +202,7 @@ class Turn:
     def _refuse(self, ask: Ask, refuse: Refuse) -> str:
         self.replica = refuse.replica or self.replica
         if not self._reply.head_sent:
-            self._reply.own += self._home_headers(ask, refuse.replica)
+            self._reply.own |= self._home_headers(ask, refuse.replica)
         more = {"reasons": list(refuse.reasons)} if refuse.status == 503 else {}
         final = refuse.status in (403, 410)
         return self._reply.fail(
@@ -215,7 +214,7 @@ class Turn:
         now = self.relay.clock()
         self.replica = wait.replica
         if self._streams and now >= self._comment_at:
-            self._reply.begin([*EVENT_STREAM, *self._home_headers(ask, wait.replica)])
+            self._reply.begin([*EVENT_STREAM, *self._home_headers(ask, wait.replica).items()])
             waited_for = wait.replica or "a replica"
             comment = f": waiting for {waited_for}, {now - self.arrived:.0f} s so far\n\n"
             self._reply.part(comment.encode())
@@ -225,17 +224,17 @@ class Turn:
             until = min(until, self._comment_at)
         await self.relay.fleet.changed(until - now)
 
-    def _home_headers(self, ask: Ask, replica: str | None, meant: str = "kept") -> RawHeaders:
+    def _home_headers(self, ask: Ask, replica: str | None, meant: str = "kept") -> dict[bytes, bytes]:
         """The home as it stands: the host's word on the pin, else what was meant; a claim alone is none yet."""
         if replica is None:
-            return []
+            return {}
         return home_headers(
             replica, self.pin or (meant if self.relay.homes.is_told(ask, replica) else "none")
         )
 
     def _unavailable(self, ask: Ask, wait: Wait) -> ApiError:
         if not self._reply.head_sent:
-            self._reply.own += self._home_headers(ask, wait.replica)
+            self._reply.own |= self._home_headers(ask, wait.replica)
         return ApiError(503, wait.reason, wait.message, retry_after_s=wait.until - self.relay.clock())
 
     async def _attempt(self, ask: Ask, to: Send, deadline: float) -> str | None:
@@ -243,32 +242,35 @@ class Turn:
         answer = None
         homes = self.relay.homes
         self.replica = self.at = to.replica
-        with self.relay.fleet.turn_at(to.replica), homes.turn_at(ask, to.replica):
-            try:
-                answer = await self._post(ask, to, deadline)
-                pin = answer.get(b"x-homeport-pin")
-                if pin is not None:
-                    self.pin = pin.decode("latin-1")
-                if answer.status == 200 or pin is not None:
-                    homes.confirm(ask, to.replica)  # its host has written the pin down
-                    if self._addressed is not None:
-                        self.relay.addressing.went(self._addressed, to.replica.rpartition("/")[0])
-                if answer.status != 200:
-                    return await self._not_ok(ask, to, answer)
-                return await (self._pass_stream(answer) if self._streams else self._pass_whole(answer))
-            except OSError as error:
-                return await self._lost(ask, to, error)
-            except asyncio.CancelledError:
-                if answer is None:
-                    homes.suspect(ask, to.replica)  # its host may have written the pin down
-                if not self._silent or self._uncancel():
-                    raise
-                self._silent = False
-                return await self._lost(ask, to, TimeoutError())
-            finally:
-                self.at = None
-                if answer is not None:
-                    answer.close()
+        self.relay.fleet.turn_begins(to.replica)
+        homes.turn_begins(ask, to.replica)
+        try:
+            answer = await self._post(ask, to, deadline)
+            pin = answer.get(b"x-homeport-pin")
+            if pin is not None:
+                self.pin = pin.decode("latin-1")
+            if answer.status == 200 or pin is not None:
+                homes.confirm(ask, to.replica)  # its host has written the pin down
+                if self._addressed is not None:
+                    self.relay.addressing.went(self._addressed, to.replica.rpartition("/")[0])
+            if answer.status != 200:
+                return await self._not_ok(ask, to, answer)
+            return await (self._pass_stream(answer) if self._streams else self._pass_whole(answer))
+        except OSError as error:
+            return await self._lost(ask, to, error)
+        except asyncio.CancelledError:
+            if answer is None:
+                homes.suspect(ask, to.replica)  # its host may have written the pin down
+            if not self._silent or self._uncancel():
+                raise
+            self._silent = False
+            return await self._lost(ask, to, TimeoutError())
+        finally:
+            self.at = None
+            self.relay.fleet.turn_ends(to.replica)
+            homes.turn_ends(ask, to.replica)
+            if answer is not None:
+                answer.close()
 
     async def _post(self, ask: Ask, to: Send, deadline: float) -> Answer:
         relay = self.relay
@@ -277,10 +279,9 @@ class Turn:
             raise NotConnected("it is not listed any more")
         left_s = max(0.0, deadline - relay.clock())
         assert self._addressed is not None
-        headers = host_headers(
-            ask, to, self._addressed.who, self.head, relay.fleet.bearer(to.replica), left_s
-        )
-        head = host_request(self.endpoint.path, place.address, headers, len(self._body))
+        bearer, size = relay.fleet.bearer(to.replica), len(self._body)
+        told = host_headers(ask, to, self._addressed.who, bearer, left_s)
+        head = host_request(self.endpoint.path, place.address, told, self.head.forwarded, size)
         return await relay.hosts.ask(place, (head, self._body), BETWEEN_BYTES_S if self._streams else None)
 
     async def _pass_whole(self, answer: Answer) -> str:
@@ -359,7 +360,7 @@ class Turn:
     def _fail_at(self, ask: Ask, to: Send, error: ApiError) -> str:
         """An error of the router's own about a host: it says which."""
         if not self._reply.head_sent:
-            self._reply.own += self._home_headers(ask, to.replica, to.pin)
+            self._reply.own |= self._home_headers(ask, to.replica, to.pin)
         return self._reply.fail(error)
 
     @property

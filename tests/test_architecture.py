@@ -48,6 +48,7 @@ PURE_MAY_IMPORT = {
         "itertools",
         "json",
         "math",
+        "msgspec",
         "operator",
         "re",
         "string",

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from router.choose import choose, ranked
 from router.decision import Ask, Home, Move, Refuse, Send, Wait
@@ -98,7 +99,7 @@ def test_among_busy_ones_it_goes_to_the_shortest_line() -> None:
 
 def test_ties_are_broken_by_rendezvous_hash_the_same_every_time() -> None:
     empty = fleet(*(replica(f"m{number}/0") for number in range(4)))
-    asks = [replace(ASK, session=f"{number:064x}") for number in range(64)]
+    asks = [structs.replace(ASK, session=f"{number:064x}") for number in range(64)]
     firsts = [ranked(ask, empty, NOW)[0].replica for ask in asks]
     assert firsts == [ranked(ask, empty, NOW)[0].replica for ask in asks]
     assert set(firsts) == set(empty.replicas)
@@ -107,7 +108,7 @@ def test_ties_are_broken_by_rendezvous_hash_the_same_every_time() -> None:
 def test_a_machine_that_leaves_moves_only_the_choices_that_were_on_it() -> None:
     many = [replica(f"m{number}/0") for number in range(4)]
     for number in range(64):
-        ask = replace(ASK, session=f"{number:064x}")
+        ask = structs.replace(ASK, session=f"{number:064x}")
         before = [each.replica for each in ranked(ask, fleet(*many), NOW)]
         after = [each.replica for each in ranked(ask, fleet(*many[1:]), NOW)]
         assert after == [name for name in before if name != "m0/0"]
@@ -124,7 +125,7 @@ def test_a_turn_without_a_session_makes_no_pin_and_claims_nothing() -> None:
 
 def test_turns_without_a_session_spread_by_their_request() -> None:
     empty = fleet(replica("attic/0"), replica("den/0"))
-    asks = (replace(NAMELESS, request_id=str(number)) for number in range(32))
+    asks = (structs.replace(NAMELESS, request_id=str(number)) for number in range(32))
     assert {ranked(ask, empty, NOW)[0].replica for ask in asks} == {"attic/0", "den/0"}
 
 
@@ -258,7 +259,7 @@ def wanted(*others: Replica, free_at: float | None = None, **known: object) -> S
 def test_a_session_of_a_machine_that_is_its_persons_stays_there_whatever_is_to_become_of_lost_ones(
     policy: WhenLost,
 ) -> None:
-    ask = replace(ASK, when_lost=policy)
+    ask = structs.replace(ASK, when_lost=policy)
     decision = choose(ask, home("den/0"), wanted(replica("attic/0"), free_at=NOW + 605.0), NOW)
     assert isinstance(decision, Refuse)
     assert (decision.status, decision.code, decision.retry_s) == (503, "machine_yielded", 605.0)
@@ -292,7 +293,7 @@ def test_new_sessions_go_elsewhere_and_are_told_why_where_there_is_no_elsewhere(
     for ask, there in (
         (ASK, wanted()),
         (NAMELESS, wanted()),
-        (replace(ASK, machine="den"), wanted(replica("attic/0"))),
+        (structs.replace(ASK, machine="den"), wanted(replica("attic/0"))),
     ):
         refused = choose(ask, None, there, NOW)
         assert isinstance(refused, Refuse)
@@ -321,7 +322,7 @@ def test_what_the_config_took_away_meanwhile_is_gone_there_too() -> None:
 
 def test_a_child_whose_parents_machine_is_its_persons_waits_with_it() -> None:
     parent = Pin("ef" * 32, "tiny", "den/0", 1, 1.0)
-    decision = choose(replace(ASK, parent=parent), None, wanted(replica("attic/0")), NOW)
+    decision = choose(structs.replace(ASK, parent=parent), None, wanted(replica("attic/0")), NOW)
     assert isinstance(decision, Refuse)
     assert decision.code == "machine_yielded"
 
@@ -341,7 +342,7 @@ def test_nobody_moves_from_a_machine_that_is_unknown() -> None:
     unknown = {"den": Machine("den", "unknown", "home"), "attic": Machine("attic", "ready", "home")}
     there = replace(fleet(silent, replica("attic/0")), machines=unknown)
     for known in (there, replace(there, replicas={"attic/0": there.replicas["attic/0"]})):
-        decision = choose(replace(ASK, when_lost="move"), home("den/0"), known, NOW)
+        decision = choose(structs.replace(ASK, when_lost="move"), home("den/0"), known, NOW)
         assert isinstance(decision, Wait)
         assert decision.replica == "den/0"
     headless = choose(ASK, home("den/0"), replace(there, is_current=False), NOW)
@@ -351,7 +352,7 @@ def test_nobody_moves_from_a_machine_that_is_unknown() -> None:
 def test_a_home_on_a_lost_machine_of_which_no_replica_is_known_is_lost() -> None:
     machines = {"den": Machine("den", "lost", "home"), "attic": Machine("attic", "ready", "home")}
     there = replace(fleet(replica("attic/0")), machines=machines)
-    assert isinstance(choose(replace(ASK, when_lost="move"), home("den/0"), there, NOW), Move)
+    assert isinstance(choose(structs.replace(ASK, when_lost="move"), home("den/0"), there, NOW), Move)
     refused = choose(ASK, home("den/0"), there, NOW)
     assert isinstance(refused, Refuse)
     assert refused.code == "machine_lost"
@@ -373,12 +374,14 @@ def test_a_new_session_waits_for_a_machine_that_may_still_report() -> None:
 
 def test_a_named_machine_gets_it_although_others_are_free() -> None:
     both = fleet(busy("den/0"), replica("attic/0"))
-    decision = choose(replace(ASK, machine="den"), None, both, NOW)
+    decision = choose(structs.replace(ASK, machine="den"), None, both, NOW)
     assert decision == Send("den/0", 3, 1, "new", claim_free=False)
 
 
 def test_an_unknown_machine_is_refused_with_the_known_names() -> None:
-    decision = choose(replace(ASK, machine="shed"), None, fleet(replica("den/0"), replica("attic/0")), NOW)
+    decision = choose(
+        structs.replace(ASK, machine="shed"), None, fleet(replica("den/0"), replica("attic/0")), NOW
+    )
     assert isinstance(decision, Refuse)
     assert (decision.status, decision.code) == (404, "machine_not_found")
     assert decision.reasons == ("attic", "den")
@@ -387,29 +390,29 @@ def test_an_unknown_machine_is_refused_with_the_known_names() -> None:
 
 def test_a_named_machine_that_is_coming_is_waited_for() -> None:
     both = fleet(replica("den/0", state="loading"), replica("attic/0"))
-    assert isinstance(choose(replace(ASK, machine="den"), None, both, NOW), Wait)
+    assert isinstance(choose(structs.replace(ASK, machine="den"), None, both, NOW), Wait)
 
 
 def test_a_named_machine_without_the_model_is_refused() -> None:
     both = fleet(replica("den/0", model="other"), replica("attic/0"))
-    decision = choose(replace(ASK, machine="den"), None, both, NOW)
+    decision = choose(structs.replace(ASK, machine="den"), None, both, NOW)
     assert isinstance(decision, Refuse)
     assert decision.code == "model_unavailable"
 
 
 def test_no_machine_is_unknown_before_one_has_reported() -> None:
-    assert isinstance(choose(replace(ASK, machine="den"), None, fleet(), NOW), Wait)
+    assert isinstance(choose(structs.replace(ASK, machine="den"), None, fleet(), NOW), Wait)
 
 
 def test_a_named_zone_keeps_it_there() -> None:
     both = fleet(busy("lab/0"), replica("den/0"))
-    decision = choose(replace(ASK, zone="work"), None, both, NOW)
+    decision = choose(structs.replace(ASK, zone="work"), None, both, NOW)
     assert isinstance(decision, Send)
     assert decision.replica == "lab/0"
 
 
 def test_an_unknown_zone_is_refused_with_the_known_names() -> None:
-    decision = choose(replace(ASK, zone="moon"), None, fleet(replica("den/0"), replica("lab/0")), NOW)
+    decision = choose(structs.replace(ASK, zone="moon"), None, fleet(replica("den/0"), replica("lab/0")), NOW)
     assert isinstance(decision, Refuse)
     assert (decision.status, decision.code, decision.reasons) == (404, "zone_not_found", ("home", "work"))
 
@@ -425,7 +428,7 @@ def test_an_unknown_zone_is_refused_with_the_known_names() -> None:
     ],
 )
 def test_a_key_that_is_not_for_it_is_403(wanted: dict[str, Any]) -> None:
-    decision = choose(replace(ASK, **wanted), None, fleet(replica("den/0"), replica("lab/0")), NOW)
+    decision = choose(structs.replace(ASK, **wanted), None, fleet(replica("den/0"), replica("lab/0")), NOW)
     assert isinstance(decision, Refuse)
     assert (decision.status, decision.code) == (403, "key_not_allowed")
 
@@ -435,20 +438,20 @@ def test_a_key_that_is_not_for_it_is_403(wanted: dict[str, Any]) -> None:
 )
 @pytest.mark.parametrize("ask", [ASK, NAMELESS])
 def test_a_limited_key_stays_within_its_limits(ask: Ask, key: Key) -> None:
-    decision = choose(replace(ask, key=key), None, fleet(busy("lab/0", 5), replica("den/0")), NOW)
+    decision = choose(structs.replace(ask, key=key), None, fleet(busy("lab/0", 5), replica("den/0")), NOW)
     assert isinstance(decision, Send)
     assert decision.replica == "lab/0"
 
 
 def test_a_home_outside_its_keys_limits_is_not_served() -> None:
-    ask = replace(ASK, key=Key("anna", zones=frozenset({"work"})))
+    ask = structs.replace(ASK, key=Key("anna", zones=frozenset({"work"})))
     decision = choose(ask, home("den/0"), fleet(replica("den/0"), replica("lab/0")), NOW)
     assert isinstance(decision, Refuse)
     assert (decision.status, decision.replica) == (403, "den/0")
 
 
 def test_a_home_elsewhere_than_the_named_machine_is_a_conflict() -> None:
-    ask = replace(ASK, machine="attic")
+    ask = structs.replace(ASK, machine="attic")
     decision = choose(ask, home("den/0"), fleet(replica("den/0"), replica("attic/0")), NOW)
     assert isinstance(decision, Refuse)
     assert (decision.status, decision.code) == (400, "machine_conflict")
@@ -468,7 +471,10 @@ def test_who_names_another_place_than_its_home_is_told_the_way_out(
 ) -> None:
     there = fleet(replica("den/0"), replica("attic/0"), replica("lab/0"))
     decision = choose(
-        replace(ASK, machine=wanted.get("machine"), zone=wanted.get("zone")), home("den/0"), there, NOW
+        structs.replace(ASK, machine=wanted.get("machine"), zone=wanted.get("zone")),
+        home("den/0"),
+        there,
+        NOW,
     )
     assert isinstance(decision, Refuse)
     assert remedy in decision.message
@@ -476,7 +482,7 @@ def test_who_names_another_place_than_its_home_is_told_the_way_out(
 
 # a child in its family asks
 
-CHILD = replace(ASK, parent=Pin("cd" * 32, "tiny", "den/0", 4, 1.0), family="cd" * 32)
+CHILD = structs.replace(ASK, parent=Pin("cd" * 32, "tiny", "den/0", 4, 1.0), family="cd" * 32)
 
 
 def test_a_child_goes_to_its_parents_home_however_full() -> None:
@@ -508,7 +514,7 @@ def lost(name: str = "den/0") -> Replica:
 
 def test_a_home_that_was_silent_for_less_is_waited_for() -> None:
     silent = replica("den/0", heard_at=NOW - 29.0)
-    ask = replace(ASK, when_lost="move")
+    ask = structs.replace(ASK, when_lost="move")
     assert isinstance(choose(ask, home("den/0"), fleet(silent, replica("attic/0")), NOW), Wait)
 
 
@@ -521,14 +527,16 @@ def test_wait_refuses_at_once_and_says_when_to_come_back() -> None:
 
 
 def test_fail_refuses_for_good() -> None:
-    decision = choose(replace(ASK, when_lost="fail"), home("den/0"), fleet(lost(), replica("attic/0")), NOW)
+    decision = choose(
+        structs.replace(ASK, when_lost="fail"), home("den/0"), fleet(lost(), replica("attic/0")), NOW
+    )
     assert isinstance(decision, Refuse)
     assert (decision.status, decision.code, decision.retry_s) == (410, "machine_lost", None)
 
 
 def test_move_claims_another_home_in_the_same_zone() -> None:
     there = fleet(lost(), replica("lab/0"), busy("attic/0", 9))
-    decision = choose(replace(ASK, when_lost="move"), home("den/0", 3), there, NOW)
+    decision = choose(structs.replace(ASK, when_lost="move"), home("den/0", 3), there, NOW)
     assert isinstance(decision, Move)
     assert (decision.lost.replica, decision.lost.generation) == ("den/0", 3)
     assert [each.replica for each in decision.ranked] == ["attic/0"]
@@ -545,20 +553,22 @@ def test_move_claims_another_home_in_the_same_zone() -> None:
 )
 def test_nobody_moves_out_of_what_its_request_and_its_key_allow(changes: dict[str, Any]) -> None:
     there = fleet(lost(), replica("lab/0"), replica("attic/0"))
-    decision = choose(replace(ASK, when_lost="move", **changes), home("den/0"), there, NOW)
+    decision = choose(structs.replace(ASK, when_lost="move", **changes), home("den/0"), there, NOW)
     assert isinstance(decision, Refuse)
     assert (decision.status, decision.code) == (503, "machine_lost")
 
 
 def test_without_anybody_in_its_zone_it_waits() -> None:
-    decision = choose(replace(ASK, when_lost="move"), home("den/0"), fleet(lost(), replica("lab/0")), NOW)
+    decision = choose(
+        structs.replace(ASK, when_lost="move"), home("den/0"), fleet(lost(), replica("lab/0")), NOW
+    )
     assert isinstance(decision, Refuse)
     assert (decision.status, decision.code) == (503, "machine_lost")
 
 
 def test_without_a_head_nobody_moves() -> None:
     headless = replace(fleet(lost(), replica("attic/0")), is_current=False)
-    decision = choose(replace(ASK, when_lost="move"), home("den/0"), headless, NOW)
+    decision = choose(structs.replace(ASK, when_lost="move"), home("den/0"), headless, NOW)
     assert isinstance(decision, Refuse)
     assert decision.code == "machine_lost"
 
@@ -566,19 +576,21 @@ def test_without_a_head_nobody_moves() -> None:
 def test_a_machine_that_the_controller_calls_lost_is_lost_at_once() -> None:
     gone = fleet(replica("den/0", refused=True), replica("attic/0"))
     machines = {**gone.machines, "den": Machine("den", "lost", "home")}
-    decision = choose(replace(ASK, when_lost="move"), home("den/0"), replace(gone, machines=machines), NOW)
+    decision = choose(
+        structs.replace(ASK, when_lost="move"), home("den/0"), replace(gone, machines=machines), NOW
+    )
     assert isinstance(decision, Move)
 
 
 def test_a_host_that_answers_is_never_lost_whatever_the_controller_says() -> None:
     there = fleet(replica("den/0"), replica("attic/0"), machine_state="lost")
-    assert isinstance(choose(replace(ASK, when_lost="move"), home("den/0"), there, NOW), Send)
+    assert isinstance(choose(structs.replace(ASK, when_lost="move"), home("den/0"), there, NOW), Send)
 
 
 @pytest.mark.parametrize("policy", ["wait", "fail", "move"])
 def test_sessions_of_a_forgotten_machine_move_whatever_their_policy(policy: WhenLost) -> None:
     there = replace(fleet(replica("lab/0"), replica("attic/0")), forgotten={"den": "home"})
-    decision = choose(replace(ASK, when_lost=policy), home("den/0"), there, NOW)
+    decision = choose(structs.replace(ASK, when_lost=policy), home("den/0"), there, NOW)
     assert isinstance(decision, Move)
     assert [each.replica for each in decision.ranked] == ["attic/0"]
 
@@ -630,7 +642,7 @@ def test_a_model_whose_replicas_have_all_failed_is_refused_with_each_reason() ->
 def test_what_a_log_says_is_told_to_admins_only(at: Home | None) -> None:
     failed = fleet(replica("den/0", state="failed", detail="no /home/anna/secret.gguf"))
     for role, told in (("admin", True), ("use", False)):
-        decision = choose(replace(ASK, key=Key("anna", role)), at, failed, NOW)  # type: ignore[arg-type]
+        decision = choose(structs.replace(ASK, key=Key("anna", role)), at, failed, NOW)  # type: ignore[arg-type]
         assert ("secret" in decision.message) == told  # type: ignore[union-attr]
         assert ("an admin sees why in `homeport status`" in decision.message) != told  # type: ignore[union-attr]
 
@@ -696,7 +708,7 @@ def test_as_many_new_sessions_as_free_replicas_get_as_many_homes(count: int) -> 
     picture = fleet(*(replica(f"m{number}/0") for number in range(count)))
     given_out: set[str] = set()
     for number in range(count):
-        ask = replace(ASK, session=f"{number:064x}")
+        ask = structs.replace(ASK, session=f"{number:064x}")
         decision = choose(ask, None, picture, NOW, refused=given_out)
         assert isinstance(decision, Send)
         given_out.add(decision.replica)

@@ -1,7 +1,6 @@
 """The router's picture: polling over real sockets, with hosts that stop, hang, change and come back."""
 
 import asyncio
-import contextlib
 import json
 import time
 from pathlib import Path
@@ -268,9 +267,11 @@ async def test_a_router_that_begins_without_a_head_knows_who_is_cordoned(tmp_pat
 
 async def test_open_turns_are_counted_and_given_back(tmp_path: Path) -> None:
     async with Polled(tmp_path / "none.json", free_port()) as polled:
-        with contextlib.suppress(KeyError), polled.fleet.turn_at("den/0"), polled.fleet.turn_at("den/0"):
-            assert polled.fleet.snapshot().open_turns == {"den/0": 2}
-            raise KeyError
+        polled.fleet.turn_begins("den/0")
+        polled.fleet.turn_begins("den/0")
+        assert polled.fleet.snapshot().open_turns == {"den/0": 2}
+        polled.fleet.turn_ends("den/0")
+        polled.fleet.turn_ends("den/0")
         assert polled.fleet.snapshot().open_turns == {}
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from router import api_client
 from router.decision import Ask
@@ -289,7 +290,7 @@ async def test_of_two_that_it_may_continue_the_longer_one_is_found(tmp_path: Pat
         found = await finder.by_history(histories, ask)
         assert found is not None
         assert found.pin.replica == "m1/0", "the other one was used later, and has less in common"
-        assert await finder.by_history(histories, replace(ask, key=Key("anna"))) is None
+        assert await finder.by_history(histories, structs.replace(ask, key=Key("anna"))) is None
 
 
 async def test_a_public_id_works_before_the_controller_has_read_the_journal(tmp_path: Path) -> None:

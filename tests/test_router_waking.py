@@ -6,6 +6,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from router.choose import choose
 from router.decision import Move, Refuse, Send, Wait
@@ -28,7 +29,7 @@ def sleeping(
 @pytest.mark.parametrize("state", ["asleep", "lost", "unknown"])
 @pytest.mark.parametrize("when_lost", ["wait", "move", "fail"])
 def test_a_session_whose_home_can_be_woken_waits_for_it(state: str, when_lost: str) -> None:
-    decision = choose(replace(ASK, when_lost=when_lost), home("den/0"), sleeping(state), NOW)  # type: ignore[arg-type]
+    decision = choose(structs.replace(ASK, when_lost=when_lost), home("den/0"), sleeping(state), NOW)
     assert isinstance(decision, Wait)
     assert (decision.replica, decision.wake) == ("den/0", "den")
     assert "is being woken" in decision.message
@@ -57,7 +58,7 @@ def test_a_machine_that_its_person_has_and_put_to_sleep_is_not_woken(
     den = replace(there.machines["den"], yielded=True, free_at=free_at)
     theirs = replace(there, machines={**there.machines, "den": den})
     for when_lost in ("wait", "move", "fail"):
-        refused = choose(replace(ASK, when_lost=when_lost), home("den/0"), theirs, NOW)
+        refused = choose(structs.replace(ASK, when_lost=when_lost), home("den/0"), theirs, NOW)
         assert isinstance(refused, Refuse)
         assert (refused.code, refused.retry_s, refused.wake) == ("machine_yielded", retry_s, None)
     alone = replace(theirs, replicas={"den/0": SILENT})
@@ -94,10 +95,10 @@ def test_one_that_does_not_come_in_time_counts_as_lost_and_is_asked_for_all_the_
         assert isinstance(waits, Refuse)
         assert (waits.status, waits.code, waits.wake) == (503, "machine_lost", "den")
         assert "did not come when it was woken" in waits.message
-        moves = choose(replace(ASK, when_lost="move"), home("den/0"), there, NOW)
+        moves = choose(structs.replace(ASK, when_lost="move"), home("den/0"), there, NOW)
         assert isinstance(moves, Move)
         assert [each.replica for each in moves.ranked] == ["attic/0"]
-        fails = choose(replace(ASK, when_lost="fail"), home("den/0"), there, NOW)
+        fails = choose(structs.replace(ASK, when_lost="fail"), home("den/0"), there, NOW)
         assert isinstance(fails, Refuse)
         assert fails.status == 410
 
@@ -105,9 +106,9 @@ def test_one_that_does_not_come_in_time_counts_as_lost_and_is_asked_for_all_the_
 def test_who_waits_anyway_gives_it_the_time_to_boot_and_who_moves_does_not() -> None:
     there = sleeping(woken=Woken(NOW - PATIENCE_S, NOW))
     assert isinstance(choose(ASK, home("den/0"), there, NOW), Wait)
-    assert isinstance(choose(replace(ASK, when_lost="move"), home("den/0"), there, NOW), Move)
+    assert isinstance(choose(structs.replace(ASK, when_lost="move"), home("den/0"), there, NOW), Move)
     sooner = sleeping(woken=Woken(NOW - PATIENCE_S + 1.0, NOW))
-    assert isinstance(choose(replace(ASK, when_lost="move"), home("den/0"), sooner, NOW), Wait)
+    assert isinstance(choose(structs.replace(ASK, when_lost="move"), home("den/0"), sooner, NOW), Wait)
 
 
 def test_one_that_sleeps_and_cannot_be_woken_is_as_lost() -> None:
@@ -116,7 +117,7 @@ def test_one_that_sleeps_and_cannot_be_woken_is_as_lost() -> None:
     assert isinstance(waits, Refuse)
     assert (waits.status, waits.wake) == (503, None)
     assert "which sleeps" in waits.message
-    assert isinstance(choose(replace(ASK, when_lost="move"), home("den/0"), there, NOW), Move)
+    assert isinstance(choose(structs.replace(ASK, when_lost="move"), home("den/0"), there, NOW), Move)
 
 
 def test_a_forgotten_machine_is_not_woken() -> None:
@@ -145,12 +146,12 @@ def test_a_new_session_goes_to_who_is_awake_and_wakes_somebody_only_where_nobody
 def test_one_machine_is_woken_for_all_new_sessions() -> None:
     machines = {name: Machine(name, "asleep", "home", wakes=True) for name in ("den", "attic")}
     there = replace(fleet(SILENT, replica("attic/0", heard_at=NOW - 100.0)), machines=machines)
-    first = choose(replace(ASK, session="00" * 32), None, there, NOW)
+    first = choose(structs.replace(ASK, session="00" * 32), None, there, NOW)
     assert isinstance(first, Wait)
     assert first.wake is not None
     began = replace(there, woken={first.wake: Woken(NOW, NOW)})
     for digit in "0123456789abcdef":
-        other = choose(replace(ASK, session=digit * 64), None, began, NOW)
+        other = choose(structs.replace(ASK, session=digit * 64), None, began, NOW)
         assert isinstance(other, Wait)
         assert other.wake == first.wake
 

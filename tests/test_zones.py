@@ -377,7 +377,8 @@ class Zones(RuleBasedStateMachine):
     def sent(self, used: OneRouter, ask: Ask, to: Send, retries: Retries, dies: bool) -> bool:
         """Whether the turn is over."""
         host, session = self.host_at(to.replica), ask.session or ""
-        with used.homes.turn_at(ask, to.replica):
+        used.homes.turn_begins(ask, to.replica)
+        try:
             if not host.up:
                 return self.do(retries.lost(ask, to, refused(), False)) is not None
             self.prompt_goes(ask, host)
@@ -389,6 +390,8 @@ class Zones(RuleBasedStateMachine):
                 host.up = False
                 return self.do(retries.lost(ask, to, aiohttp.ServerDisconnectedError(), False)) is not None
             used.homes.confirm(ask, to.replica)
+        finally:
+            used.homes.turn_ends(ask, to.replica)
         return True
 
     def prompt_goes(self, ask: Ask, host: Host) -> None:

@@ -25,7 +25,7 @@ class SimExchange:
         self.version = "1.1"
         self.headers = scope["headers"]
         self.keep_alive = True
-        self.continue_due = self.gone = self.ended = self.paused = self.slow = False
+        self.is_whole = self.continue_due = self.gone = self.ended = self.paused = self.slow = False
         self.on_gone: Callable[[], None] | None = None
         self.on_pause: Callable[[bool], None] | None = None
         self._receive = receive
