@@ -6,6 +6,7 @@ What a model answers goes straight to `relay`, everything else to FastAPI. Decid
 import argparse
 import asyncio
 import contextlib
+import gc
 import ipaddress
 import json
 import logging
@@ -59,6 +60,10 @@ ASKS_HOSTS = "/api/sessions"
 """What is answered here and below asks every host: it counts as a request, as a turn does."""
 DRAIN_S = 2
 """How long open streams may go on after SIGTERM."""
+
+COLLECT = (20_000, 20, 50)
+"""When cycles are looked for: turns leave none, and with as few as Python's 700 the objects of open turns alone are
+walked every few requests."""
 
 log = logging.getLogger("homeport.router")
 
@@ -312,6 +317,8 @@ def main(argv: Sequence[str]) -> int:
             error,
         )
         return 2
+    gc.freeze()
+    gc.set_threshold(*COLLECT)
     with listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve(settings, listening, arguments.config_json))
     return 0

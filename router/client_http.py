@@ -239,7 +239,8 @@ class ClientConnection(asyncio.Protocol):
     def _begin(self, exchange: Exchange) -> None:
         self._current = exchange
         exchange.paused = self._writable is not None
-        self.tasks.add(self._loop.create_task(self._answer(exchange)))
+        exchange.task = self._loop.create_task(self._answer(exchange))
+        self.tasks.add(exchange.task)
 
     async def _answer(self, exchange: Exchange) -> None:
         try:
@@ -249,7 +250,8 @@ class ClientConnection(asyncio.Protocol):
         finally:
             if not exchange.ended and not exchange.gone:
                 self._transport.abort()  # Half an answer must not look like a whole one.
-            self.tasks.discard(asyncio.current_task())
+            if exchange.task is not None:
+                self.tasks.discard(exchange.task)
 
     def _refuse(self, error: ApiError) -> None:
         """Answer what cannot be read, once what was asked before it is answered, and take nothing more."""

@@ -78,6 +78,7 @@ class Exchange:
         "paused",
         "slow",
         "target",
+        "task",
         "unread",
         "version",
     )
@@ -109,6 +110,8 @@ class Exchange:
         """The client reads more slowly than it is written to."""
         self.slow = False
         """It did so for too long, and that is why it is gone."""
+        self.task: asyncio.Task[None] | None = None
+        """The one that answers it."""
         self.on_gone: Callable[[], None] | None = None
         self.on_pause: Callable[[bool], None] | None = None
         self._connection = connection
@@ -208,6 +211,13 @@ class Exchange:
         if data and self._chunked:
             data = b"%x\r\n%b\r\n" % (len(data), data)
         self._write(data)
+
+    def frame(self, data: bytes) -> bool:
+        """Some of the body, as a chunk already. Whether it could be passed on so."""
+        if not self._chunked or self._head or self.method == "HEAD":
+            return False
+        self._connection.write(data)
+        return True
 
     def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """All of the answer at once."""

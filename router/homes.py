@@ -5,7 +5,7 @@ What is remembered here is never the truth: the host that gets the turn decides,
 
 import asyncio
 import logging
-from collections import Counter, OrderedDict
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -77,7 +77,7 @@ class Homes:
         self._homes: OrderedDict[Key, _Remembered] = OrderedDict()
         self._zones: OrderedDict[Key, str] = OrderedDict()
         """Where a session that moves must stay, while the home that it was to have is given up."""
-        self._open: Counter[tuple[Key, str]] = Counter()
+        self._open: dict[tuple[Key, str], int] = {}
 
     async def decide(self, ask: Ask, refused: set[str], settle_at: float) -> Routed:
         """Where the turn goes. A new session is claimed on the way, and so is a new home in a lost one's stead.
@@ -85,6 +85,8 @@ class Homes:
         `refused` are replicas that had no place for this new session or did not answer; grows here.
         Until `settle_at` a session counts as new without a controller only if every host says so.
         """
+        if (at_home := self._at_home(ask)) is not None:
+            return at_home
         try:
             routed = await self._decide(ask, refused, settle_at)
             if not isinstance(routed, Send) and routed.wake is not None:
@@ -105,6 +107,17 @@ class Homes:
             )
             return Wait("machine_unavailable", message, min(settle_at, self._clock() + 1.0))
 
+    def _at_home(self, ask: Ask) -> Send | None:
+        """Where nothing is to be asked: the home that a host has told of serves."""
+        remembered = self._homes.get((ask.session or "", ask.model))
+        if remembered is None or remembered.home.fresh:
+            return None
+        decision = choose(ask, remembered.home, self._fleet.snapshot(), self._clock())
+        if not isinstance(decision, Send):
+            return None
+        self._homes.move_to_end((ask.session or "", ask.model))
+        return decision
+
     async def _decide(self, ask: Ask, refused: set[str], settle_at: float) -> Routed:
         if ask.session is None or model_barred(ask, self._fleet.snapshot()) is not None:
             return _settled(choose(ask, None, self._fleet.snapshot(), self._clock(), refused))
@@ -113,7 +126,7 @@ class Homes:
         if (
             remembered is not None
             and remembered.home.fresh
-            and not self._open[key, remembered.home.pin.replica]
+            and (key, remembered.home.pin.replica) not in self._open
         ):
             self._release(key, remembered.home.pin.replica)
             remembered = None
@@ -128,7 +141,7 @@ class Homes:
         if isinstance(decision, Send) or home is None:
             return _settled(decision)
         if home.fresh:
-            if self._open[key, home.pin.replica]:
+            if (key, home.pin.replica) in self._open:
                 return _settled(decision)  # its host may be writing it down for another turn of the session
             self._release(key, home.pin.replica)
             refused.add(home.pin.replica)
@@ -218,12 +231,15 @@ class Homes:
 
     def turn_begins(self, ask: Ask, replica: str) -> None:
         """A turn of this session is at that host until `turn_ends`."""
-        self._open[(ask.session or "", ask.model), replica] += 1
+        spot = ((ask.session or "", ask.model), replica)
+        self._open[spot] = self._open.get(spot, 0) + 1
 
     def turn_ends(self, ask: Ask, replica: str) -> None:
         spot = ((ask.session or "", ask.model), replica)
-        self._open[spot] -= 1
-        if not self._open[spot]:
+        left = self._open[spot] - 1
+        if left:
+            self._open[spot] = left
+        else:
             del self._open[spot]
 
     def is_fresh(self, ask: Ask, replica: str) -> bool:
@@ -261,7 +277,7 @@ class Homes:
         The next turn is claimed anew, unless another turn of the session is there.
         """
         key = (ask.session or "", ask.model)
-        if self._open[key, replica] <= 1:
+        if self._open.get((key, replica), 0) <= 1:
             self._release(key, replica)
 
     def _release(self, key: Key, replica: str) -> None:

@@ -18,6 +18,7 @@ EARLY_BYTES_MAX = 64 << 10
 WHOLE_BYTES_MAX = 256 << 20
 
 _CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})(?:[ \t]*;[^\r\n]*)?\r\n")
+_PLAIN_CHUNK = re.compile(rb"([0-9a-fA-F]{1,8})\r\n")
 
 
 class NotConnected(OSError):
@@ -47,6 +48,8 @@ def place_of(url: str) -> Place:
 
 
 Sink = Callable[[bytes], None]
+FrameSink = Callable[[bytes, int], None]
+"""Takes a whole chunk as it came, its size and line ends too; and where its data begins, which end two bytes before."""
 
 
 class Pool(Protocol):
@@ -88,6 +91,9 @@ class Answer(asyncio.BufferedProtocol):
         self._head: asyncio.Future[None] | None = None
         self._done: asyncio.Future[None] | None = None
         self._sink: Sink | None = None
+        self._frames: FrameSink | None = None
+        self._at_chunk = False
+        """A chunk is to begin, and may be handed on in its frame."""
         self._early: list[bytes] = []
         self._early_bytes = 0
         self._chunked = False
@@ -141,13 +147,15 @@ class Answer(asyncio.BufferedProtocol):
         await self.pass_on(take)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    async def pass_on(self, sink: Sink) -> None:
-        """Call `sink` with what comes of the body, until it ends. Raises Broken and Silent."""
-        self._sink = sink
+    async def pass_on(self, sink: Sink, frames: FrameSink | None = None) -> None:
+        """Call `sink` with what comes of the body, until it ends; `frames` in its stead with what comes as one chunk.
+        Raises Broken and Silent."""
+        self._sink, self._frames = sink, frames
         if self._early:
             early, self._early = b"".join(self._early), []
             self.pause(False)
             sink(early)
+        self._look_for_chunk()
         if not self._ended and self._error is None:
             self._done = self._loop.create_future()
             try:
@@ -171,6 +179,7 @@ class Answer(asyncio.BufferedProtocol):
     def close(self) -> None:
         """Keep the connection where the answer has come to its end, else end it: the host sees that nobody listens."""
         self._sink = None
+        self._at_chunk = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -207,22 +216,17 @@ class Answer(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         data = bytes(self._buffer[:nbytes])
         self._last = self._loop.time()
-        if (
-            self._sink is not None
-            and not self._got
-            and not self._left
-            and self._chunked
-            and not self._chunk_end
-        ):
-            # One whole chunk, as an event comes.
-            size = _CHUNK.match(data)
-            if size is not None:
-                at = size.end()
-                length = int(size[1], 16)
-                if length and at + length + 2 == nbytes and data.endswith(b"\r\n"):
-                    self._sink(data[at:-2])
-                    return
+        if self._at_chunk and self._frames is not None and (size := _PLAIN_CHUNK.match(data)) is not None:
+            at, end = size.end(), nbytes - 2
+            if at + int(size[1], 16) == end > at and data.endswith(b"\r\n"):
+                self._frames(data, at)
+                return
         self._feed(data)
+        self._look_for_chunk()
+
+    def _look_for_chunk(self) -> None:
+        unfinished = self._got or self._left or self._chunk_end or self._ended
+        self._at_chunk = self._sink is not None and self._chunked and not unfinished
 
     def _feed(self, data: bytes) -> None:
         if self._ended or self._error is not None:
@@ -352,5 +356,6 @@ class Answer(asyncio.BufferedProtocol):
             self._keeps = False  # What was not asked for.
         self._ended = True
         self._sink = None  # Nobody asked for what may follow.
+        self._at_chunk = False
         if self._done is not None and not self._done.done():
             self._done.set_result(None)

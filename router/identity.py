@@ -264,7 +264,10 @@ def _claude_session(user_id: object) -> object:
 
 
 def _parent(headers: Mapping[bytes, Sequence[bytes]]) -> str | None:
-    return next((name for header in PARENT_HEADERS if (name := _header(headers, header))), None)
+    for header in PARENT_HEADERS:
+        if header in headers and (name := _header(headers, header)):
+            return name
+    return None
 
 
 def _more_headers(options: IdentityOptions) -> tuple[bytes, ...]:

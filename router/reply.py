@@ -35,9 +35,14 @@ class Reply:
         """The last part was handed over: nothing may follow."""
         self._exchange = exchange
         self.last = b""
-        """What was passed on last of a stream."""
+        """What was passed on last of a stream, with the end of its chunk or without."""
         self.part = exchange.part
         """Some of a stream's body: whole events."""
+
+    @property
+    def said_done(self) -> bool:
+        """Whether the stream's own last word is out."""
+        return self.last.endswith((DONE, DONE + b"\r\n"))
 
     def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         """The whole response at once."""
@@ -58,7 +63,7 @@ class Reply:
     def fail(self, error: ApiError) -> str:
         """End with an error: a response of its own, or an event where the head is out. Returns its name; `ok` where
         all was said before."""
-        if self.last.endswith(DONE):
+        if self.said_done:
             self.finish()
             return "ok"
         if self.head_sent:

@@ -28,10 +28,10 @@ NAMING = naming_headers()
 ZONE, WHEN_LOST = b"x-homeport-zone", b"x-homeport-when-lost"
 FORWARDED = frozenset({b"accept", b"traceparent", b"tracestate", b"user-agent"})
 """What a host gets of the client's headers: nothing that names a person, a key or a session."""
-READ = (FORWARDED | SECRET_HEADERS).union(
+READ = frozenset(
     (b"content-encoding", b"content-length", b"host", b"origin", b"x-request-id", ZONE, WHEN_LOST)
 )
-"""Headers that `read_head` reads beside those that name a session."""
+"""Other headers that are read."""
 
 _SANE_ID = re.compile(rb"[\x21-\x7e][\x20-\x7e]{0,126}[\x21-\x7e]|[\x21-\x7e]")
 _AT = re.compile(r" - at `\$\.?([^`]*)`")
@@ -134,30 +134,33 @@ def read_head(
     for name, value in headers:
         if name in naming:
             named.append((name, value))
-        elif name not in READ:
-            continue
-        elif name in FORWARDED:
-            head.forwarded += b"%b: %b\r\n" % (name, value)
-        elif name == b"host":
-            head.host = value
         elif name in SECRET_HEADERS:
             shown.append((name, value))
-        elif name == b"content-length":
-            head.length = int(value) if value.isdigit() else None
-        elif name == b"origin":
-            head.origin = value
-        elif name == b"x-request-id":
-            head.request_id = value if _SANE_ID.fullmatch(value) else b""
-        elif name == b"content-encoding" and value.lower() != b"identity":
-            head.encoding = value
-        elif name == ZONE:
-            head.zone = value if head.zone is None else head.zone
-        elif name == WHEN_LOST:
-            head.when_lost = value if head.when_lost is None else head.when_lost
+        elif name in FORWARDED:
+            head.forwarded += b"%b: %b\r\n" % (name, value)
+        elif name in READ:
+            _read(head, name, value)
     if not head.request_id:
         head.request_id = new_id().encode()
     head.named, head.shown = tuple(named), tuple(shown)
     return head
+
+
+def _read(head: Head, name: bytes, value: bytes) -> None:
+    if name == b"host":
+        head.host = value
+    elif name == b"content-length":
+        head.length = int(value) if value.isdigit() else None
+    elif name == b"origin":
+        head.origin = value
+    elif name == b"x-request-id":
+        head.request_id = value if _SANE_ID.fullmatch(value) else b""
+    elif name == b"content-encoding" and value.lower() != b"identity":
+        head.encoding = value
+    elif name == ZONE:
+        head.zone = value if head.zone is None else head.zone
+    elif name == WHEN_LOST:
+        head.when_lost = value if head.when_lost is None else head.when_lost
 
 
 def new_id() -> str:
@@ -175,7 +178,7 @@ def host_headers(ask: Ask, to: Send, who: Who, bearer: str, left_s: float) -> st
         f"authorization: {bearer}\r\ncontent-type: application/json\r\nx-request-id: {ask.request_id}\r\n"
         f"x-homeport-replica: {to.replica}\r\nx-homeport-incarnation: {to.incarnation}\r\n"
         f"x-homeport-pin: {to.pin}\r\nx-homeport-scope: {key_scope(key.name)}\r\n"
-        f"x-homeport-queue-left-ms: {left_s * 1000:.0f}\r\n"
+        f"x-homeport-queue-left-ms: {round(left_s * 1000)}\r\n"
     )
     if key.places is not None:
         lines += f"x-homeport-key-places: {key.places}\r\n"

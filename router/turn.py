@@ -28,7 +28,7 @@ from router.keys import Key
 from router.patience import patience_s
 from router.peers import NotYet
 from router.reading import code_of, last_code, only_comments, read_disagreement, whole_events
-from router.reply import DONE, EVENT_STREAM, Reply, home_headers, passed
+from router.reply import EVENT_STREAM, Reply, home_headers, passed
 from router.request import (
     Address,
     Endpoint,
@@ -88,7 +88,7 @@ class Turn:
     _held: bytes = b""
     """Half an event."""
     _comment_at: float = 0.0
-    _task: "asyncio.Task[object] | None" = None
+    _task: "asyncio.Task[None] | None" = None
     _interrupted: Interruption | None = None
     _silent: bool = False
     _begun: bool = False
@@ -97,7 +97,7 @@ class Turn:
     async def run(self) -> str:
         self.arrived = self.relay.clock()
         self._comment_at = self.arrived + HEAD_AFTER_S
-        self._task = asyncio.current_task()
+        self._task = self.exchange.task
         try:
             addressed = await self._read()
         except Gone:
@@ -300,13 +300,20 @@ class Turn:
             max(0.0, self.arrived + FIRST_TOKEN_S - self.relay.clock()), self._no_token, answer
         )
         try:
-            await answer.pass_on(self._take_chunk)
+            await answer.pass_on(self._take_chunk, self._take_frame)
         finally:
             patience.cancel()
             self.exchange.on_pause = None
-        last = self._reply.last
-        self._reply.finish(self._held)
-        return "ok" if not self._held and last.endswith(DONE) else last_code(last)
+        reply = self._reply
+        reply.finish(self._held)
+        return "ok" if not self._held and reply.said_done else last_code(reply.last)
+
+    def _take_frame(self, frame: bytes, at: int) -> None:
+        """A chunk that came as one, its data from `at` on: passed on as it is where it holds whole events."""
+        if self._begun and not self._held and frame.endswith(b"\n\n\r\n") and self.exchange.frame(frame):
+            self._reply.last = frame
+        else:
+            self._take_chunk(frame[at:-2])
 
     def _take_chunk(self, chunk: bytes) -> None:
         """Pass on what came of a stream, in whole events."""

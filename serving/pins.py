@@ -42,7 +42,7 @@ def is_session(text: str) -> bool:
 
 def is_public_id(text: str) -> bool:
     """Whether `text` is what a session is called towards people."""
-    return _PUBLIC_ID.fullmatch(text) is not None
+    return text.startswith("hp_") and _PUBLIC_ID.fullmatch(text) is not None
 
 
 def pin_from_json(data: Mapping[str, object]) -> Pin:

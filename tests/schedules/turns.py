@@ -3,6 +3,7 @@
 They stand for router/exchange.py and router/hosts.py over the network of network.py.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
@@ -32,6 +33,10 @@ class SimExchange:
         self._send = send
         self._spawn = spawn
         self._was_read = False
+
+    @property
+    def task(self) -> "asyncio.Task[Any] | None":
+        return asyncio.current_task()
 
     async def read(self) -> bytes:
         if self._was_read:
@@ -124,7 +129,7 @@ class SimAnswer:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise _as_ours(error) from error
 
-    async def pass_on(self, sink: Sink) -> None:
+    async def pass_on(self, sink: Sink, frames: object = None) -> None:
         try:
             while chunk := await self._answer.readany():
                 sink(chunk)
