@@ -370,11 +370,11 @@ def test_however_chunks_are_cut_the_same_comes_out(parts: list[bytes], cuts: lis
     data = b"".join(b"%x\r\n%b\r\n" % (len(part), part) for part in parts) + last
     got: list[bytes] = []
     answer = an_answer()
-    answer._sink = got.append
+    listen(answer, got)
     at = 0
     for cut in [*cuts, len(data)]:
         if at < len(data):
-            answer._feed(data[at : at + cut])
+            comes(answer, data[at : at + cut])
             at += cut
     assert b"".join(got) == b"".join(parts)
     assert answer._ended
@@ -385,16 +385,49 @@ def test_what_comes_behind_the_end_is_handed_to_nobody() -> None:
     """Also where it looks like one more event, before anybody has closed the answer."""
     got: list[bytes] = []
     answer = an_answer()
-    answer._sink = got.append
+    listen(answer, got)
     for data in (b"1\r\na\r\n", b"0\r\n\r\n", b"1\r\nb\r\n"):
-        answer.get_buffer(-1)[: len(data)] = data
-        answer.buffer_updated(len(data))
+        comes(answer, data)
     assert got == [b"a"]
     assert answer._given_up
 
 
+@pytest.mark.parametrize(
+    ("data", "framed"),
+    [
+        (b"4\r\ndata\r\n", True),
+        (b"0004\r\ndata\r\n", True),
+        (b"4;x=y\r\ndata\r\n", False),  # a client might read an extension otherwise
+        (b"1\r\na\r\n1\r\nb\r\n", False),
+        (b"4\r\nda", False),
+        (b"5\r\ndata\r\n", False),
+        (b"2\r\n\r\n", False),
+        (b"0\r\n\r\n", False),
+    ],
+)
+def test_what_comes_as_one_chunk_is_handed_on_in_its_frame(data: bytes, framed: bool) -> None:
+    frames: list[tuple[bytes, int]] = []
+    answer = an_answer()
+    listen(answer, [])
+    answer._frames = lambda frame, at: frames.append((frame, at))
+    comes(answer, data)
+    assert frames == ([(data, data.index(b"data"))] if framed else [])
+
+
+def listen(answer: Answer, got: list[bytes]) -> None:
+    """As `pass_on` does, without a loop."""
+    answer._sink = got.append
+    answer._frames = lambda frame, at: got.append(frame[at:-2])
+    answer._look_for_chunk()
+
+
+def comes(answer: Answer, data: bytes) -> None:
+    answer.get_buffer(-1)[: len(data)] = data
+    answer.buffer_updated(len(data))
+
+
 def an_answer() -> Answer:
-    pool: Any = type("Pool", (), {"loop": asyncio.new_event_loop(), "buffer": memoryview(bytearray(10))})()
+    pool: Any = type("Pool", (), {"loop": asyncio.new_event_loop(), "buffer": memoryview(bytearray(4096))})()
     try:
         answer = Answer(pool, Place("x", 1, False))
     finally:
