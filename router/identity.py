@@ -172,7 +172,7 @@ def identify(clues: Clues, key_name: str = ANONYMOUS, options: IdentityOptions =
 
 def naming_headers(options: IdentityOptions = DEFAULT) -> frozenset[bytes]:
     """The lower-case headers that `identify` reads."""
-    return frozenset((*SESSION_HEADERS, *PARENT_HEADERS, CLAUDE_AGENT, *_more_headers(options)))
+    return frozenset((*_session_headers(options), *PARENT_HEADERS, CLAUDE_AGENT))
 
 
 def guessed_session(key_name: str, scope: str, nonce: str) -> str:
@@ -225,7 +225,7 @@ def _ladder(
     """Every name in the request, best first; read no further than the first."""
     if clues.path_session is not None:
         yield _Named("path", _checked("path", "the path", clues.path_session))
-    for header in (*SESSION_HEADERS, *_more_headers(options)) if headers else ():
+    for header in _session_headers(options) if headers else ():
         if header in headers and (name := _header(headers, header)):
             yield _Named("header", name, claude=header == CLAUDE_SESSION)
     yield from _in_body(clues.body, options)
@@ -270,8 +270,9 @@ def _parent(headers: Mapping[bytes, Sequence[bytes]]) -> str | None:
     return None
 
 
-def _more_headers(options: IdentityOptions) -> tuple[bytes, ...]:
-    return tuple(header.lower().encode() for header in options.headers)
+@lru_cache(4)
+def _session_headers(options: IdentityOptions) -> tuple[bytes, ...]:
+    return (*SESSION_HEADERS, *(header.lower().encode() for header in options.headers))
 
 
 def _by_name(headers: Sequence[tuple[bytes, bytes]]) -> dict[bytes, list[bytes]]:
