@@ -3,10 +3,10 @@
 Checks no more than routing needs: the host checks the conversation itself.
 """
 
+import os
 import re
 from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
-from random import getrandbits
 from typing import Any, get_args
 from urllib.parse import unquote
 
@@ -164,8 +164,8 @@ def _read(head: Head, name: bytes, value: bytes) -> None:
 
 
 def new_id() -> str:
-    """128 random bits in hex. Tells requests apart, keeps nothing secret."""
-    return f"{getrandbits(128):032x}"
+    """128 random bits in hex, sooner than a UUID."""
+    return os.urandom(16).hex()
 
 
 def host_headers(ask: Ask, to: Send, who: Who, bearer: str, left_s: float) -> str:
