@@ -95,7 +95,8 @@ async def _kept_turn(hosts: Hosts, url: str) -> float:
     """As `_turn`, with the router's own connections."""
     place, (headers, body) = place_of(url), _request()
     began = time.perf_counter()
-    head = host_request("/v1/chat/completions", place.address, headers, len(body))
+    told = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    head = host_request("/v1/chat/completions", place.address, told, b"", len(body))
     answer = await hosts.ask(place, (head, body))
     text = await answer.read()
     answer.close()

@@ -15,7 +15,7 @@ from router.decision import Ask
 from router.errors import Rejected, bad_request, session_not_found
 from router.finding import Finder, owns
 from router.fleet import Fleet
-from router.homes import REMEMBERED, Homes
+from router.homes import ZONES_REMEMBERED, Homes
 from router.identity import (
     NOBODY,
     BadName,
@@ -146,7 +146,7 @@ class Addressing:
             return
         self._zones[said] = zone
         self._zones.move_to_end(said)
-        while len(self._zones) > REMEMBERED:
+        while len(self._zones) > ZONES_REMEMBERED:
             self._zones.popitem(last=False)
 
     async def _session(self, public: str, ask: Ask) -> str | None:

@@ -7,7 +7,6 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from functools import reduce
 
 from msgspec.structs import replace
@@ -15,17 +14,18 @@ from msgspec.structs import replace
 from router.choose import allowed, choose, model_barred, ranked
 from router.decision import Ask, Decision, Home, Move, Routed, Send, Wait, machine_of
 from router.fleet import Fleet
+from router.home_memory import HomeMemory, Key
 from router.peers import NotYet, Peers, Unreachable
 from serving.pin_index import Candidate
 from serving.pins import Pin, merge
 
-REMEMBERED = 100_000
+REMEMBERED = 1_000_000
 """Homes kept in memory, the least recently used go first."""
+ZONES_REMEMBERED = 100_000
 ASK_AGAIN_S = 2.0
 """How often the controller is asked whether the home of a waiting session has changed."""
 
 log = logging.getLogger("homeport.router")
-Key = tuple[str, str]
 
 
 class _Unproven(Exception):
@@ -42,14 +42,6 @@ class _Held(Exception):
     def __init__(self, replica: str) -> None:
         super().__init__(replica)
         self.replica = replica
-
-
-@dataclass(slots=True)
-class _Remembered:
-    home: Home
-    asked_at: float
-    unsure: bool = False
-    """Its host may have written the pin down, or not."""
 
 
 class Homes:
@@ -71,10 +63,9 @@ class Homes:
         self._peers = peers
         self._clock = clock
         self._wall = wall
-        self._size = size
         self._wake = wake
         self._last_known = last_known
-        self._homes: OrderedDict[Key, _Remembered] = OrderedDict()
+        self._homes = HomeMemory(size)
         self._zones: OrderedDict[Key, str] = OrderedDict()
         """Where a session that moves must stay, while the home that it was to have is given up."""
         self._open: dict[tuple[Key, str], int] = {}
@@ -94,7 +85,7 @@ class Homes:
             return routed
         except NotYet:
             message = "The controller is still reading which sessions have a home. Ask again in a moment."
-            lost = self._homes.get((ask.session or "", ask.model))  # its home until it has another
+            lost = self._homes.get(ask.session, ask.model)  # its home until it has another
             replica = None if lost is None or lost.home.fresh else lost.home.pin.replica
             return Wait("machine_unavailable", message, self._clock() + 1.0, replica)
         except _Held as held:
@@ -109,20 +100,19 @@ class Homes:
 
     def _at_home(self, ask: Ask) -> Send | None:
         """Where nothing is to be asked: the home that a host has told of serves."""
-        remembered = self._homes.get((ask.session or "", ask.model))
+        remembered = self._homes.get(ask.session, ask.model)
         if remembered is None or remembered.home.fresh:
             return None
         decision = choose(ask, remembered.home, self._fleet.snapshot(), self._clock())
         if not isinstance(decision, Send):
             return None
-        self._homes.move_to_end((ask.session or "", ask.model))
         return decision
 
     async def _decide(self, ask: Ask, refused: set[str], settle_at: float) -> Routed:
         if ask.session is None or model_barred(ask, self._fleet.snapshot()) is not None:
             return _settled(choose(ask, None, self._fleet.snapshot(), self._clock(), refused))
         key = (ask.session, ask.model)
-        remembered = self._homes.get(key)
+        remembered = self._homes.get(*key)
         if (
             remembered is not None
             and remembered.home.fresh
@@ -135,7 +125,6 @@ class Homes:
                 ask = replace(ask, parent=await self._parent(ask))
             home, decision = await self._claimed(ask, key, refused, settle_at)
         else:
-            self._homes.move_to_end(key)
             home = remembered.home
             decision = choose(ask, home, self._fleet.snapshot(), self._clock(), refused)
         if isinstance(decision, Send) or home is None:
@@ -174,7 +163,7 @@ class Homes:
         if (pin.replica, pin.generation) == (move.lost.replica, move.lost.generation):
             return move.otherwise
         self._check_held(pin, known, order, refused)
-        first = self._homes.get(key)
+        first = self._homes.get(*key)
         if first is not None and first.home.pin.generation >= pin.generation:
             home = first.home  # another turn of it was faster
         else:
@@ -192,7 +181,7 @@ class Homes:
         """The home of the session that began this one; a new one where its own is lost and it may move."""
         key = (ask.family or "", ask.model)
         # Nobody says 421 where a parent's home is another by now: who can know is asked first.
-        pin, remembered = await self._known(key), self._homes.get(key)
+        pin, remembered = await self._known(key), self._homes.get(*key)
         if remembered is not None and (pin is None or _is_later(remembered.home, pin)):
             pin = remembered.home.pin
         if pin is None:
@@ -201,7 +190,7 @@ class Homes:
         decision = choose(of_parent, Home(pin, False), self._fleet.snapshot(), self._clock())
         if isinstance(decision, Move):
             await self._move(of_parent, key, decision, set())
-            remembered = self._homes.get(key)
+            remembered = self._homes.get(*key)
             pin = pin if remembered is None else remembered.home.pin
         return pin
 
@@ -215,11 +204,11 @@ class Homes:
 
     def forget(self, session: str, model: str) -> None:
         """The session was ended: its next turn begins anew."""
-        self._homes.pop((session, model), None)
+        self._homes.drop(session, model)
 
     async def unknown(self, ask: Ask, replica: str) -> None:
         """The host at `replica` has no pin of this session: that is no home of it, whatever the index says."""
-        remembered = self._homes.get((ask.session or "", ask.model))
+        remembered = self._homes.get(ask.session, ask.model)
         if remembered is None or remembered.home.fresh or remembered.home.pin.replica != replica:
             return  # another turn of it was faster
         pin = remembered.home.pin
@@ -244,12 +233,12 @@ class Homes:
 
     def is_fresh(self, ask: Ask, replica: str) -> bool:
         """Whether its home is claimed there and no host is known to have written it down."""
-        remembered = self._homes.get((ask.session or "", ask.model))
+        remembered = self._homes.get(ask.session, ask.model)
         return remembered is not None and remembered.home.fresh and remembered.home.pin.replica == replica
 
     def is_told(self, ask: Ask, replica: str) -> bool:
         """Whether a host or the index has said that its home is there."""
-        remembered = self._homes.get((ask.session or "", ask.model))
+        remembered = self._homes.get(ask.session, ask.model)
         if remembered is None or remembered.home.pin.replica != replica:
             return False
         return not (remembered.home.fresh or remembered.unsure)
@@ -261,12 +250,14 @@ class Homes:
 
     def confirm(self, ask: Ask, replica: str) -> None:
         """A host has this session: from now on it has a home there."""
-        remembered = self._homes.get((ask.session or "", ask.model))
+        remembered = self._homes.get(ask.session, ask.model)
         if remembered is not None and remembered.home.pin.replica == replica:
             self._settle(ask, unsure=False)
 
     def _settle(self, ask: Ask, unsure: bool) -> None:
-        remembered = self._homes[(ask.session or "", ask.model)]
+        remembered = self._homes.get(ask.session, ask.model)
+        if remembered is None:
+            return
         if remembered.home.fresh:
             remembered.home = replace(remembered.home, fresh=False)
         remembered.unsure = unsure
@@ -281,25 +272,25 @@ class Homes:
             self._release(key, replica)
 
     def _release(self, key: Key, replica: str) -> None:
-        remembered = self._homes.get(key)
+        remembered = self._homes.get(*key)
         if remembered is not None and remembered.home.fresh and remembered.home.pin.replica == replica:
-            del self._homes[key]
+            self._homes.drop(*key)
             zone = self._fleet.snapshot().zone_of(machine_of(remembered.home.pin))
             if remembered.home.pin.generation > 1 and zone is not None:
                 self._zones[key] = zone
-                while len(self._zones) > self._size:
+                while len(self._zones) > ZONES_REMEMBERED:
                     self._zones.popitem(last=False)
 
     def corrected(self, pin: Pin, replica: str) -> Home:
         """The host at `replica` says that this holds. That it is the home itself is not merged: it knows better."""
-        remembered = self._homes.get((pin.session, pin.model))
+        remembered = self._homes.get(pin.session, pin.model)
         if remembered is not None and remembered.home.pin.replica == replica:
-            del self._homes[pin.session, pin.model]
+            self._homes.drop(pin.session, pin.model)
         return self.told(pin)
 
     def told(self, pin: Pin) -> Home:
         """A host or the index knows of a home. What holds from now on: the merge with what is remembered."""
-        remembered = self._homes.get((pin.session, pin.model))
+        remembered = self._homes.get(pin.session, pin.model)
         if remembered is not None and remembered.home.fresh:
             if remembered.home.pin.generation > pin.generation:
                 return remembered.home  # that is the home that was left
@@ -313,10 +304,9 @@ class Homes:
         try:
             if order:
                 pin, known = await self._peers.claim(*key, order, refused, child=ask.parent is not None)
-                if key not in self._homes:
-                    self._check_held(pin, known, order, refused)
-                if (first := self._homes.get(key)) is not None:
+                if (first := self._homes.get(*key)) is not None:
                     return first.home  # another turn of it was faster
+                self._check_held(pin, known, order, refused)
                 return self._remember(pin, fresh=not known)
             found = await self._peers.indexed_pin(*key, written=True)
         except Unreachable as error:
@@ -342,8 +332,8 @@ class Homes:
         A host that is silent may know it all the same: it is waited for, and once that `is_late` the session begins in
         that one's zone, or nowhere. Raises _Unproven meanwhile.
         """
-        if key in self._homes:  # another turn of it was faster
-            return self._homes[key].home
+        if (first := self._homes.get(*key)) is not None:
+            return first.home  # another turn of it was faster
         snapshot = self._fleet.snapshot()
         order = ranked(ask, snapshot, self._clock())
         if not order:
@@ -359,7 +349,7 @@ class Homes:
 
     async def _look_again(self, key: Key, home: Home) -> Home:
         """Whether the home of a waiting session has changed meanwhile; asked now and then only."""
-        remembered = self._homes.get(key)
+        remembered = self._homes.get(*key)
         if remembered is None or self._clock() - remembered.asked_at < ASK_AGAIN_S:
             return home
         remembered.asked_at = self._clock()
@@ -394,10 +384,7 @@ class Homes:
     def _remember(self, pin: Pin, fresh: bool) -> Home:
         home = Home(pin, fresh)
         self._zones.pop((pin.session, pin.model), None)
-        self._homes[(pin.session, pin.model)] = _Remembered(home, self._clock())
-        self._homes.move_to_end((pin.session, pin.model))
-        while len(self._homes) > self._size:
-            self._homes.popitem(last=False)
+        self._homes.put(home, self._clock())
         return home
 
 

@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 
 from router import patience, turn
+from router.home_memory import HomeMemory
 from router.identity import digest, key_scope, public_id
 from serving.known_pins import Batch, KnownFile, Said
 from serving.pins import pin_from_json
@@ -753,7 +754,7 @@ async def test_a_router_that_remembers_few_homes_asks_again_and_moves_nobody(tmp
     hosts = [AnswersHost(f"m{number}/0") for number in range(3)]
     async with routed(tmp_path, *hosts) as router:
         homes = router.parts.relay.homes
-        homes._size = 2
+        homes._homes = HomeMemory(2)
         names = [f"s{number}" for number in range(6)]
         first = [(await router.chat(session=name)).headers["x-homeport-replica"] for name in names]
         again = [(await router.chat(session=name)).headers["x-homeport-replica"] for name in names]

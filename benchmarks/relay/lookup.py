@@ -84,11 +84,11 @@ class _Told(Peers):
 
 
 def _in_router() -> LookUp:
-    """`Homes.decide` for sessions that it knows, room made for all of them."""
+    """`Homes.decide` for sessions that it knows."""
     with tempfile.TemporaryDirectory(prefix="homeport-lookup-") as folder:
         peers = _Told()
         fleet = Fleet(peers, Path(folder) / "fleet.json", [Model(MODEL, 8192, "llama.cpp")], lambda: NOW)
-        homes = Homes(fleet, peers, lambda: NOW, lambda: NOW, size=SESSIONS)
+        homes = Homes(fleet, peers, lambda: NOW, lambda: NOW)
         _list(fleet, peers, MACHINES)
         before = psutil.Process().memory_info().rss
         for number in range(SESSIONS):
