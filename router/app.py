@@ -55,11 +55,10 @@ from serving.config import RouterConfig
 from serving.known_pins import last_known
 from serving.model import ModelSpec
 from serving.moving import Mover
+from serving.router_limits import USUAL, RouterLimits
 
 ASKS_HOSTS = "/api/sessions"
 """What is answered here and below asks every host: it counts as a request, as a turn does."""
-DRAIN_S = 2
-"""How long open streams may go on after SIGTERM."""
 
 COLLECT = (20_000, 20, 50)
 """When cycles are looked for: turns leave none, and with as few as Python's 700 the objects of open turns alone are
@@ -88,6 +87,7 @@ class Settings:
     names: tuple[str, ...] = ()
     """What clients may call this machine beside its own name."""
     identity: IdentityOptions = DEFAULT
+    limits: RouterLimits = USUAL
 
 
 class Front:
@@ -213,7 +213,7 @@ def build(
     metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet))
     specs = {spec.name: spec for spec in settings.models}
     addressing = Addressing(fleet, homes, finder, specs, settings.digest_key, settings.identity)
-    relay = Relay(fleet, homes, addressing, clients.hosts, specs, metrics, clock)
+    relay = Relay(fleet, homes, addressing, clients.hosts, specs, metrics, clock, settings.limits)
     fleet.on_lost = relay.lost
     ring, keys = key_ring(settings.keys_file, settings.token)
     mover = Mover(clients.peers, peers.bearers.of, clock)
@@ -221,7 +221,7 @@ def build(
     pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
     front = Front(relay, pages, metrics, names, ring, naming_headers(settings.identity), clock)
-    server = Server(front, relay.stop, DRAIN_S, clients.hosts.sweep)
+    server = Server(front, relay.stop, settings.limits, clients.hosts.sweep)
     return Parts(front, fleet, relay, keys, specs, server)
 
 
@@ -271,11 +271,15 @@ def read_settings(path: Path) -> Settings:
         ca_file=Path(data["ca_file"]) if data.get("ca_file") else None,
         names=router.names,
         identity=IdentityOptions(router.identity.headers, router.identity.fields),
+        limits=router.limits,
     )
 
 
 async def serve(settings: Settings, listening: socket.socket, settings_file: Path) -> None:
-    """Serve until SIGTERM. What `settings_file` says of models is taken as it changes."""
+    """Serve until SIGTERM and the end of what is open then, which a second one cuts.
+
+    What `settings_file` says of models is taken as it changes.
+    """
     async with new_clients(settings.ca_file) as clients:
         parts = build(settings, clients, CollectorRegistry())
         server = parts.server

@@ -173,7 +173,6 @@ class ClientConnection(asyncio.Protocol):
 
     def stop(self) -> None:
         """Take no further request: close now, or once what is being answered ends."""
-        self._last = True
         if self._current is None:
             self._transport.close()
         else:

@@ -10,11 +10,10 @@ from collections.abc import Callable, Sequence
 
 from router.client_http import ClientConnection
 from router.exchange import App
+from serving.router_limits import RouterLimits
 
 BACKLOG = 2048
 SWEEP_S = 1.0
-SLOW_CLIENT_S = 60.0
-"""A client that reads nothing of what was written to it for so long is cut."""
 LAST_WORDS_S = 1.0
 """How long what was written last may take to be sent."""
 
@@ -22,26 +21,30 @@ log = logging.getLogger("homeport.router")
 
 
 class Server:
-    """`stop` ends it: no new connections, `drain_s` for open streams, then `on_end`, which ends those that are left."""
+    """`stop` ends it: no new connections, `drain_s` for open requests, then `on_end`, which ends those that are left.
+
+    A second `stop` is that `on_end`, at once.
+    """
 
     def __init__(
         self,
         app: App,
         on_end: Callable[[], None],
-        drain_s: float,
+        limits: RouterLimits,
         sweep: Callable[[], None] = lambda: None,
-        slow_client_s: float = SLOW_CLIENT_S,
     ) -> None:
         """`sweep`: called once a second beside the server's own."""
         self.connections: set[ClientConnection] = set()
         self._app = app
         self._on_end = on_end
-        self._drain_s = drain_s
+        self._limits = limits
         self._sweep = sweep
-        self._slow_client_s = slow_client_s
         self._stopping = asyncio.Event()
+        self._cutting = asyncio.Event()
 
     def stop(self) -> None:
+        if self._stopping.is_set():
+            self._cutting.set()
         self._stopping.set()
 
     async def serve(self, sockets: Sequence[socket.socket]) -> None:
@@ -71,15 +74,31 @@ class Server:
     async def _drain(self) -> None:
         for connection in list(self.connections):
             connection.stop()
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         if tasks := self._tasks():
-            await asyncio.wait(tasks, timeout=self._drain_s)
-        if tasks := self._tasks():
-            log.info("%d requests are cut, which had not ended after %g s", len(tasks), self._drain_s)
+            log.info("%d requests are open and may end within %g s", len(tasks), self._limits.drain_s)
+            await self._until_ended(tasks)
+        tasks = self._tasks()
+        level = logging.WARNING if tasks else logging.INFO
+        log.log(level, "%d requests are cut after %.1f s", len(tasks), loop.time() - began)
+        if tasks:
             self._on_end()
             await asyncio.wait(tasks, timeout=LAST_WORDS_S)
-        deadline = asyncio.get_running_loop().time() + LAST_WORDS_S
-        while self.connections and asyncio.get_running_loop().time() < deadline:  # noqa: ASYNC110 - at the end only
+        deadline = loop.time() + LAST_WORDS_S
+        while self.connections and loop.time() < deadline:  # noqa: ASYNC110 - at the end only
             await asyncio.sleep(0.01)  # What was written last is on its way.
+
+    async def _until_ended(self, tasks: Sequence[asyncio.Task[None]]) -> None:
+        """Or until `drain_s` is over, or the end is asked for again."""
+        ended = asyncio.ensure_future(asyncio.wait(tasks))
+        cutting = asyncio.ensure_future(self._cutting.wait())
+        try:
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait({ended, cutting}, timeout=self._limits.drain_s, return_when=first)
+        finally:
+            ended.cancel()
+            cutting.cancel()
 
     async def _sweep_all(self) -> None:
         loop = asyncio.get_running_loop()
@@ -87,5 +106,5 @@ class Server:
             await asyncio.sleep(SWEEP_S)
             now = loop.time()
             for connection in list(self.connections):
-                connection.sweep(now, self._slow_client_s)
+                connection.sweep(now, self._limits.slow_client_s)
             self._sweep()

@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.slices import bytes_text
+
 RawHeaders = list[tuple[bytes, bytes]]
 
 
@@ -69,7 +71,10 @@ def bad_request(message: str, code: str, param: str | None = None) -> ApiError:
 
 
 def body_too_large(limit: int) -> ApiError:
-    message = f"The request body is larger than {limit >> 20} MiB; send a shorter history."
+    message = (
+        f"The request body is larger than {bytes_text(limit)}; send a shorter history, "
+        "or set a larger router.max_body in the config."
+    )
     return ApiError(413, "body_too_large", message)
 
 

@@ -18,6 +18,7 @@ from router.request import Address, Endpoint, Head
 from router.retries import Retries
 from router.turn import Turn
 from serving.model import ModelSpec
+from serving.router_limits import RouterLimits
 from serving.trouble import trace_of
 
 QUEUE_S = 60.0
@@ -38,6 +39,7 @@ class Relay:
         models: Mapping[str, ModelSpec],
         metrics: Metrics,
         clock: Callable[[], float],
+        limits: RouterLimits,
     ) -> None:
         """`models` tell how long a turn may wait."""
         self.fleet = fleet
@@ -46,6 +48,7 @@ class Relay:
         self.hosts = hosts
         self.metrics = metrics
         self.clock = clock
+        self.limits = limits
         self.turns: set[Turn] = set()
         self._models = models
 

@@ -13,6 +13,7 @@ from cluster.paths import Paths, read_json
 from router import lifecycle
 from router.lifecycle import Prepared
 from serving.config import Config, MachineConfig, RouterConfig
+from serving.router_limits import KEYS
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,9 @@ def _router(runs: RouterConfig, given: RouterConfig) -> Iterator[str]:
         yield "router.names"
     if runs.identity != given.identity:
         yield "router.identity"
+    for field, key in KEYS.items():
+        if getattr(runs.limits, field) != getattr(given.limits, field):
+            yield f"router.{key}"
 
 
 def _network(runs: Config, given: Config) -> Iterator[str]:

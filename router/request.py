@@ -20,7 +20,6 @@ from router.identity import key_scope, naming_headers
 from router.keys import SECRET_HEADERS
 from serving.model import WhenLost
 
-MAX_BODY = 32 << 20
 LEAST_WEIGHT = 0.001
 """The least that a host takes."""
 POLICIES: tuple[WhenLost, ...] = get_args(WhenLost)
@@ -249,20 +248,20 @@ def host_request(path: str, host: str, told: str, forwarded: bytes, length: int)
     return b"%b%b\r\n" % (lines.encode(), forwarded)
 
 
-async def read_body(head: Head, exchange: Exchange) -> bytes:
+async def read_body(head: Head, exchange: Exchange, max_bytes: int) -> bytes:
     """The whole body. Raises Gone, or Rejected (415; 413 before reading what is declared too large)."""
     if head.encoding is not None:
         raise Rejected(encoded_body(head.encoding.decode("latin-1")))
-    if head.length is not None and head.length > MAX_BODY:
-        raise Rejected(body_too_large(MAX_BODY))
-    if exchange.is_whole and exchange.unread <= MAX_BODY:
+    if head.length is not None and head.length > max_bytes:
+        raise Rejected(body_too_large(max_bytes))
+    if exchange.is_whole and exchange.unread <= max_bytes:
         return await exchange.read()
     parts: list[bytes] = []
     size = 0
     while part := await exchange.read():
         size += len(part)
-        if size > MAX_BODY:
-            raise Rejected(body_too_large(MAX_BODY))
+        if size > max_bytes:
+            raise Rejected(body_too_large(max_bytes))
         parts.append(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
 

@@ -45,11 +45,6 @@ from router.retries import Retries, parts
 if TYPE_CHECKING:
     from router.relay import Relay
 
-BETWEEN_BYTES_S = 120.0
-"""How long nothing may come of a stream, in which hosts say at least every 10 s that they live. A whole answer takes as
-long as it takes; a host that falls silent meanwhile is noticed by the fleet."""
-FIRST_TOKEN_S = 600.0
-"""How long a stream may take until the engine's first event."""
 HEAD_AFTER_S = 5.0
 COMMENT_EVERY_S = 10.0
 
@@ -148,7 +143,7 @@ class Turn:
         return self._task is not None and self._task.uncancel() > 0
 
     async def _read(self) -> Addressed:
-        self._body = await read_body(self.head, self.exchange)
+        self._body = await read_body(self.head, self.exchange, self.relay.limits.max_body_bytes)
         self._wanted = read_wanted(self.endpoint, self._body)
         addressed = self.relay.addressing.read(self.endpoint, self.head, self.address, self._wanted, self.key)
         self.source = addressed.identity.source
@@ -282,7 +277,8 @@ class Turn:
         bearer, size = relay.fleet.bearer(to.replica), len(self._body)
         told = host_headers(ask, to, self._addressed.who, bearer, left_s)
         head = host_request(self.endpoint.path, place.address, told, self.head.forwarded, size)
-        return await relay.hosts.ask(place, (head, self._body), BETWEEN_BYTES_S if self._streams else None)
+        silent_s = relay.limits.between_bytes_s if self._streams else None
+        return await relay.hosts.ask(place, (head, self._body), silent_s)
 
     async def _pass_whole(self, answer: Answer) -> str:
         """A whole answer is taken in first: a host lost on the way is then an error and not half a body."""
@@ -296,9 +292,8 @@ class Turn:
         self._held = b""
         self.exchange.on_pause = answer.pause
         answer.pause(self.exchange.paused)
-        patience = asyncio.get_running_loop().call_later(
-            max(0.0, self.arrived + FIRST_TOKEN_S - self.relay.clock()), self._no_token, answer
-        )
+        left_s = self.arrived + self.relay.limits.first_token_s - self.relay.clock()
+        patience = asyncio.get_running_loop().call_later(max(0.0, left_s), self._no_token, answer)
         try:
             await answer.pass_on(self._take_chunk, self._take_frame)
         finally:

@@ -6,13 +6,13 @@ Routes nothing and knows no errors but the one that every handler may raise.
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
+from serving.router_limits import BODY_BYTES_MAX
+
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Headers = Iterable[tuple[str, str]]
-
-MAX_BODY_BYTES = 32 * 2**20
 
 
 class Problem(Exception):
@@ -51,7 +51,7 @@ def header_map(scope: Scope) -> dict[str, str]:
 
 
 async def read_body(receive: Receive) -> bytes:
-    """The whole body. Raises Problem 413 beyond 32 MiB, and ClientGone."""
+    """The whole body. Raises Problem 413 beyond what any router passes on, and ClientGone."""
     parts: list[bytes] = []
     size = 0
     while True:
@@ -60,9 +60,9 @@ async def read_body(receive: Receive) -> bytes:
             raise ClientGone
         parts.append(message.get("body", b""))
         size += len(parts[-1])
-        if size > MAX_BODY_BYTES:
+        if size > BODY_BYTES_MAX:
             raise Problem(
-                413, f"the body is larger than {MAX_BODY_BYTES} bytes; shorten it", "body_too_large"
+                413, f"the body is larger than {BODY_BYTES_MAX} bytes; shorten it", "body_too_large"
             )
         if not message.get("more_body", False):
             return b"".join(parts)

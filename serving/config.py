@@ -22,6 +22,7 @@ from serving.config_problems import ConfigError, Problem, key_text, translate
 from serving.model import ModelSpec, OptionValue, ParkingSpec
 from serving.model_checks import contradictions
 from serving.model_files import hub_source
+from serving.router_limits import KEYS, USUAL, RouterLimits
 from serving.source import (
     BUNDLED,
     SourceError,
@@ -62,7 +63,8 @@ class IdentityConfig:
 
 @dataclass(frozen=True, slots=True)
 class RouterConfig:
-    """Where clients reach us, who may, and what names their sessions beside what always does."""
+    """Where clients reach us, who may, what names their sessions beside what always does, and for how long and how
+    much we are patient with them."""
 
     host: str
     """An IP address."""
@@ -72,6 +74,7 @@ class RouterConfig:
     names: tuple[str, ...] = ()
     """What clients may call this machine beside its own name, lower-case."""
     identity: IdentityConfig = IdentityConfig()
+    limits: RouterLimits = USUAL
 
     @property
     def url(self) -> str:
@@ -89,6 +92,7 @@ class RouterConfig:
                 "headers": list(self.identity.headers),
                 "fields": list(self.identity.fields),
             },
+            "limits": asdict(self.limits),
         }
 
     @classmethod
@@ -100,6 +104,7 @@ class RouterConfig:
             data.get("keys_file"),
             tuple(data.get("names", ())),
             IdentityConfig(tuple(identity.get("headers", ())), tuple(identity.get("fields", ()))),
+            RouterLimits(**data.get("limits", {})),
         )
 
 
@@ -218,6 +223,7 @@ def load(path: Path, cache: Path | None = None) -> Config:
     problems = [
         *_contradictions(config, document),
         *_ports(config, document),
+        *_patience(config, document),
         *_addresses(config, document),
         *_keys(config.router, document),
         *_files(config, document, cache),
@@ -270,6 +276,7 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
             keys_file=None if router.keys_file is None else _absolute(router.keys_file, folder),
             names=router.names,
             identity=IdentityConfig(router.identity.headers, router.identity.fields),
+            limits=RouterLimits(**{field: getattr(router, key) for field, key in KEYS.items()}),
         ),
         NetworkConfig(
             file.network.control,
@@ -392,6 +399,18 @@ def _ports(config: Config, document: Document) -> Iterator[Problem]:
         if port in ports:
             message = f"port {port} lies among the hosts' ports ({ports[0]}-{ports[-1]})"
             yield problem(loc, message, "Choose a port outside network.ports")
+
+
+def _patience(config: Config, document: Document) -> Iterator[Problem]:
+    """A stream that may wait for longer than it may take."""
+    first_s = config.router.limits.first_token_s
+    for at, model in enumerate(config.models):
+        if model.queue_s >= first_s:
+            loc: Loc = ("router", "first_token")
+            loc = loc if loc in document.lines else ("models", at, "queue")
+            message = f"{model.name} may wait {_seconds_text(model.queue_s)} (queue), and its first token "
+            message += f"may take {_seconds_text(first_s)} with that (router.first_token)"
+            yield Problem(document.line(loc), key_text(loc), message, "Make first_token longer than queue")
 
 
 def _addresses(config: Config, document: Document) -> Iterator[Problem]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serving.model_files import FORM, NoSource, hub_source
+from serving.router_limits import BODY_BYTES_MAX, USUAL
 from serving.schema_values import command_value, distinct, fault, mac_value, one_way_to_wake, shown
 from serving.standing import LOST_AFTER_S
 
@@ -72,11 +73,23 @@ def _seconds(value: object) -> float:
     return float(match[1]) * SECONDS[match[2]]
 
 
-def _lost_after(value: object) -> float:
-    seconds = _seconds(value)
-    if not 5.0 <= seconds <= 600.0:
-        raise fault(f"{shown(value)} is too short or too long", "Use 5s to 10m; 30s suits most networks")
-    return seconds
+def _within(least_s: float, most_s: float, remedy: str) -> BeforeValidator:
+    """A duration between these two, in seconds."""
+
+    def check(value: object) -> float:
+        seconds = _seconds(value)
+        if not least_s <= seconds <= most_s:
+            raise fault(f"{shown(value)} is too short or too long", remedy)
+        return seconds
+
+    return BeforeValidator(check)
+
+
+def _max_body(value: object) -> int:
+    size = _bytes(value)
+    if not 2**10 <= size <= BODY_BYTES_MAX:
+        raise fault(f"{shown(value)} is too little or too much", "Use 1KiB to 1GiB; 32MiB suits most clients")
+    return size
 
 
 def _listen(value: object) -> tuple[str, int]:
@@ -288,6 +301,13 @@ class RouterSection(Section):
     keys_file: Annotated[str | None, BeforeValidator(_file)] = None
     names: Annotated[tuple[str, ...], BeforeValidator(_host_names)] = ()
     identity: IdentitySection = IdentitySection()
+    drain: Annotated[float, _within(0.0, 3600.0, "Use 0s to 1h; 30s lets most answers end")] = USUAL.drain_s
+    slow_client: Annotated[float, _within(1.0, 86400.0, "Use 1s to 1d")] = USUAL.slow_client_s
+    first_token: Annotated[float, _within(1.0, 86400.0, "Use 1s to 1d")] = USUAL.first_token_s
+    between_bytes: Annotated[
+        float, _within(15.0, 86400.0, "Use 15s to 1d: a host says every 10s that it lives")
+    ] = USUAL.between_bytes_s
+    max_body: Annotated[int, BeforeValidator(_max_body)] = USUAL.max_body_bytes
 
 
 class NetworkSection(Section):
@@ -295,7 +315,7 @@ class NetworkSection(Section):
     ports: Annotated[tuple[int, int], BeforeValidator(_ports)] = (8100, 8199)
     private: bool = False
     isolate: bool = True
-    lost_after: Annotated[float, BeforeValidator(_lost_after)] = LOST_AFTER_S
+    lost_after: Annotated[float, _within(5.0, 600.0, "Use 5s to 10m; 30s suits most networks")] = LOST_AFTER_S
     files: Annotated[int, Field(ge=1, le=65535)] = 8091
     copy_rate: Annotated[int | None, BeforeValidator(_rate)] = None
     models_disk: Bytes | None = None

@@ -21,6 +21,7 @@ from router.app import Settings, build, new_clients
 from serving.controller import Controller
 from serving.journal_file import JournalNews, Mark, entries_since
 from serving.model import ModelSpec
+from serving.router_limits import RouterLimits
 from tests.host_process import TOKEN, HostProcess, free_port
 
 HARDWARE = Hardware((CpuCore(0, (0,), "unknown", 0),), 2**33, ()).to_json()
@@ -193,6 +194,7 @@ async def router_of(
         digest_key=b"a digest key",
         fleet_file=folder / "router" / "fleet.json",
         models=(model,),
+        limits=RouterLimits(drain_s=1.0),
     )
     listening = socket.create_server(("127.0.0.1", 0))
     patient = aiohttp.ClientTimeout(total=600)

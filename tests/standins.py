@@ -27,9 +27,11 @@ from router.request import ENDPOINTS
 from serving.model import ModelSpec, WhenLost
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, pin_from_json
+from serving.router_limits import RouterLimits
 
 TOKEN = "the-cluster-token"
 MODEL = "tiny"
+SHORT_DRAIN = RouterLimits(drain_s=1.0)
 
 
 def bearer_of(replica: str) -> str:
@@ -291,6 +293,15 @@ class EndlessHost(AnswersHost):
     async def write(self, request: web.Request, response: web.StreamResponse) -> None:
         while True:
             await response.write(chunk("word "))
+            await asyncio.sleep(0.01)
+
+
+class OnlyCommentsHost(AnswersHost):
+    """Says for ever that it lives, and never a word."""
+
+    async def write(self, request: web.Request, response: web.StreamResponse) -> None:
+        while True:
+            await response.write(b": still here\n\n")
             await asyncio.sleep(0.01)
 
 
@@ -741,6 +752,7 @@ async def running_router(
     queue_s: float = 60.0,
     when_lost: WhenLost = "wait",
     ca_file: Path | None = None,
+    limits: RouterLimits = SHORT_DRAIN,
     **more: Any,
 ) -> AsyncIterator[Router]:
     """A router on a free port, polling; ended with the block."""
@@ -753,6 +765,7 @@ async def running_router(
         digest_key=b"a digest key",
         fleet_file=home / "router" / "fleet.json",
         models=(model_spec(queue_s=queue_s, when_lost=when_lost),),
+        limits=limits,
         **more,
     )
     listening = socket.create_server(("127.0.0.1", 0))

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from router.identity import digest, public_id
 from router.names import Names, may_name
 from router.request import read_head
+from serving.router_limits import RouterLimits
 from tests.standins import (
     MODEL,
     TOKEN,
@@ -327,6 +328,17 @@ async def test_a_client_that_asks_first_is_told_413_before_it_sends(tmp_path: Pa
         writer.close()
 
 
+async def test_the_config_says_how_much_a_body_may_be(tmp_path: Path) -> None:
+    host = AnswersHost("den/0")
+    async with routed(tmp_path, host, limits=RouterLimits(max_body_bytes=2048)) as router:
+        assert (await router.chat()).status == 200
+        answer = await router.chat(user="x" * 2048)
+        assert (answer.status, answer.code) == (413, "body_too_large")
+        assert "2 KiB" in answer.json()["error"]["message"]
+        assert "router.max_body" in answer.json()["error"]["message"]
+        assert len(host.bodies) == 1
+
+
 async def test_31_mebibytes_go_through(tmp_path: Path) -> None:
     host = AnswersHost("den/0")
     async with routed(tmp_path, host) as router:
@@ -449,10 +461,14 @@ async def listening(child: Any) -> None:
             assert line, "it ended without listening"
 
 
-async def test_the_process_serves_and_ends_open_streams_within_two_seconds_of_sigterm(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("drain_s", "signals", "least_s"), [(1.0, 1, 1.0), (0.0, 1, 0.0), (60.0, 2, 0.0)])
+async def test_the_process_lets_open_streams_go_on_as_long_as_it_may_and_ends_them_at_a_second_sigterm(
+    tmp_path: Path, drain_s: float, signals: int, least_s: float
+) -> None:
     host = EndlessHost("den/0")
     controller = Controller([host])
-    async with running(host, controller), process(tmp_path, controller.port) as (url, child):
+    limits = {"drain_s": drain_s}
+    async with running(host, controller), process(tmp_path, controller.port, limits=limits) as (url, child):
         await listening(child)
         body = {"model": MODEL, "messages": [], "stream": True}
         async with (
@@ -463,13 +479,17 @@ async def test_the_process_serves_and_ends_open_streams_within_two_seconds_of_si
             await response.content.readline()
             child.send_signal(signal.SIGINT)
             await response.content.readline()
-            child.send_signal(signal.SIGTERM)
             began = asyncio.get_running_loop().time()
+            child.send_signal(signal.SIGTERM)
+            if signals == 2:
+                await asyncio.sleep(0.2)  # else the two could be one
+                child.send_signal(signal.SIGTERM)
             rest = await response.read()
             assert await asyncio.wait_for(child.wait(), 10) == 0
             took = asyncio.get_running_loop().time() - began
         assert b"router_stopping" in rest
-        assert 1.5 < took < 5
+        assert least_s <= took < least_s + 5
+        assert b"WARNING homeport.router: 1 requests are cut" in await child.stderr.read()
         assert (tmp_path / "router" / "fleet.json").exists()
 
 

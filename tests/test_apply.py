@@ -307,6 +307,13 @@ def test_a_replica_that_fails_is_told_and_the_exit_code_says_so(head: Head) -> N
     assert "Revision 2 is carried out, 1 failed." in told
 
 
+def test_what_the_router_waits_for_holds_after_down_and_up(head: Head) -> None:
+    head.config.write_text(head.config.read_text().replace("listen:", "drain: 5s, max_body: 1MiB, listen:"))
+    _, told = head.apply("--yes")
+    assert "holds after `homeport down` and `homeport up`: router.drain, router.max_body." in told
+    assert (read_json(head.paths.router_settings) or {})["limits"]["drain_s"] == 30.0
+
+
 def test_what_holds_after_down_and_up_is_named_and_what_runs_stays(head: Head) -> None:
     head.says(model(), listen=18001, ports="18100-18150")
     code, told = head.apply("--yes")

@@ -12,6 +12,7 @@ import pytest
 from router import client_http
 from router.client_server import Server
 from router.exchange import EXCHANGE, Exchange, Gone
+from serving.router_limits import RouterLimits
 
 Handle = Callable[[Exchange], Awaitable[None]]
 
@@ -24,7 +25,7 @@ class Site:
         self.gone: list[Exchange] = []
         self.ends = 0
         self._handle = handle or self.echo
-        self.server = Server(self._app, self._on_end, **{"drain_s": 0.5, **options})
+        self.server = Server(self._app, self._on_end, RouterLimits(**{"drain_s": 0.5, **options}))
         self.on_end: Callable[[], None] = lambda: None
 
     def _on_end(self) -> None:
@@ -460,6 +461,22 @@ async def test_what_is_open_at_the_end_may_end_and_nothing_new_begins() -> None:
         idle.close()
 
 
+async def test_who_still_sends_what_it_asks_at_the_end_is_answered_and_what_it_asks_after_it_is_not() -> None:
+    async with site(drain_s=10.0) as (made, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"POST /a HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nab")
+        while not any(connection.tasks for connection in made.server.connections):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+        made.server.stop()
+        await asyncio.sleep(0.05)
+        writer.write(b"cdGET /b HTTP/1.1\r\nhost: x\r\n\r\n")
+        told = await asyncio.wait_for(reader.read(), 5)
+        assert told.endswith(b"POST /a abcd")
+        assert b"connection: close" in told
+        assert [target for _, target, _ in made.asked] == [b"/a"]
+        writer.close()
+
+
 async def test_what_does_not_end_in_time_is_told_and_cut() -> None:
     begun, end = asyncio.Event(), asyncio.Event()
 
@@ -478,3 +495,31 @@ async def test_what_does_not_end_in_time_is_told_and_cut() -> None:
         made.server.stop()
         assert (await asking).endswith(b"3\r\ncut\r\n0\r\n\r\n")
         assert made.ends == 1
+
+
+@pytest.mark.parametrize(("stops", "cut"), [(1, ("INFO", 0)), (2, ("WARNING", 1))])
+async def test_who_asks_for_the_end_twice_does_not_wait_and_how_many_are_cut_is_logged(
+    stops: int, cut: tuple[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    begun, end = asyncio.Event(), asyncio.Event()
+
+    async def wait(exchange: Exchange) -> None:
+        await exchange.read()
+        begun.set()
+        await end.wait()
+        exchange.whole(200, [], b"")
+
+    caplog.set_level("INFO", logger="homeport.router")
+    async with site(wait, drain_s=30.0) as (made, port):
+        made.on_end = end.set
+        asking = asyncio.create_task(say(port, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"))
+        await begun.wait()
+        for _ in range(stops):
+            made.server.stop()
+        if stops == 1:
+            end.set()
+        assert b"200 OK" in await asking
+        assert made.ends == stops - 1
+    (record,) = [each for each in caplog.records if "are cut" in each.msg]
+    assert isinstance(record.args, tuple)
+    assert (record.levelname, record.args[0]) == cut

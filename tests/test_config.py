@@ -24,6 +24,7 @@ from serving.config import (
     load,
 )
 from serving.model import ParkingSpec, digest
+from serving.router_limits import RouterLimits
 from serving.source import (
     BUNDLED_SHA256,
     SourceError,
@@ -36,7 +37,7 @@ from serving.source import (
 ROOT = Path(__file__).resolve().parent.parent
 DESIGN_KEYS = {
     (): "router network machines models",
-    ("router",): "listen keys_file names identity",
+    ("router",): "listen keys_file names identity drain slow_client first_token between_bytes max_body",
     ("router", "identity"): "headers fields",
     ("network",): "control ports private isolate lost_after files copy_rate models_disk",
     ("machines",): "name address zone reserve yield_to wake",
@@ -123,6 +124,16 @@ def test_the_lines_of_keys_are_found(folder: Path) -> None:
     assert [line_of(path, *keys) for keys in (("network",), ("network", "control"), ("router",))] == [1, 2, 0]
 
 
+def test_a_queue_as_long_as_a_first_token_may_take_is_told_where_it_stands(folder: Path) -> None:
+    (line,) = problems(folder, model("queue: 10m"))
+    assert line.startswith(
+        "4: models[0].queue: tiny may wait 600s (queue), and its first token may take 600s"
+    )
+    assert (
+        load(write(folder, "router: {first_token: 11m}\n" + model("queue: 10m"))).models[0].queue_s == 600.0
+    )
+
+
 def test_a_model_needs_only_a_name_and_a_source(folder: Path) -> None:
     config = load(write(folder, model()))
     (spec,) = config.models
@@ -139,7 +150,7 @@ def test_everything_that_works_can_be_said(folder: Path) -> None:
         write(
             folder,
             """
-router: {listen: "localhost:9000"}
+router: {listen: "localhost:9000", drain: 0s, slow_client: 5s, first_token: 1h, between_bytes: 15s, max_body: 1GiB}
 network: {control: 9001, ports: 9100-9109, private: false, isolate: false, lost_after: 1m}
 machines:
   - {name: den-pc, address: 192.168.1.10, zone: home, reserve: {cores: 2, memory: 1.5GiB}}
@@ -162,7 +173,8 @@ models:
 """,
         )
     )
-    assert config.router == RouterConfig("127.0.0.1", 9000)
+    limits = RouterLimits(0.0, 5.0, 3600.0, 15.0, GIB)
+    assert config.router == RouterConfig("127.0.0.1", 9000, limits=limits)
     assert config.network == NetworkConfig(9001, 9100, 9109, lost_after_s=60.0)
     den = MachineConfig("den-pc", "192.168.1.10", "home", 2, 3 * GIB // 2)
     assert config.machines == (den, MachineConfig("attic", yield_to=("steam", "Blender")))
@@ -342,6 +354,31 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
             "router: {identity: {fields: [model]}}",
             "1: router.identity.fields: model is not possible here. Use user or safety_identifier;",
         ),
+        (
+            "router: {drain: -1s}",
+            "1: router.drain: -1s is not a duration. Write a number and a unit, for example 10s or 5m.",
+        ),
+        ("router: {drain: 2h}", "1: router.drain: 2h is too short or too long. Use 0s to 1h; 30s lets most"),
+        ("router: {slow_client: 0s}", "1: router.slow_client: 0s is too short or too long. Use 1s to 1d."),
+        ("router: {first_token: 2d}", "1: router.first_token: 2d is too short or too long. Use 1s to 1d."),
+        (
+            "router: {first_token: 60s}",
+            "1: router.first_token: tiny may wait 60s (queue), and its first token may take 60s with that",
+        ),
+        (
+            "router: {between_bytes: 10s}",
+            "1: router.between_bytes: 10s is too short or too long. Use 15s to 1d: a host says every 10s that it",
+        ),
+        (
+            "router: {max_body: 1023B}",
+            "1: router.max_body: 1023B is too little or too much. Use 1KiB to 1GiB; 32MiB suits most clients.",
+        ),
+        ("router: {max_body: 2GiB}", "1: router.max_body: 2GiB is too little or too much. Use 1KiB to 1GiB;"),
+        (
+            "router: {max_body: 32}",
+            "1: router.max_body: 32 is not a size. Write a number and a unit, for example 512MiB or 1.5GiB.",
+        ),
+        ("router: {drian: 5s}", "1: router.drian: unknown key. Did you mean drain?"),
         ("router: {identity: {header: x}}", "1: router.identity.header: unknown key. Did you mean headers?"),
         ("router: {listen: 8000}", "1: router.listen: 8000 is not an address and a port. Write for example"),
         (

@@ -10,11 +10,12 @@ from typing import Any
 import aiohttp
 import pytest
 
-from router import patience, turn
+from router import patience
 from router.home_memory import HomeMemory
 from router.identity import digest, key_scope, public_id
 from serving.known_pins import Batch, KnownFile, Said
 from serving.pins import pin_from_json
+from serving.router_limits import RouterLimits
 from tests.standins import (
     DONE,
     MODEL,
@@ -29,6 +30,7 @@ from tests.standins import (
     FailsAfterPinningHost,
     FailsHost,
     HangsHost,
+    OnlyCommentsHost,
     Refuses421Host,
     SplitsEverywhereHost,
     TakenWhileItHangsHost,
@@ -535,21 +537,27 @@ async def test_a_turn_that_kills_its_host_is_not_tried_for_ever(tmp_path: Path) 
         assert len(host.bodies) == 3
 
 
-async def test_a_read_timeout_is_final(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turn, "BETWEEN_BYTES_S", 0.2)
+async def test_a_read_timeout_is_final(tmp_path: Path) -> None:
     host = HangsHost("den/0")
-    async with routed(tmp_path, host) as router:
+    async with routed(tmp_path, host, limits=RouterLimits(between_bytes_s=0.2)) as router:
         answer = await router.chat(session="tea", stream=True)
         assert (answer.status, answer.code) == (502, "host_lost")
         assert standing(answer) == ("den", "den/0", "none"), "no host has said that it is written down"
         assert len(host.bodies) == 1, "the host may be at work on it still"
 
 
-async def test_a_whole_answer_takes_as_long_as_it_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(turn, "BETWEEN_BYTES_S", 0.1)
-    monkeypatch.setattr(turn, "FIRST_TOKEN_S", 0.1)
+async def test_a_stream_whose_first_token_does_not_come_in_time_ends_with_an_error(tmp_path: Path) -> None:
+    host = OnlyCommentsHost("den/0")
+    async with routed(tmp_path, host, limits=RouterLimits(first_token_s=0.3)) as router:
+        answer = await router.chat(session="tea", stream=True)
+        assert answer.status == 200
+        assert json.loads(answer.events[-1])["error"]["code"] == "host_lost"
+        assert b"[DONE]" not in answer.body
+        assert len(host.bodies) == 1, "the host may be at work on it still"
+
+
+async def test_a_whole_answer_takes_as_long_as_it_takes(tmp_path: Path) -> None:
+    limits = RouterLimits(between_bytes_s=0.1, first_token_s=0.1)
     host = AnswersHost("den/0")
     whole = host.whole
 
@@ -558,7 +566,7 @@ async def test_a_whole_answer_takes_as_long_as_it_takes(
         return await whole(request, told)
 
     host.whole = takes_long  # type: ignore[method-assign]
-    async with routed(tmp_path, host) as router:
+    async with routed(tmp_path, host, limits=limits) as router:
         assert (await router.chat(session="tea")).status == 200
 
 
