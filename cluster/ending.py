@@ -13,26 +13,35 @@ from collections.abc import Callable
 from cluster import confine, service_unit
 from cluster.paths import Paths
 from cluster.processes import end, end_all, ours
+from cluster.router_end import Say, end_routers
 
 HOST_GRACE_S = 3.0
 
 
-def end_everything(paths: Paths, say: Callable[[str], None] = lambda _: None) -> list[str]:
-    """End all that this installation started, in any state, within some 8 s: restarters first, then Ray, then the rest.
-
-    Returns the names of processes that could not be ended (none, but for a process in uninterruptible sleep).
-    """
+def end_router(paths: Paths, say: Say = lambda _: None, hurried: Callable[[], bool] | None = None) -> None:
+    """The restarters at once, then the router, as `end_routers` does; hosts and Ray live on, for what is open in it."""
     service_unit.stop(paths)
     if found := ours(paths, "parent"):
         say("ending the parent")
         end(found, 0.0)
+    end_routers(paths, say, hurried)
+
+
+def end_everything(
+    paths: Paths, say: Say = lambda _: None, hurried: Callable[[], bool] | None = None
+) -> list[str]:
+    """End all that this installation started, in any state: restarters first, then the router, Ray, the hosts. Within
+    some 8 s where nothing is open in the router, which may take as long as `router.drain` or until `hurried` else.
+
+    Returns the names of processes that could not be ended (none, but for a process in uninterruptible sleep).
+    """
+    end_router(paths, say, hurried)
     if ours(paths, "ray"):
         say("ending Ray, the controller and the keeper")
         end_all(paths, "ray")
-    rest = ours(paths, "router", "host")
-    if rest:
-        say("ending the router and the hosts")
-        end(rest, HOST_GRACE_S)
+    if hosts := ours(paths, "host"):
+        say("ending the hosts")
+        end(hosts, HOST_GRACE_S)
     left = end_all(paths)
     for record_path in paths.locks.glob(f"{paths.run_id}-*.json"):
         record = confine.read_record(record_path)

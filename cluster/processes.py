@@ -73,14 +73,24 @@ def ours(paths: Paths, *roles: str) -> list[Ours]:
     return found
 
 
+def tell(processes: Iterable[Ours], number: signal.Signals) -> list[Ours]:
+    """Send them a signal. Returns those that were there."""
+    return [process for process in processes if _signal(process, number)]
+
+
+def left_after(processes: Iterable[Ours], seconds: float) -> list[Ours]:
+    """Those that still live after so long; returns at once when none does."""
+    alive = {process.pid: process for process in processes}
+    _wait(alive, seconds)
+    return list(alive.values())
+
+
 def end(processes: Iterable[Ours], grace_s: float) -> list[Ours]:
     """SIGTERM, wait up to `grace_s`, SIGKILL, wait a second. Returns those that are still there."""
-    alive = {p.pid: p for p in processes if _signal(p, signal.SIGTERM if grace_s > 0 else signal.SIGKILL)}
-    _wait(alive, grace_s)
-    for process in alive.values():
-        _signal(process, signal.SIGKILL)
-    _wait(alive, 1.0)
-    return list(alive.values())
+    told = tell(processes, signal.SIGTERM if grace_s > 0 else signal.SIGKILL)
+    left = left_after(told, grace_s)
+    tell(left, signal.SIGKILL)
+    return left_after(left, 1.0)
 
 
 def end_all(paths: Paths, *roles: str) -> list[Ours]:

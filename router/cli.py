@@ -105,7 +105,7 @@ def up(
         )
         if lock is None:
             out.print(upgrading.words(run), markup=False)
-            lock = upgrading.take_over(paths)
+            lock = upgrading.take_over(paths, _say)
         owner = None if takes_over and detach else os.getpid()
         parent = lifecycle.start(paths, prepared, os.environ, owner, lock, machines)
     except (ConfigError, lifecycle.UpRefused) as refused:
@@ -126,8 +126,9 @@ def down(
 ) -> None:
     """End everything that `homeport up` started here, in whatever state it is. Sessions keep their homes."""
     paths = Paths.from_env(os.environ)
-    leaving = _let_all_leave(paths) if everywhere else None
-    left = lifecycle.end_everything(paths, lambda word: out.print(word, style="dim"))
+    with following.hurrying() as hurried:
+        leaving = _let_all_leave(paths, hurried) if everywhere else None
+        left = lifecycle.end_everything(paths, _say, hurried)
     if left:
         err.print(f"Still there: {', '.join(left)}. Try again, or end them with kill -9.", style="red")
         raise typer.Exit(FAILED)
@@ -227,9 +228,13 @@ def version() -> None:
     print(f"homeport {distribution_version('homeport')}")
 
 
-def _let_all_leave(paths: Paths) -> down_all.Leaving:
+def _say(word: str) -> None:
+    out.print(word, style="dim")
+
+
+def _let_all_leave(paths: Paths, hurried: Callable[[], bool]) -> down_all.Leaving:
     try:
-        leaving = down_all.ask_all(paths)
+        leaving = down_all.ask_all(paths, _say, hurried)
     except down_all.NotHere as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
         raise typer.Exit(WRONG) from None

@@ -2,13 +2,16 @@
 
 import socket
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from cluster.ending import end_router
 from cluster.join import joined
 from cluster.paths import Paths, read_json
 from cluster.processes import ours
 from cluster.restarting import running
+from cluster.router_end import Say
 from router import api_client
 from serving.machine_book import MachineBook
 
@@ -33,8 +36,9 @@ class Leaving:
     """Whether there was a controller; else `away` may be gone already."""
 
 
-def ask_all(paths: Paths) -> Leaving:
-    """Ask the controller to let all others leave. Raises NotHere on a machine that serves a head elsewhere."""
+def ask_all(paths: Paths, say: Say, hurried: Callable[[], bool]) -> Leaving:
+    """End this head's router, since what is open in it needs the others' hosts, and ask the controller to let all
+    others leave. Raises NotHere on a machine that serves a head elsewhere."""
     run = running(paths)
     known = joined(paths)
     if known is not None and (run is None or run.get("role") == "worker"):
@@ -42,6 +46,7 @@ def ask_all(paths: Paths) -> Leaving:
             f"This machine serves the head at {known.head}: run `homeport down --all` there, or `homeport down` here "
             "for this machine alone."
         )
+    end_router(paths, say, hurried)
     try:
         told = api_client.ask_control(paths, "POST", "/leave", {}, ANSWER_S)
         return Leaving({name: list(map(_host, hosts)) for name, hosts in told["hosts"].items()}, told["away"])

@@ -7,8 +7,9 @@ import contextlib
 import os
 import signal
 import subprocess
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -199,10 +200,23 @@ def _own_replicas(run: dict[str, Any], fleet: dict[str, Any]) -> list[dict[str, 
     return [r for m in fleet.get("machines", ()) if m["name"] == name for r in m["replicas"]]
 
 
+@contextlib.contextmanager
+def hurrying() -> Iterator[Callable[[], bool]]:
+    """While everything is ended: whether a signal has asked for it at once."""
+    hurried = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: hurried.set()) for number in numbers]
+    try:
+        yield hurried.is_set
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
 def end(paths: Paths) -> None:
-    """End everything here, and say so."""
-    with err.status("ending everything"):
-        left = end_everything(paths)
+    """End everything here, and say so. A signal meanwhile leaves what is open no more time."""
+    with hurrying() as hurried, err.status("ending everything"):
+        left = end_everything(paths, lambda word: err.print(word, style="dim"), hurried)
     err.print(
         f"Still there: {', '.join(left)}" if left else "Everything is ended; sessions keep their homes."
     )

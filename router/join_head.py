@@ -108,7 +108,7 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
         if upgrading.is_due(run):
             say(upgrading.words(run))
             _make_token(paths, lifecycle.speaks_tls(prepared.config, prepared.machine))
-            parent = lifecycle.start(paths, prepared, env, None, upgrading.take_over(paths), listed.path)
+            parent = lifecycle.start(paths, prepared, env, None, upgrading.take_over(paths, say), listed.path)
             code = following.follow(paths, parent, detach=True, takes_over=True)
         else:
             _renew(paths, run, renewal, listed, say)

@@ -39,6 +39,7 @@ from cluster.processes import (
 )
 from cluster.proof import files_token, machine_token
 from cluster.restarting import UP_LOCK_FD, running
+from cluster.router_end import end_routers
 from router.refused import Refused
 from serving.config import Config, MachineConfig, load
 from serving.model import digest
@@ -64,7 +65,7 @@ __all__ = [
 RELEASE_S = 5.0
 PORT_S = 1.0
 """How long what was killed may hold a port."""
-ROUTER_GRACE_S = 1.0
+PARENT_GRACE_S = 1.0
 FREE_BYTES_MIN = 64 * 1024**2
 
 
@@ -170,7 +171,8 @@ def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path |
     config, network = prepared.config, prepared.config.network
     _needs_space(paths.home)
     leave_former_cluster(paths)
-    end(ours(paths, "parent", "router"), ROUTER_GRACE_S)
+    end(ours(paths, "parent"), PARENT_GRACE_S)
+    end_routers(paths)
     end_all(paths, "ray")
     _needs_port(config.router.host, config.router.port, "router.listen")
     _needs_port(prepared.machine.address, network.control, "network.control")

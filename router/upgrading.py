@@ -1,8 +1,8 @@
 """Another version of homeport takes over from the one that runs: its restarter, router, Ray, controller and keeper end,
 replicas go on, and the next keeper adopts them.
 
-Ends the restarter alone; the rest ends, and the new one starts, in router/lifecycle.py, or router/join_worker.py on a
-machine that joined.
+Ends the restarter and the router; the rest ends, and the new one starts, in router/lifecycle.py, or
+router/join_worker.py on a machine that joined.
 """
 
 import time
@@ -12,6 +12,7 @@ from typing import Any
 from cluster.build import build_id
 from cluster.paths import Paths
 from cluster.processes import end, ours
+from cluster.router_end import Say, end_routers
 from router import lifecycle
 from router.lifecycle import UpRefused
 
@@ -34,15 +35,17 @@ def words(run: Mapping[str, Any]) -> str:
     )
 
 
-def take_over(paths: Paths) -> int:
-    """End the restarter that runs, and return its lock, as `lifecycle.take_up_lock` does. Raises UpRefused.
+def take_over(paths: Paths, say: Say) -> int:
+    """End the restarter that runs and its router, and return the lock, as `lifecycle.take_up_lock` does. Raises
+    UpRefused.
 
-    Under systemd it is started again, and waits for what holds the lock by then.
+    Under systemd the restarter is started again, and waits for what holds the lock by then.
     """
     deadline = time.monotonic() + PATIENCE_S
     while True:
         end(ours(paths, "parent"), GRACE_S)
         if (lock := lifecycle.take_up_lock(paths)) is not None:
+            end_routers(paths, say)
             return lock
         if time.monotonic() > deadline:
             raise UpRefused(

@@ -20,8 +20,10 @@ from cluster.build import sources
 from cluster.ending import HOST_GRACE_S
 from cluster.paths import Paths
 from cluster.ray_cluster import OBJECT_STORE_BYTES
+from cluster.router_end import GRACE_S
 from cluster.stamp import LOCKS, NODEPS_LOCK, SETUP_SOURCES
 from router import cli
+from serving.router_limits import USUAL
 from tests.standins import free_port
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +78,7 @@ def test_a_head_is_asked_where_it_listens_and_has_time_and_room() -> None:
     head = HEAD["services"]["head"]
     listen = yaml.safe_load((ROOT / "configs" / "homeport.yaml").read_text())["router"]["listen"]
     assert f"http://{listen}/ready" in head["healthcheck"]["test"][-1]
-    assert int(head["stop_grace_period"].removesuffix("s")) > 2 * HOST_GRACE_S
+    assert int(head["stop_grace_period"].removesuffix("s")) > USUAL.drain_s + GRACE_S + 2 * HOST_GRACE_S
     assert int(head["shm_size"].removesuffix("m")) << 20 > 2 * OBJECT_STORE_BYTES
 
 

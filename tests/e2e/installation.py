@@ -22,7 +22,7 @@ T = TypeVar("T")
 START_S = 120.0
 MAKES_OWN = {"MAKEFLAGS", "MFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "ARGS"}
 CONFIG = """\
-router: {{listen: 127.0.0.1:{router}}}
+router: {{listen: 127.0.0.1:{router}, drain: {drain}}}
 network: {{control: {control}, ports: {first}-{last}}}
 models:
   - name: smollm2
@@ -47,6 +47,7 @@ class Homeport:
     """Replicas of the model."""
     cores: int = 1
     memory: str = "1GiB"
+    drain: str = "1s"
     more: tuple[str, ...] = ()
     """More keys of the model, each as YAML's `key: value`."""
 
@@ -60,6 +61,7 @@ class Homeport:
         """Write the config, with these keys of the model beside `more`."""
         keys = "".join(f"    {key}\n" for key in (*self.more, *more))
         shape = {"replicas": self.count, "cores": self.cores, "memory": self.memory, "more": keys}
+        shape["drain"] = self.drain
         self.config.write_text(CONFIG.format(hold=self.hold, queue=self.queue, **shape, **self.ports))
 
     @property

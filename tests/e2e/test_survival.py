@@ -245,6 +245,52 @@ def test_a_foreground_up_ends_everything_on_a_signal(
     assert ours(fresh.paths) == []
 
 
+def telling(homeport: Homeport) -> tuple[Conversation, threading.Thread]:
+    """A session whose answer takes some seconds; returns once its first words are there."""
+    talk, begun = Conversation(homeport.url, "tale"), threading.Event()
+    thread = threading.Thread(target=talk.say, args=("Tell a long story about a ship.", 400, begun.set))
+    thread.start()
+    assert begun.wait(30), talk.answers
+    return talk, thread
+
+
+def test_down_lets_an_answer_that_is_open_end_before_its_host(fresh: Homeport) -> None:
+    fresh.drain = "30s"
+    fresh.configure()
+    fresh.up()
+    talk, thread = telling(fresh)
+    done = fresh.run("down")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "waiting for 1 open request to end, at most 30 s" in done.stdout
+    assert "cut" not in done.stdout
+    thread.join(10)
+    (answer,) = talk.answers
+    assert answer.error is None
+    assert answer.finish
+
+
+def test_a_second_ctrl_c_cuts_what_the_first_one_lets_end(fresh: Homeport) -> None:
+    fresh.drain = "10m"
+    fresh.configure()
+    process = fresh.popen("up", "--config", str(fresh.config))
+    try:
+        assert process.stdout
+        assert any("Listening on" in line for line in process.stdout)
+        talk, thread = telling(fresh)
+        process.send_signal(signal.SIGINT)
+        assert any("waiting for 1 open request" in line for line in process.stdout)
+        process.send_signal(signal.SIGINT)
+        began = time.monotonic()
+        told, _ = process.communicate(timeout=20)
+        assert "1 open request cut" in told
+        assert time.monotonic() - began < 10
+        thread.join(10)
+        assert "The router is stopping" in (talk.answers[0].error or "")
+    finally:
+        end(process)
+    assert ours(fresh.paths) == []
+
+
 def test_a_foreground_up_that_is_killed_leaves_nothing_behind(fresh: Homeport) -> None:
     process = fresh.popen("up", "--config", str(fresh.config))
     try:
