@@ -32,6 +32,7 @@ from cluster.sockets import connecting
 from router import admin
 from router.addressing import Addressing
 from router.client_server import Server
+from router.cors import answered, is_listed, preflight
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
 from router.exchange import EXCHANGE, Exchange, Message, Receive, SendMessage
 from router.finding import Finder
@@ -88,6 +89,8 @@ class Settings:
     """What clients may call this machine beside its own name."""
     identity: IdentityOptions = DEFAULT
     limits: RouterLimits = USUAL
+    origins: frozenset[bytes] = frozenset()
+    """Of other sites whose pages may use the router, as `cors.is_listed` has them."""
 
 
 class Front:
@@ -102,8 +105,9 @@ class Front:
         ring: KeyRing,
         naming: frozenset[bytes],
         clock: Callable[[], float],
+        origins: frozenset[bytes],
     ) -> None:
-        """`naming`: headers that may name a session."""
+        """`naming`: headers that may name a session. `origins`: of other sites whose pages may come in."""
         self._relay = relay
         self._pages = pages
         self._metrics = metrics
@@ -111,6 +115,7 @@ class Front:
         self._ring = ring
         self._naming = naming
         self._clock = clock
+        self._origins = origins
 
     async def __call__(self, scope: Message, receive: Receive, send: SendMessage) -> None:
         if scope["type"] != "http":
@@ -119,26 +124,28 @@ class Front:
         head = read_head(scope["headers"], new_id, self._naming)
         address = read_address(scope)
         key = self._ring.find(secret_of(head.shown) if self._ring.required else None)
+        own = {b"x-request-id": head.request_id}
+        if head.origin is not None and is_listed(head.origin, self._origins):
+            own |= answered(head.origin)
+            if scope["method"] == "OPTIONS" and (told := preflight(scope["headers"])) is not None:
+                _empty(exchange, own | told)
+                return
         error = self._foreign(scope, head) or guard(self._ring, key, scope["method"], address.path)
         endpoint = ENDPOINTS.get(address.path)
         if error is None and endpoint is not None:
             error = wrong_method(["POST"]) if scope["method"] != "POST" else self._too_many(key)
             if error is None and key is not None:
-                await self._relay(endpoint, head, address, key, exchange)
+                await self._relay(endpoint, head, address, key, exchange, own)
                 return
         elif error is None and address.path.startswith(ASKS_HOSTS):
             error = self._too_many(key)
         if error is not None:
-            self._metrics.ended("", "", error.code)
-            headers = [(b"x-request-id", head.request_id), *error.headers()]
-            if error.status == 405:
-                headers.append((b"allow", b"POST"))
-            exchange.whole(error.status, headers, error.body())
+            self._refuse(exchange, error, own)
             return
 
         async def send_named(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"] = [*message["headers"], (b"x-request-id", head.request_id)]
+                message["headers"] = [*message["headers"], *own.items()]
             await send(message)
 
         await self._pages(_inner(scope, address, key), receive, send_named)
@@ -147,6 +154,15 @@ class Front:
         wait_s = None if key is None else self._ring.allow(key, self._clock())
         return None if key is None or wait_s is None else too_many(key, wait_s)
 
+    def _refuse(self, exchange: Exchange, error: ApiError, own: dict[bytes, bytes]) -> None:
+        if error.status == 405:
+            own[b"allow"] = b"POST, OPTIONS"
+            if exchange.method == "OPTIONS":
+                _empty(exchange, own)
+                return
+        self._metrics.ended("", "", error.code)
+        exchange.whole(error.status, [*own.items(), *error.headers()], error.body())
+
     def _foreign(self, scope: Message, head: Head) -> ApiError | None:
         """Why it may not come in: a name that is not this router's (DNS rebinding), or a page of another site."""
         if head.host is None:
@@ -154,9 +170,16 @@ class Front:
                 return foreign_host()
         elif not may_name(head.host, self._names):
             return foreign_host()
-        if head.origin is not None and not may_come_from(head.origin, self._names):
+        if head.origin is not None and not (
+            may_come_from(head.origin, self._names) or is_listed(head.origin, self._origins)
+        ):
             return foreign_origin()
         return None
+
+
+def _empty(exchange: Exchange, headers: dict[bytes, bytes]) -> None:
+    exchange.start(204, [*headers.items()])
+    exchange.finish()
 
 
 def _inner(scope: Message, address: Address, key: Key | None) -> Message:
@@ -220,7 +243,9 @@ def build(
     sessions = Sessions(fleet, peers, finder, relay, mover, wall)
     pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
-    front = Front(relay, pages, metrics, names, ring, naming_headers(settings.identity), clock)
+    front = Front(
+        relay, pages, metrics, names, ring, naming_headers(settings.identity), clock, settings.origins
+    )
     server = Server(front, relay.stop, settings.limits, clients.hosts.sweep)
     return Parts(front, fleet, relay, keys, specs, server)
 
@@ -272,6 +297,7 @@ def read_settings(path: Path) -> Settings:
         names=router.names,
         identity=IdentityOptions(router.identity.headers, router.identity.fields),
         limits=router.limits,
+        origins=frozenset(origin.encode() for origin in router.cors),
     )
 
 

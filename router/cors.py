@@ -6,8 +6,6 @@ beforehand without one.
 
 from collections.abc import Sequence, Set
 
-from router.errors import RawHeaders
-
 ANY = b"*"
 METHODS = b"GET, HEAD, POST, DELETE"
 HEADERS = b"authorization, content-type, x-api-key, x-homeport-session, x-homeport-zone, x-session-id"
@@ -25,26 +23,26 @@ def is_listed(origin: bytes, listed: Set[bytes]) -> bool:
     return ANY in listed or origin.lower() in listed
 
 
-def answered(origin: bytes) -> RawHeaders:
+def answered(origin: bytes) -> dict[bytes, bytes]:
     """What goes with every answer for a page of a listed origin, so that it may read it."""
-    return [
-        (b"access-control-allow-origin", origin),
-        (b"access-control-expose-headers", EXPOSED),
-        (b"vary", b"origin"),
-    ]
+    return {
+        b"access-control-allow-origin": origin,
+        b"access-control-expose-headers": EXPOSED,
+        b"vary": b"origin",
+    }
 
 
-def preflight(asked: Sequence[tuple[bytes, bytes]]) -> RawHeaders | None:
+def preflight(asked: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:
     """What a browser that asks beforehand is told beside `answered`; None for an OPTIONS that is no such question.
     `asked`: the request's headers, with lower-case names."""
     told = dict(asked)
     if b"access-control-request-method" not in told:
         return None
-    headers = [
-        (b"access-control-allow-methods", METHODS),
-        (b"access-control-allow-headers", told.get(b"access-control-request-headers") or HEADERS),
-        (b"access-control-max-age", MAX_AGE_S),
-    ]
+    headers = {
+        b"access-control-allow-methods": METHODS,
+        b"access-control-allow-headers": told.get(b"access-control-request-headers") or HEADERS,
+        b"access-control-max-age": MAX_AGE_S,
+    }
     if told.get(b"access-control-request-private-network") == b"true":
-        headers.append((b"access-control-allow-private-network", b"true"))
+        headers[b"access-control-allow-private-network"] = b"true"
     return headers

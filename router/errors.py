@@ -112,7 +112,7 @@ def foreign_host() -> ApiError:
 def foreign_origin() -> ApiError:
     message = (
         "A page of another site may not use this router: open the page from localhost, "
-        "or call the router from a program of your own instead of a page."
+        "call the router from a program of your own instead of a page, or list the site as router.cors in the config."
     )
     return ApiError(403, "origin_not_allowed", message)
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
@@ -187,7 +188,9 @@ def _add_errors(pages: FastAPI) -> None:
         if error.status_code == 404:
             return _error(not_found(request.url.path))
         if error.status_code == 405:
-            allowed = (error.headers or {}).get("allow", "GET")
+            allowed = Headers(error.headers).get("allow", "GET")
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
             return _error(wrong_method([allowed]), {"allow": allowed})
         return _error(ApiError(error.status_code, "http_error", str(error.detail)))
 

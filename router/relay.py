@@ -53,9 +53,16 @@ class Relay:
         self._models = models
 
     async def __call__(
-        self, endpoint: Endpoint, head: Head, address: Address, key: Key, exchange: Exchange
+        self,
+        endpoint: Endpoint,
+        head: Head,
+        address: Address,
+        key: Key,
+        exchange: Exchange,
+        own: dict[bytes, bytes],
     ) -> None:
-        reply = Reply(exchange, head.request_id)
+        """`own`: what goes with every answer."""
+        reply = Reply(exchange, own)
         turn = Turn(
             self, endpoint, head, address, key, exchange, reply, Retries(self.fleet, self.homes, self.clock)
         )

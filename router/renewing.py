@@ -92,6 +92,8 @@ def _router(runs: RouterConfig, given: RouterConfig) -> Iterator[str]:
         yield "router.names"
     if runs.identity != given.identity:
         yield "router.identity"
+    if set(runs.cors) != set(given.cors):
+        yield "router.cors"
     for field, key in KEYS.items():
         if getattr(runs.limits, field) != getattr(given.limits, field):
             yield f"router.{key}"

@@ -28,8 +28,8 @@ class Reply:
 
     __slots__ = ("_exchange", "ended", "head_sent", "last", "own", "part")
 
-    def __init__(self, exchange: Exchange, request_id: bytes) -> None:
-        self.own = {b"x-request-id": request_id}
+    def __init__(self, exchange: Exchange, own: dict[bytes, bytes]) -> None:
+        self.own = own
         self.head_sent = False
         self.ended = False
         """The last part was handed over: nothing may follow."""

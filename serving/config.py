@@ -75,6 +75,8 @@ class RouterConfig:
     """What clients may call this machine beside its own name, lower-case."""
     identity: IdentityConfig = IdentityConfig()
     limits: RouterLimits = USUAL
+    cors: tuple[str, ...] = ()
+    """Origins of other sites whose pages may use us, lower-case; `*`: all."""
 
     @property
     def url(self) -> str:
@@ -93,6 +95,7 @@ class RouterConfig:
                 "fields": list(self.identity.fields),
             },
             "limits": asdict(self.limits),
+            "cors": list(self.cors),
         }
 
     @classmethod
@@ -105,6 +108,7 @@ class RouterConfig:
             tuple(data.get("names", ())),
             IdentityConfig(tuple(identity.get("headers", ())), tuple(identity.get("fields", ()))),
             RouterLimits(**data.get("limits", {})),
+            tuple(data.get("cors", ())),
         )
 
 
@@ -277,6 +281,7 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
             names=router.names,
             identity=IdentityConfig(router.identity.headers, router.identity.fields),
             limits=RouterLimits(**{field: getattr(router, key) for field, key in KEYS.items()}),
+            cors=router.cors,
         ),
         NetworkConfig(
             file.network.control,

@@ -14,7 +14,15 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from serving.model_files import FORM, NoSource, hub_source
 from serving.router_limits import BODY_BYTES_MAX, USUAL
-from serving.schema_values import command_value, distinct, fault, mac_value, one_way_to_wake, shown
+from serving.schema_values import (
+    command_value,
+    distinct,
+    fault,
+    mac_value,
+    one_way_to_wake,
+    origins_value,
+    shown,
+)
 from serving.standing import LOST_AFTER_S
 
 BYTES = {
@@ -308,6 +316,7 @@ class RouterSection(Section):
         float, _within(15.0, 86400.0, "Use 15s to 1d: a host says every 10s that it lives")
     ] = USUAL.between_bytes_s
     max_body: Annotated[int, BeforeValidator(_max_body)] = USUAL.max_body_bytes
+    cors: Annotated[tuple[str, ...], BeforeValidator(origins_value)] = ()
 
 
 class NetworkSection(Section):

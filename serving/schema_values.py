@@ -1,9 +1,12 @@
-"""Refusals of the config in our words, and the values of how a machine is woken. config_schema.py has the keys."""
+"""Refusals of the config in our words; origins of pages, and how a machine is woken. config_schema.py has the keys."""
 
 import re
 import shlex
 
 from pydantic_core import PydanticCustomError
+
+USUAL_PORTS = {"http": "80", "https": "443"}
+"""Browsers leave them out of an origin."""
 
 
 def fault(problem: str, remedy: str) -> PydanticCustomError:
@@ -23,6 +26,26 @@ def distinct(names: tuple[str, ...], problem: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise fault(problem, "Name each once")
     return names
+
+
+def origins_value(value: object) -> tuple[str, ...]:
+    """As browsers write them: in lower case, without the port that is its scheme's anyway."""
+    origins = value if isinstance(value, list) else [value]
+    return distinct(tuple(map(_origin, origins)), "an origin is there twice")
+
+
+def _origin(value: object) -> str:
+    if value == "*":
+        return "*"
+    text = value.lower() if isinstance(value, str) else ""
+    match = re.fullmatch(r"([a-z][a-z0-9+.-]*)://([^/?#@:\s\[\]*]+|\[[0-9a-f:.]+\])(?::(\d{1,5}))?", text)
+    if not match or not text.isascii():
+        raise fault(
+            f"{shown(value)} is not a site's origin",
+            'Write scheme, host and port as a browser does, for example https://chat.example.com, or "*" for any site',
+        )
+    scheme, host, port = match.groups()
+    return f"{scheme}://{host}" if port in (None, USUAL_PORTS.get(scheme)) else f"{scheme}://{host}:{port}"
 
 
 def mac_value(value: object) -> str:

@@ -37,7 +37,7 @@ from serving.source import (
 ROOT = Path(__file__).resolve().parent.parent
 DESIGN_KEYS = {
     (): "router network machines models",
-    ("router",): "listen keys_file names identity drain slow_client first_token between_bytes max_body",
+    ("router",): "listen keys_file names identity drain slow_client first_token between_bytes max_body cors",
     ("router", "identity"): "headers fields",
     ("network",): "control ports private isolate lost_after files copy_rate models_disk",
     ("machines",): "name address zone reserve yield_to wake",
@@ -378,6 +378,22 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
             "router: {max_body: 32}",
             "1: router.max_body: 32 is not a size. Write a number and a unit, for example 512MiB or 1.5GiB.",
         ),
+        (
+            "router: {cors: [https://chat.example.com/]}",
+            "1: router.cors: https://chat.example.com/ is not a site's origin. Write scheme, host and port as",
+        ),
+        ("router: {cors: [chat.example.com]}", "1: router.cors: chat.example.com is not a site's origin."),
+        (
+            "router: {cors: ['https://*.example.com']}",
+            "1: router.cors: https://*.example.com is not a site's",
+        ),
+        ("router: {cors: ['http://a:b@c']}", "1: router.cors: http://a:b@c is not a site's origin."),
+        ("router: {cors: [no]}", "1: router.cors: false is not a site's origin."),
+        (
+            "router: {cors: [http://a, 'http://A:80']}",
+            "1: router.cors: an origin is there twice. Name each once.",
+        ),
+        ("router: {cors: [*]}", "1: not valid YAML: expected alphabetic"),
         ("router: {drian: 5s}", "1: router.drian: unknown key. Did you mean drain?"),
         ("router: {identity: {header: x}}", "1: router.identity.header: unknown key. Did you mean headers?"),
         ("router: {listen: 8000}", "1: router.listen: 8000 is not an address and a port. Write for example"),
@@ -532,6 +548,24 @@ router:
     assert config.router == RouterConfig("0.0.0.0", 8000, keys_file, ("ai.home.lan", "den"), identity)
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert keys_file_of(folder / "homeport.yaml") == folder / "keys.yaml"
+
+
+@pytest.mark.parametrize(
+    ("written", "origins"),
+    [
+        ("[]", ()),
+        ("https://Chat.Example.com", ("https://chat.example.com",)),
+        ("['https://a.example:443', 'http://a.example:80']", ("https://a.example", "http://a.example")),
+        ("[http://localhost:3000, 'http://[::1]:3000']", ("http://localhost:3000", "http://[::1]:3000")),
+        ("[app://obsidian.md, '*']", ("app://obsidian.md", "*")),
+    ],
+)
+def test_origins_are_kept_as_browsers_write_them(
+    folder: Path, written: str, origins: tuple[str, ...]
+) -> None:
+    config = load(write(folder, f"router: {{cors: {written}}}\n{model()}"))
+    assert config.router.cors == origins
+    assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
 
 
 @pytest.mark.parametrize(

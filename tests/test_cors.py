@@ -38,7 +38,7 @@ def test_a_star_lists_all(origin: bytes) -> None:
 
 
 def test_an_answer_is_for_its_origin_alone_and_shows_what_homeport_says() -> None:
-    told = dict(answered(CHAT))
+    told = answered(CHAT)
     assert told[b"access-control-allow-origin"] == CHAT
     assert told[b"vary"] == b"origin"
     shown = told[b"access-control-expose-headers"].split(b", ")
@@ -51,7 +51,7 @@ def test_a_browser_that_asks_beforehand_gets_what_it_asks_for() -> None:
         (b"access-control-request-method", b"POST"),
         (b"access-control-request-headers", b"authorization,x-stainless-os"),
     ]
-    told = dict(preflight(asked) or ())
+    told = preflight(asked) or {}
     assert told[b"access-control-allow-headers"] == b"authorization,x-stainless-os"
     assert b"POST" in told[b"access-control-allow-methods"].split(b", ")
     assert int(told[b"access-control-max-age"]) > 0
@@ -59,7 +59,7 @@ def test_a_browser_that_asks_beforehand_gets_what_it_asks_for() -> None:
 
 
 def test_one_that_names_no_headers_is_told_the_usual_ones() -> None:
-    told = dict(preflight([(b"access-control-request-method", b"GET")]) or ())
+    told = preflight([(b"access-control-request-method", b"GET")]) or {}
     assert told[b"access-control-allow-headers"] == HEADERS
 
 
@@ -68,7 +68,7 @@ def test_one_that_asks_for_this_network_is_let_in() -> None:
         (b"access-control-request-method", b"POST"),
         (b"access-control-request-private-network", b"true"),
     ]
-    assert dict(preflight(asked) or ())[b"access-control-allow-private-network"] == b"true"
+    assert (preflight(asked) or {})[b"access-control-allow-private-network"] == b"true"
 
 
 def test_options_alone_is_no_such_question() -> None:

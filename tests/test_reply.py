@@ -27,7 +27,7 @@ class Wire:
 def test_no_error_follows_a_stream_that_said_done(last: bytes, outcome: str) -> None:
     wire: Any = Wire()
     exchange = Exchange(wire, "POST", b"/", "1.1", [], True, False)
-    reply = Reply(exchange, b"r1")
+    reply = Reply(exchange, {})
     reply.begin([])
     reply.last = last
     reply.part(last)
