@@ -97,6 +97,8 @@ def _router(runs: RouterConfig, given: RouterConfig) -> Iterator[str]:
     for field, key in KEYS.items():
         if getattr(runs.limits, field) != getattr(given.limits, field):
             yield f"router.{key}"
+    if runs.workers != given.workers:
+        yield "router.workers"
 
 
 def _network(runs: Config, given: Config) -> Iterator[str]:

@@ -77,6 +77,8 @@ class RouterConfig:
     limits: RouterLimits = USUAL
     cors: tuple[str, ...] = ()
     """Origins of other sites whose pages may use us, lower-case; `*`: all."""
+    workers: int = 1
+    """How many processes share its port."""
 
     @property
     def url(self) -> str:
@@ -96,6 +98,7 @@ class RouterConfig:
             },
             "limits": asdict(self.limits),
             "cors": list(self.cors),
+            "workers": self.workers,
         }
 
     @classmethod
@@ -109,6 +112,7 @@ class RouterConfig:
             IdentityConfig(tuple(identity.get("headers", ())), tuple(identity.get("fields", ()))),
             RouterLimits(**data.get("limits", {})),
             tuple(data.get("cors", ())),
+            data.get("workers", 1),
         )
 
 
@@ -282,6 +286,7 @@ def _records(file: schema.FileSection, folder: Path) -> Config:
             identity=IdentityConfig(router.identity.headers, router.identity.fields),
             limits=RouterLimits(**{field: getattr(router, key) for field, key in KEYS.items()}),
             cors=router.cors,
+            workers=router.workers,
         ),
         NetworkConfig(
             file.network.control,

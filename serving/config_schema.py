@@ -317,6 +317,7 @@ class RouterSection(Section):
     ] = USUAL.between_bytes_s
     max_body: Annotated[int, BeforeValidator(_max_body)] = USUAL.max_body_bytes
     cors: Annotated[tuple[str, ...], BeforeValidator(origins_value)] = ()
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
 
 
 class NetworkSection(Section):

@@ -20,7 +20,7 @@ from serving.plan import Drain, Live, Start, Stop
 from tests.planned import FOUR, Lab
 
 CONFIG = """\
-router: {{listen: 127.0.0.1:{listen}}}
+router: {{listen: 127.0.0.1:{listen}, workers: {workers}}}
 network: {{control: {control}, ports: {ports}}}
 machines: [{{name: den, zone: {zone}, yield_to: [{yield_to}], reserve: {{cores: 0, memory: 0MiB}}}}]
 models:
@@ -83,6 +83,7 @@ class Head:
         self.lab = self.controller.lab
         self.shape: dict[str, Any] = {
             "listen": 18000,
+            "workers": 1,
             "control": self.controller.server_port,
             "ports": "18100-18199",
             "zone": "home",
@@ -317,7 +318,7 @@ def test_what_the_router_waits_for_holds_after_down_and_up(head: Head) -> None:
 
 
 def test_what_holds_after_down_and_up_is_named_and_what_runs_stays(head: Head) -> None:
-    head.says(model(), listen=18001, ports="18100-18150")
+    head.says(model(), listen=18001, workers=2, ports="18100-18150")
     code, told = head.apply("--yes")
     assert (code, head.revision()["revision"]) == (0, 1)
     assert "nothing is to be changed" in told
@@ -325,7 +326,7 @@ def test_what_holds_after_down_and_up_is_named_and_what_runs_stays(head: Head) -
     code, told = head.apply("--yes")
     assert "No replica starts, stops or changes." in told
     assert head.revision()["machines"][0]["zone"] == "office", "machines that join are told"
-    later = "router.listen, network.ports, machines: zone of den"
+    later = "router.listen, router.workers, network.ports, machines: zone of den"
     assert f"Not changed, holds after `homeport down` and `homeport up`: {later}." in told
     head.says(model(context=1024))
     head.apply("--yes")

@@ -37,7 +37,7 @@ from serving.source import (
 ROOT = Path(__file__).resolve().parent.parent
 DESIGN_KEYS = {
     (): "router network machines models",
-    ("router",): "listen keys_file names identity drain slow_client first_token between_bytes max_body cors",
+    ("router",): "listen keys_file names identity drain slow_client first_token between_bytes max_body cors workers",
     ("router", "identity"): "headers fields",
     ("network",): "control ports private isolate lost_after files copy_rate models_disk",
     ("machines",): "name address zone reserve yield_to wake",
@@ -396,6 +396,8 @@ def test_what_does_nothing_yet_is_refused_rather_than_ignored(
         ("router: {cors: [*]}", "1: not valid YAML: expected alphabetic"),
         ("router: {drian: 5s}", "1: router.drian: unknown key. Did you mean drain?"),
         ("router: {identity: {header: x}}", "1: router.identity.header: unknown key. Did you mean headers?"),
+        ("router: {workers: 0}", "1: router.workers: 0 is too small. Use 1 or more."),
+        ("router: {workers: 65}", "1: router.workers: 65 is too large. Use 64 or less."),
         ("router: {listen: 8000}", "1: router.listen: 8000 is not an address and a port. Write for example"),
         (
             "router: {listen: 'localhost:99999'}",
@@ -541,11 +543,12 @@ router:
   keys_file: keys.yaml
   names: [AI.home.lan, den]
   identity: {headers: X-My-Chat, fields: [user]}
+  workers: 3
 """
     config = load(write(folder, yaml + model()))
     identity = IdentityConfig(("x-my-chat",), ("user",))
     keys_file = str(folder / "keys.yaml")
-    assert config.router == RouterConfig("0.0.0.0", 8000, keys_file, ("ai.home.lan", "den"), identity)
+    assert config.router == RouterConfig("0.0.0.0", 8000, keys_file, ("ai.home.lan", "den"), identity, 3)
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert keys_file_of(folder / "homeport.yaml") == folder / "keys.yaml"
 
