@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from router.keys import Entry, Key, KeyRing
+from router.keys import Entry, Key, KeyRing, Pace
 from serving.config_keys import KeySection, parse_keys, read_text
 from serving.config_problems import ConfigError
 
@@ -24,15 +24,18 @@ Stamp = tuple[int, ...]
 log = logging.getLogger("homeport.keys")
 
 
-def key_ring(keys_file: Path | None, token: str) -> tuple[KeyRing, "KeyFile | None"]:
+def key_ring(
+    keys_file: Path | None, token: str, new_pace: Callable[[str, int], Pace] | None = None
+) -> tuple[KeyRing, "KeyFile | None"]:
     """The ring of a router, and what must be run beside it. Without a keys file everybody is let in.
 
     A file that is broken already lets nobody in until it is mended, but for who has `token`, the cluster's: the
-    owner's programs on this machine.
+    owner's programs on this machine. `new_pace`: what counts a key's requests, where that is not this process alone.
     """
     if keys_file is None:
         return KeyRing(required=False), None
-    ring = KeyRing(own=hashlib.sha256(token.encode()).digest())
+    own = hashlib.sha256(token.encode()).digest()
+    ring = KeyRing(own=own) if new_pace is None else KeyRing(own=own, new_pace=new_pace)
     file = KeyFile(keys_file, ring)
     file.look()
     return ring, file

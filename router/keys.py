@@ -6,7 +6,7 @@ Reads no file (see `key_file`) and knows no sessions: whose a session is, its sc
 import hashlib
 import hmac
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -72,20 +72,33 @@ class Pace:
         """Count a request, or say in how many seconds there is room for it. A refused one does not count."""
         while self.times and now - self.times[0] >= WINDOW_S:
             self.times.popleft()
-        if len(self.times) < self.per_minute:
+        earlier = self.times[-self.per_minute] if len(self.times) >= self.per_minute else None
+        wait_s = room_in(earlier, now)
+        if wait_s is None:
             self.times.append(now)
-            return None
-        return WINDOW_S - (now - self.times[len(self.times) - self.per_minute])
+        return wait_s
+
+
+def room_in(earlier: float | None, now: float) -> float | None:
+    """In how many seconds there is room for one more request; None: now. `earlier`: when that request was after which
+    there were as many as a minute may have; None: there were not so many yet."""
+    return None if earlier is None or now - earlier >= WINDOW_S else WINDOW_S - (now - earlier)
 
 
 class KeyRing:
     """The keys there are, and how fast each asks. With `required=False` and no keys everybody is LOCAL."""
 
     def __init__(
-        self, entries: Iterable[Entry] = (), required: bool = True, own: bytes | None = None
+        self,
+        entries: Iterable[Entry] = (),
+        required: bool = True,
+        own: bytes | None = None,
+        new_pace: Callable[[str, int], Pace] = lambda name, per_minute: Pace(per_minute),
     ) -> None:
-        """`own`: the SHA-256 of a secret that only this machine's owner can read; who has it is LOCAL."""
+        """`own`: the SHA-256 of a secret that only this machine's owner can read; who has it is LOCAL. `new_pace`: of a
+        key of this name, which may ask so often a minute."""
         self.required = required
+        self._new_pace = new_pace
         self._own: tuple[Entry, ...] = () if own is None else ((LOCAL, own),)
         self._entries: tuple[Entry, ...] = ()
         self._paces: dict[str, Pace] = {}
@@ -98,12 +111,12 @@ class KeyRing:
     def replace(self, entries: Iterable[Entry]) -> None:
         """From now on these keys, and no others. Who stays does not get a new minute by it."""
         self._entries = tuple(entries)
-        limits = {key.name: key.requests_per_minute for key in self.keys}
-        self._paces = {
-            name: Pace(limit, self._paces[name].times if name in self._paces else deque())
-            for name, limit in limits.items()
-            if limit is not None
-        }
+        before, self._paces = self._paces, {}
+        for key in self.keys:
+            if (limit := key.requests_per_minute) is not None:
+                pace = before.get(key.name) or self._new_pace(key.name, limit)
+                pace.per_minute = limit
+                self._paces[key.name] = pace
 
     def find(self, secret: bytes | None) -> Key | None:
         """Whose this is; None for nobody's. Takes as long for each key as for one that does not exist."""
