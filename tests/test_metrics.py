@@ -1,0 +1,135 @@
+"""What is counted in files is the same as what one process counts, whichever worker is asked and whoever dies."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.metrics import ROOM_BYTES, Metrics
+
+COUNTS = """
+import os, sys
+from pathlib import Path
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import generate_latest
+from router.metrics import Metrics, count_in_files
+
+folder, registry = Path(sys.argv[1]), CollectorRegistry()
+count_in_files(folder, int(sys.argv[2]))
+metrics = Metrics(registry, "1.2", lambda: {"den/0": 7}, lambda: {"den/0": 0.5}, folder)
+print("up", flush=True)
+for line in sys.stdin:
+    if line == "tell\\n":
+        print(generate_latest(registry).decode() + "#", flush=True)
+    else:
+        model, replica, outcome, first_s, pin = line.split()
+        metrics.ended(model, replica, outcome, float(first_s), pin)
+        print("counted", flush=True)
+"""
+TURNS = (
+    ("tiny", "den/0", "ok", 0.2, "new"),
+    ("tiny", "den/0", "ok", 3.0, "kept"),
+    ("tiny", "attic/1", "client_gone", 700.0, "kept"),
+    ("big", "den/0", "queue_timeout", 0.001, "none"),
+    ("tiny", "den/0", "ok", 0.2, "moved"),
+)
+
+
+class Worker:
+    """A process that counts as a worker of this number."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", COUNTS, str(folder), str(number)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert self.hears() == "up\n"
+
+    def hears(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline()
+
+    def says(self, words: str) -> None:
+        assert self.process.stdin
+        self.process.stdin.write(words + "\n")
+        self.process.stdin.flush()
+
+    def count(self, turn: tuple[object, ...]) -> None:
+        self.says(" ".join(map(str, turn)))
+        assert self.hears() == "counted\n"
+
+    def tells(self) -> str:
+        self.says("tell")
+        return "".join(iter(self.hears, "#\n"))
+
+    def end(self) -> None:
+        self.process.send_signal(signal.SIGKILL)
+        self.process.communicate()
+
+
+@pytest.fixture
+def workers(tmp_path: Path) -> Iterator[list[Worker]]:
+    made: list[Worker] = []
+    try:
+        made += [Worker(tmp_path, 1), Worker(tmp_path, 2)]
+        yield made
+    finally:
+        for each in made:
+            each.end()
+
+
+def alone(turns: tuple[tuple[str, str, str, float, str], ...]) -> str:
+    registry = CollectorRegistry()
+    metrics = Metrics(registry, "1.2", lambda: {"den/0": 7}, lambda: {"den/0": 0.5})
+    for turn in turns:
+        metrics.ended(*turn)
+    return generate_latest(registry).decode()
+
+
+def samples(text: str) -> dict[str, dict[tuple[str, str], float]]:
+    """By family: its values. When a process began to count tells nothing where there are several."""
+    return {
+        family.name: {(s.name, str(sorted(s.labels.items()))): round(s.value, 6) for s in family.samples}
+        for family in text_string_to_metric_families(text)
+        if not family.name.endswith("_created")
+    }
+
+
+def heads(text: str) -> set[str]:
+    return {line for line in text.splitlines() if line.startswith("#") and "_created" not in line}
+
+
+def test_each_worker_tells_the_sum_of_all(workers: list[Worker]) -> None:
+    for number, turn in enumerate(TURNS):
+        workers[number % 2].count(turn)
+    told = [each.tells() for each in workers]
+    assert samples(told[0]) == samples(told[1]) == samples(alone(TURNS))
+    assert heads(told[0]) == heads(alone(TURNS))
+    assert "_created" not in told[0]
+    assert "pid=" not in told[0]
+
+
+def test_a_worker_that_dies_takes_no_count_along_and_its_next_process_doubles_none(
+    tmp_path: Path, workers: list[Worker]
+) -> None:
+    for _ in range(3):
+        workers[0].count(TURNS[0])
+        workers[1].count(TURNS[1])
+        workers[0].end()
+        workers[0] = Worker(tmp_path, 1)
+    want = samples(alone((TURNS[0], TURNS[1]) * 3))
+    assert [samples(each.tells()) for each in workers] == [want, want]
+    assert len(list(tmp_path.iterdir())) == 6, "the files are the workers', however often one dies"
+
+
+def test_files_of_counts_have_no_holes(tmp_path: Path, workers: list[Worker]) -> None:
+    for file in tmp_path.iterdir():
+        assert file.stat().st_blocks * 512 >= file.stat().st_size == ROOM_BYTES
