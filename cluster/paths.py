@@ -98,6 +98,11 @@ class Paths:
         return self.home / "router" / "fleet.json"
 
     @property
+    def workers(self) -> Path:
+        """What the processes of a router that has several share; new with each start."""
+        return self.home / "router" / "workers"
+
+    @property
     def run(self) -> Path:
         """What `homeport up` started, and how far it is."""
         return self.home / "run.json"

@@ -5,7 +5,7 @@ no replica.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -62,9 +62,10 @@ class Addressing:
         models: Mapping[str, ModelSpec],
         digest_key: bytes,
         options: IdentityOptions,
+        zones_elsewhere: Callable[[Sequence[str]], Awaitable[Mapping[str, str]]],
         new_id: Callable[[], str] = new_id,
     ) -> None:
-        """`digest_key` makes public ids."""
+        """`digest_key` makes public ids. `zones_elsewhere`: as `said_in`, of the router's other workers."""
         self.digest_key = digest_key
         self._fleet = fleet
         self._homes = homes
@@ -72,6 +73,7 @@ class Addressing:
         self._models = models
         self._options = options
         self._new_id = new_id
+        self._zones_elsewhere = zones_elsewhere
         self._zones: OrderedDict[str, str] = OrderedDict()
         """By what a guessed turn said: the zone where it was said."""
 
@@ -121,12 +123,12 @@ class Addressing:
             return addressed._replace(ask=ask)
         found = await self._finder.by_history((identity.history, *identity.continues), ask)
         if found is None or not owns(ask.key, found):
-            return self.part(addressed._replace(ask=ask))
+            return await self.part(addressed._replace(ask=ask))
         self._homes.told(found.pin)
         session = found.pin.session
         return Addressed(replace(ask, session=session), identity, self._who(identity, session))
 
-    def part(self, addressed: Addressed) -> Addressed:
+    async def part(self, addressed: Addressed) -> Addressed:
         """A guess that nobody knows, or that went another way than the session it was taken for: one of its own.
 
         What it goes on from was said in a zone, and it stays there, as far as this router remembers.
@@ -134,9 +136,15 @@ class Addressing:
         ask, identity = addressed.ask, addressed.identity
         scope = scope_of(identity.machine, identity.zone)
         session = guessed_session(ask.key.name, scope, self._new_id())
-        began = next((self._zones[said] for said in identity.continues if said in self._zones), ask.zone)
-        zone = began if ask.zone is None else ask.zone
+        zone = ask.zone
+        if zone is None and identity.continues:
+            zones = {**await self._zones_elsewhere(identity.continues), **self.said_in(identity.continues)}
+            zone = next((zones[said] for said in identity.continues if said in zones), None)
         return Addressed(replace(ask, session=session, zone=zone), identity, self._who(identity, session))
+
+    def said_in(self, histories: Sequence[str]) -> dict[str, str]:
+        """The zones of those that were said to this router, as far as it remembers."""
+        return {said: self._zones[said] for said in histories if said in self._zones}
 
     def went(self, addressed: Addressed, machine: str) -> None:
         """A host there has the turn."""

@@ -14,7 +14,7 @@ from router.fleet import Fleet, Known
 from router.identity import key_scope, public_id
 from router.keys import Key
 from router.peers import HostState, ListedMachine, ListedReplica, Peers, Unreachable
-from router.relay import Relay
+from router.sessions import Sessions
 from serving.standing import AWAY
 
 
@@ -67,19 +67,21 @@ def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: 
     }
 
 
-async def sessions_json(fleet: Fleet, peers: Peers, relay: Relay, wall_s: float, key: Key) -> dict[str, Any]:
+async def sessions_json(
+    fleet: Fleet, peers: Peers, sessions: Sessions, wall_s: float, key: Key
+) -> dict[str, Any]:
     """Every session that a reachable host or an open turn knows, of this key or for an admin's of all.
 
     `unreachable`: hosts that are left out. State: `running` (a turn of it runs), `waiting` (one waits), `resident`,
     else `parked`.
     """
-    digest_key, scope = relay.addressing.digest_key, key_scope(key.name)
+    digest_key, scope = sessions.relay.addressing.digest_key, key_scope(key.name)
     names = sorted(fleet.known, key=_by_slot)
     answers = await asyncio.gather(*(_ask(fleet, peers, name) for name in names))
     open_turns = {
-        (turn.ask.session, turn.ask.model): turn
-        for turn in relay.turns
-        if turn.ask is not None and turn.ask.session is not None and _sees(key, key_scope(turn.key.name))
+        (turn.session, turn.model): turn
+        for turn in await sessions.open_turns()
+        if _sees(key, key_scope(turn.key))
     }
     found: dict[tuple[str, str], dict[str, Any]] = {}
     unreachable = []
@@ -99,9 +101,8 @@ async def sessions_json(fleet: Fleet, peers: Peers, relay: Relay, wall_s: float,
             session["parent"] = public_id(digest_key, family) if family not in (None, digest) else None
             found[digest, model] = {"id": public_id(digest_key, digest), **session}
     for (digest, model), turn in open_turns.items():
-        session = _session(model, turn.replica or "", "waiting") | {"source": turn.source}
-        family = turn.ask.family if turn.ask is not None else None
-        session["parent"] = None if family is None else public_id(digest_key, family)
+        session = _session(model, turn.replica, "waiting") | {"source": turn.source}
+        session["parent"] = None if turn.family is None else public_id(digest_key, turn.family)
         found.setdefault((digest, model), {"id": public_id(digest_key, digest), **session})
     return {"sessions": list(found.values()), "unreachable": unreachable}
 

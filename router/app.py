@@ -27,7 +27,7 @@ from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
 
 from cluster import tls
-from cluster.clocks import AwakeClock, DayClock
+from cluster.clocks import AwakeClock, DayClock, uptime
 from cluster.sockets import connecting
 from router import admin
 from router.addressing import Addressing
@@ -42,7 +42,7 @@ from router.hosts import Hosts
 from router.identity import DEFAULT, IdentityOptions, naming_headers
 from router.key_file import KeyFile, key_ring
 from router.keys import Key, KeyRing, guard, secret_of, too_many
-from router.metrics import Metrics
+from router.metrics import Metrics, count_in_files
 from router.model_file import ModelFile
 from router.names import Names, may_come_from, may_name
 from router.pages import Told, make_pages
@@ -50,8 +50,11 @@ from router.peers import Peers
 from router.relay import Relay
 from router.request import ENDPOINTS, Address, Head, new_id, read_address, read_head
 from router.sessions import Sessions
+from router.shared_pace import SharedPace
+from router.siblings import Answers, Siblings, answering, open_turns
 from router.snapshot import Model
 from router.wakings import Wakings
+from router.workers import Worker
 from serving.config import RouterConfig
 from serving.known_pins import last_known
 from serving.model import ModelSpec
@@ -91,6 +94,8 @@ class Settings:
     limits: RouterLimits = USUAL
     origins: frozenset[bytes] = frozenset()
     """Of other sites whose pages may use the router, as `cors.is_listed` has them."""
+    worker: Worker | None = None
+    """Which of those that share the address; None: it is the only one."""
 
 
 class Front:
@@ -204,6 +209,8 @@ class Parts:
     keys: KeyFile | None
     models: dict[str, ModelSpec]
     server: Server
+    answers: Answers
+    """For the other workers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,21 +240,27 @@ def build(
     kept = None if file is None else partial(last_known, file)
     homes = Homes(fleet, peers, clock, latest, wake=Wakings(fleet, peers, clock).ask, last_known=kept)
     finder = Finder(fleet, peers)
-    metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet))
+    worker = settings.worker
+    counts = None if worker is None else worker.counts
+    metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet), counts)
+    siblings = Siblings(worker)
     specs = {spec.name: spec for spec in settings.models}
-    addressing = Addressing(fleet, homes, finder, specs, settings.digest_key, settings.identity)
+    addressing = Addressing(
+        fleet, homes, finder, specs, settings.digest_key, settings.identity, siblings.zones
+    )
     relay = Relay(fleet, homes, addressing, clients.hosts, specs, metrics, clock, settings.limits)
     fleet.on_lost = relay.lost
-    ring, keys = key_ring(settings.keys_file, settings.token)
+    new_pace = None if worker is None else partial(SharedPace, worker.paces)
+    ring, keys = key_ring(settings.keys_file, settings.token, new_pace)
     mover = Mover(clients.peers, peers.bearers.of, clock)
-    sessions = Sessions(fleet, peers, finder, relay, mover, wall)
+    sessions = Sessions(fleet, peers, finder, relay, mover, wall, siblings)
     pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
-    front = Front(
-        relay, pages, metrics, names, ring, naming_headers(settings.identity), clock, settings.origins
-    )
+    naming, pace_clock = naming_headers(settings.identity), clock if worker is None else uptime
+    front = Front(relay, pages, metrics, names, ring, naming, pace_clock, settings.origins)
     server = Server(front, relay.stop, settings.limits, clients.hosts.sweep)
-    return Parts(front, fleet, relay, keys, specs, server)
+    answers = Answers(lambda: open_turns(relay.turns), relay.ended, addressing.said_in)
+    return Parts(front, fleet, relay, keys, specs, server, answers)
 
 
 @contextlib.asynccontextmanager
@@ -279,8 +292,9 @@ def version() -> str:
         return "unknown"
 
 
-def read_settings(path: Path) -> Settings:
-    """Raises OSError, KeyError or ValueError for a file that is not the parent's."""
+def read_settings(path: Path, number: int | None = None) -> Settings:
+    """`number`: which of the router's workers. Raises OSError, KeyError or ValueError for a file that is not the
+    parent's."""
     data = json.loads(path.read_text())
     router = RouterConfig.from_json(data)
     return Settings(
@@ -298,6 +312,7 @@ def read_settings(path: Path) -> Settings:
         identity=IdentityOptions(router.identity.headers, router.identity.fields),
         limits=router.limits,
         origins=frozenset(origin.encode() for origin in router.cors),
+        worker=None if number is None else Worker(number, router.workers, Path(data["workers_folder"])),
     )
 
 
@@ -316,7 +331,8 @@ async def serve(settings: Settings, listening: socket.socket, settings_file: Pat
             if parts.keys is not None:
                 watching.append(group.create_task(parts.keys.run()))
             log.info("listening on http://%s:%d", *listening.getsockname()[:2])
-            await server.serve([listening])
+            async with answering(settings.worker, parts.answers):
+                await server.serve([listening])
             for task in watching:
                 task.cancel()
 
@@ -325,20 +341,24 @@ def main(argv: Sequence[str]) -> int:
     """Exit status: 0 after SIGTERM, 2 for settings or an address that cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m router.app")
     parser.add_argument("--config-json", type=Path, required=True)
+    parser.add_argument("--worker", type=int)
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    who = "" if arguments.worker is None else f"worker {arguments.worker}: "
+    logging.basicConfig(level=logging.INFO, format=f"%(asctime)s %(levelname)s %(name)s: {who}%(message)s")
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this in order
     try:
-        settings = read_settings(arguments.config_json)
+        settings = read_settings(arguments.config_json, arguments.worker)
         if settings.keys_file is None and not ipaddress.ip_address(settings.host).is_loopback:
             raise ValueError(
                 f"it may listen on loopback only while there are no keys, not on {settings.host}"
             )
+        if settings.worker is not None:
+            count_in_files(settings.worker.counts, settings.worker.number)
     except (OSError, KeyError, ValueError) as error:
         log.error("the settings in %s cannot be used: %s", arguments.config_json, error)
         return 2
     try:
-        listening = _listen(settings.host, settings.port)
+        listening = _listen(settings.host, settings.port, shared=settings.worker is not None)
     except OSError as error:
         log.error(
             "cannot listen on %s:%d: %s; set router.listen to a free port",
@@ -354,11 +374,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, shared: bool) -> socket.socket:
+    """`shared`: among all processes of this user that say so, of which the kernel gives each a part."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listening.bind((host, port))
         listening.listen(2048)
     except OSError:

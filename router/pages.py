@@ -75,7 +75,7 @@ def make_pages(
 
     @pages.get("/api/sessions")
     async def api_sessions(request: Request) -> dict[str, Any]:
-        return await admin.sessions_json(fleet, peers, relay, wall(), who(request))
+        return await admin.sessions_json(fleet, peers, sessions, wall(), who(request))
 
     @pages.get("/metrics")
     async def metrics() -> Response:

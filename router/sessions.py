@@ -27,6 +27,7 @@ from router.identity import digest, public_id
 from router.keys import Key, refuse_machine, refuse_model, refuse_zone
 from router.peers import KnownPin, NotYet, Peers, Unreachable
 from router.relay import Relay
+from router.siblings import OpenTurn, Siblings, open_turns
 from serving.drain_plan import LONGEST_DRAIN_S
 from serving.moving import FACTS, Busy, Context, Ended, Mover, NotMoved
 from serving.pins import Pin, is_public_id
@@ -69,8 +70,11 @@ class Sessions:
         relay: Relay,
         mover: Mover,
         wall: Callable[[], float],
+        siblings: Siblings | None = None,
     ) -> None:
+        """`siblings`: the router's other workers; None: there are none."""
         self.relay = relay
+        self._siblings = siblings or Siblings()
         self._mover = mover
         self._fleet = fleet
         self._peers = peers
@@ -83,10 +87,14 @@ class Sessions:
             return told
         return public_id(self.relay.addressing.digest_key, digest(key.name, "", told))
 
+    async def open_turns(self) -> list[OpenTurn]:
+        """Those of sessions, at all workers that answer."""
+        return [*await self._siblings.turns(), *open_turns(self.relay.turns)]
+
     async def end(self, told: str, key: Key) -> dict[str, Any]:
         """End its turns and forget it, for every model and wherever it is known."""
         public = self.public(told, key)
-        keys = self._open(public, key)
+        keys = await self._open(public, key)
         found = await self._all(public, key, known=bool(keys))
         keys |= {(each.pin.session, each.pin.model) for each in found}
         away: set[str] = set()
@@ -106,8 +114,9 @@ class Sessions:
         found = await self._all(public, key)
         if not self._fleet.controller_reachable:
             raise Rejected(no_controller())
+        turns = {(turn.session, turn.model) for turn in await self.open_turns()}
         for each in found:
-            self._may_move(each, machine, key)
+            self._may_move(each, machine, key, (each.pin.session, each.pin.model) in turns)
         moved = [(await self._move(each, machine, key)).to_json() for each in found]
         worst = next((each for each in moved if "why" in each), moved[0])
         outcome: dict[str, Any] = {name: worst[name] for name in ("context", "why") if name in worst}
@@ -190,12 +199,13 @@ class Sessions:
             raise Rejected(cannot_say(sorted(silent)) if silent else session_not_found())
         return found
 
-    def _open(self, public: str, key: Key) -> set[tuple[str, str]]:
+    async def _open(self, public: str, key: Key) -> set[tuple[str, str]]:
         """Sessions of that id that have an open turn, perhaps their first."""
         digest_key = self.relay.addressing.digest_key
-        asks = [turn.ask for turn in self.relay.turns if turn.ask and _is_of(turn.key, key)]
         return {
-            (a.session, a.model) for a in asks if a.session and public_id(digest_key, a.session) == public
+            (turn.session, turn.model)
+            for turn in await self.open_turns()
+            if _is_of(turn.key, key) and public_id(digest_key, turn.session) == public
         }
 
     async def _end(self, session: str, model: str, at: set[str]) -> set[str]:
@@ -207,6 +217,7 @@ class Sessions:
         bases = {name: base for name in sorted(here) if (base := self._fleet.base(name))}
         done = await asyncio.gather(*(self._end_at(base, session, model) for base in bases.values()))
         self.relay.ended(session, model)
+        await self._siblings.ended(session, model)
         away = (at or of_model) - {name for name, ended in zip(bases, done, strict=True) if ended}
         if not away:
             with suppress(Unreachable):
@@ -220,7 +231,7 @@ class Sessions:
             return False
         return True
 
-    def _may_move(self, found: Found, machine: str, key: Key) -> None:
+    def _may_move(self, found: Found, machine: str, key: Key, is_open: bool) -> None:
         pin, snapshot = found.pin, self._fleet.snapshot()
         if machine not in snapshot.machines:
             raise Rejected(self._no_machine(machine))
@@ -235,8 +246,8 @@ class Sessions:
                 "stays in its zone. Begin another one there."
             )
             raise Rejected(ApiError(409, "zone_conflict", message, final=True))
-        open_turn = self.relay.of(pin.session, pin.model) or found.known.state in ("running", "waiting")
-        if open_turn and machine_of(pin) != machine:
+        is_open = is_open or found.known.state in ("running", "waiting")
+        if is_open and machine_of(pin) != machine:
             raise Rejected(session_busy(pin.replica))
 
     async def _move(self, found: Found, machine: str, key: Key) -> Moved:
@@ -278,8 +289,8 @@ class Sessions:
         )
 
 
-def _is_of(owner: Key, key: Key) -> bool:
-    return key.role == "admin" or owner.name == key.name
+def _is_of(owner: str, key: Key) -> bool:
+    return key.role == "admin" or owner == key.name
 
 
 def _not_ended(replicas: list[str]) -> ApiError:

@@ -336,7 +336,7 @@ class Turn:
                 self.pin = None
             error = await self._retries.disagreed(ask, to, told)
             if parts(ask, told) and self._addressed is not None:
-                self._take(self.relay.addressing.part(self._addressed))
+                self._take(await self.relay.addressing.part(self._addressed))
             return None if error is None else self._fail_at(self.ask or ask, to, error)
         if answer.status == 401:
             return self._fail_at(ask, to, host_refused(to.replica))
