@@ -48,7 +48,8 @@ def end_everything(
         if record is not None and confine.alive(record):
             confine.end_group(record, 0.0)
     paths.ray_processes.unlink(missing_ok=True)
-    shutil.rmtree(paths.ray_folder, ignore_errors=True)
+    for folder in (paths.ray_folder, paths.workers):
+        shutil.rmtree(folder, ignore_errors=True)
     return [f"{process.name} (pid {process.pid})" for process in left]
 
 

@@ -94,6 +94,8 @@ def prepare(paths: Paths, config_path: Path, env: Mapping[str, str], address: st
         config = load(config_path, paths.home)
     except OSError as error:
         raise UpRefused(_disk_sentence(paths, error), code=1) from error
+    if config.router.workers > 1 and sys.platform != "linux":
+        raise UpRefused("Several processes share a port on Linux only. Set router.workers: 1.")
     hardware = measure(env)
     known = read_json(paths.machine) or {}
     entry = _entry(config, known.get("name"), address)
@@ -311,6 +313,7 @@ def write_revision(paths: Paths, config: Config, machine: Machine, ports: tuple[
         "digest_key_file": str(paths.digest_key),
         "fleet_file": str(paths.fleet),
         "known_file": str(paths.known_pins),
+        "workers_folder": str(paths.workers),
         "models": [model.to_json() for model in config.models],
     }
     write_private(paths.router_settings, json.dumps(router, indent=1))

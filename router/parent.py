@@ -1,8 +1,8 @@
 """The small parent that `homeport up` leaves behind: starts Ray, the controller and the router, and restarts what dies.
 
-Ray restarts the controller and the keepers; keepers restart hosts; this restarts the router, and Ray's head where it
-is gone. It serves nothing and decides nothing about sessions. `homeport down` ends it first. Under a foreground
-`homeport up` it also sees to it that everything ends when that process is gone, however it went.
+Ray restarts the controller and the keepers; keepers restart hosts; this restarts the router (router/workers.py), and
+Ray's head where it is gone. It serves nothing and decides nothing about sessions. `homeport down` ends it first. Under
+a foreground `homeport up` it also sees to it that everything ends when that process is gone, however it went.
 """
 
 import asyncio
@@ -20,8 +20,9 @@ from cluster.ending import end_everything
 from cluster.join import LOOPBACK, books
 from cluster.machine import Machine
 from cluster.paths import Paths
-from cluster.processes import clean_environment, end_all, mark, port_is_free
+from cluster.processes import end_all, port_is_free
 from cluster.restarting import HEALTHY_S, Run, backoff_s, essential, first_gone, gone, inherited_up_lock
+from router.workers import Workers
 
 RAY_ESSENTIAL = ("gcs_server", "raylet")
 DOUBTFUL = 3
@@ -55,7 +56,7 @@ class Parent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
         loop.add_signal_handler(signal.SIGUSR1, self._disown)
-        kept = [self._keep_router(), self._keep_ray(), self._keep_monitor()]
+        kept = [Workers(self.paths, self._step).keep(), self._keep_ray(), self._keep_monitor()]
         tasks = [asyncio.create_task(each) for each in kept]
         owner_gone = await self._owner_gone()
         for task in tasks:
@@ -83,29 +84,6 @@ class Parent:
     def _disown(self) -> None:
         self.run["owner"] = None
         self._written.write()
-
-    # the router
-
-    async def _keep_router(self) -> None:
-        failures = 0
-        command = [sys.executable, "-m", "router.app", "--config-json", str(self.paths.router_settings)]
-        environment = {**clean_environment(os.environ), **mark(self.paths, "router")}
-        while True:
-            began = time.monotonic()
-            with (self.paths.logs / "router.log").open("ab") as out:
-                router = await asyncio.create_subprocess_exec(
-                    *command,
-                    env=environment,
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=out,
-                    stderr=out,
-                    start_new_session=True,
-                )
-            self._step("router", "ready", pid=router.pid)
-            code = await router.wait()
-            failures = 0 if time.monotonic() - began > HEALTHY_S else failures + 1
-            self._step("router", "failed", f"it ended with code {code}; see {self.paths.logs / 'router.log'}")
-            await asyncio.sleep(backoff_s(failures))
 
     # Ray and the controller
 
