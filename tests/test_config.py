@@ -37,7 +37,9 @@ from serving.source import (
 ROOT = Path(__file__).resolve().parent.parent
 DESIGN_KEYS = {
     (): "router network machines models",
-    ("router",): "listen keys_file names identity drain slow_client first_token between_bytes max_body cors workers",
+    (
+        "router",
+    ): "listen keys_file names identity workers drain slow_client first_token between_bytes max_body cors",
     ("router", "identity"): "headers fields",
     ("network",): "control ports private isolate lost_after files copy_rate models_disk",
     ("machines",): "name address zone reserve yield_to wake",
@@ -548,7 +550,9 @@ router:
     config = load(write(folder, yaml + model()))
     identity = IdentityConfig(("x-my-chat",), ("user",))
     keys_file = str(folder / "keys.yaml")
-    assert config.router == RouterConfig("0.0.0.0", 8000, keys_file, ("ai.home.lan", "den"), identity, 3)
+    assert config.router == RouterConfig(
+        "0.0.0.0", 8000, keys_file, ("ai.home.lan", "den"), identity, workers=3
+    )
     assert Config.from_json(json.loads(json.dumps(config.to_json()))) == config
     assert keys_file_of(folder / "homeport.yaml") == folder / "keys.yaml"
 
