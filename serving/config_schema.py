@@ -309,6 +309,7 @@ class RouterSection(Section):
     keys_file: Annotated[str | None, BeforeValidator(_file)] = None
     names: Annotated[tuple[str, ...], BeforeValidator(_host_names)] = ()
     identity: IdentitySection = IdentitySection()
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
     drain: Annotated[float, _within(0.0, 3600.0, "Use 0s to 1h; 30s lets most answers end")] = USUAL.drain_s
     slow_client: Annotated[float, _within(1.0, 86400.0, "Use 1s to 1d")] = USUAL.slow_client_s
     first_token: Annotated[float, _within(1.0, 86400.0, "Use 1s to 1d")] = USUAL.first_token_s
@@ -317,7 +318,6 @@ class RouterSection(Section):
     ] = USUAL.between_bytes_s
     max_body: Annotated[int, BeforeValidator(_max_body)] = USUAL.max_body_bytes
     cors: Annotated[tuple[str, ...], BeforeValidator(origins_value)] = ()
-    workers: Annotated[int, Field(ge=1, le=64)] = 1
 
 
 class NetworkSection(Section):

@@ -156,6 +156,7 @@ def settings(paths: Paths, control_port: int, **changes: Any) -> dict[str, Any]:
         "fleet_file": str(paths.fleet),
         "workers_folder": str(paths.workers),
         "models": [model_spec().to_json()],
+        "limits": {"drain_s": 1.0},
     } | changes
 
 

@@ -112,8 +112,8 @@ def _pins(pins: Mapping[str, LookUp]) -> list[Figure]:
             f"p99 <= {LOOK_UP_P99_US:.0f} us; <= {LOOK_UP_BYTES:.0f} B a session; adding a machine moves 0 pins",
             f"{ours}; {ours.moved} moved (a dict: {plain})",
             met,
-            f"the router's `Homes.decide` with room for all, {LOOKED_UP:,} sessions in random order, one process, no "
-            f"network; as shipped it keeps the {REMEMBERED:,} used last and asks the controller for the rest",
+            f"the router's `Homes.decide`, {LOOKED_UP:,} sessions in random order, one process, no network; it keeps "
+            f"the {REMEMBERED:,} used last and asks the controller for the rest",
         )
     ]
 
