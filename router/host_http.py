@@ -134,6 +134,8 @@ class Answer(asyncio.BufferedProtocol):
 
     async def read(self) -> bytes:
         """The whole body. Raises Broken and Silent."""
+        if self._ended and self._error is None:
+            return self._early[0] if len(self._early) == 1 else b"".join(self._early)
         parts: list[bytes] = []
         size = 0
 

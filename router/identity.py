@@ -44,8 +44,9 @@ NEVER_EMPTY = frozenset({OWN_HEADER, OWN_PARENT, b"x-session-id"})
 
 LONGEST_NAME = 512
 """Characters in a session's name."""
+NAME_BYTES = 4 * LONGEST_NAME
 DIGESTS_KEPT = 4096
-"""Digests of the sessions that came last: hashing costs more than all else that naming takes."""
+"""What is kept of the sessions that came last: naming one anew takes ten times as long as finding it."""
 
 ANONYMOUS = "local"
 """The name of the one key that everybody has while there are no keys."""
@@ -126,7 +127,10 @@ class Identity(msgspec.Struct, frozen=True, gc=False):
 
 
 NOBODY = Identity("none")
-NO_PARENT = (None, None)
+
+_Session = tuple[str | None, str | None]
+"""Its digest, or its public id."""
+NO_SESSION: _Session = (None, None)
 DEFAULT = IdentityOptions()
 
 
@@ -146,28 +150,62 @@ def identify(clues: Clues, key_name: str = ANONYMOUS, options: IdentityOptions =
     twice with different values, and for two machines in one request. Fields of the body that hold something
     else than a text name nothing.
     """
-    machine = _machine(clues)
-    scope = scope_of(machine, clues.zone)
-    headers = _by_name(clues.headers)
-    source: Source = "none"
-    session: str | None = None
-    public: str | None = None
-    whole: str | None = None
-    continues: tuple[str, ...] = ()
-    parent = _parent(headers) if headers else None
-    if (named := next(_ladder(clues, headers, options), None)) is not None:
-        session, public = _told(named.name, key_name, scope)
-        agent = _header(headers, CLAUDE_AGENT) if named.claude and public is None else None
-        if agent is not None:
-            parent = parent or named.name
-            session = digest(key_name, scope, f"{named.name}\n{agent}")
-        source = named.source
-    elif said := history(clues.body.messages(), bytes.fromhex(digest(key_name, scope, "\nhistory"))):
-        source, whole, continues = "guess", said.whole, said.continues
-    began = NO_PARENT if parent is None else _told(parent, key_name, scope)
-    if began == (session, public):
-        began = NO_PARENT
-    return Identity(source, session, public, whole, continues, machine, clues.zone, *began)
+    machine, headers = _machine(clues), tuple(clues.headers)
+    fits = all(len(value) <= NAME_BYTES for _, value in headers)
+    in_head = _named_in_head if fits else _named_in_head.__wrapped__  # what is kept is bounded
+    who = in_head(headers, clues.path_session, machine, clues.zone, key_name, options)
+    return _in_rest(clues, machine, key_name, options) if who is None else who
+
+
+@lru_cache(DIGESTS_KEPT)
+def _named_in_head(
+    headers: tuple[tuple[bytes, bytes], ...],
+    path_session: str | None,
+    machine: str | None,
+    zone: str | None,
+    key_name: str,
+    options: IdentityOptions,
+) -> Identity | None:
+    """Whose turn it is by its path and its headers, before which nothing else counts."""
+    by_name = _by_name(headers)
+    named = next(_in_head(path_session, by_name, options), None)
+    return None if named is None else _named(named, by_name, machine, zone, key_name)
+
+
+def _in_rest(clues: Clues, machine: str | None, key_name: str, options: IdentityOptions) -> Identity:
+    headers, zone = _by_name(clues.headers), clues.zone
+    if (named := next(_in_body(clues.body, options), None)) is not None:
+        return _named(named, headers, machine, zone, key_name)
+    scope = scope_of(machine, zone)
+    parent = _begun_by(_parent(headers), key_name, scope, NO_SESSION)
+    said = history(clues.body.messages(), bytes.fromhex(digest(key_name, scope, "\nhistory")))
+    if said is None:
+        return Identity("none", None, None, None, (), machine, zone, *parent)
+    return Identity("guess", None, None, said.whole, said.continues, machine, zone, *parent)
+
+
+def _named(
+    named: _Named,
+    headers: Mapping[bytes, Sequence[bytes]],
+    machine: str | None,
+    zone: str | None,
+    key_name: str,
+) -> Identity:
+    scope = scope_of(machine, zone)
+    session, public = _told(named.name, key_name, scope)
+    parent = _parent(headers)
+    agent = _header(headers, CLAUDE_AGENT) if named.claude and public is None else None
+    if agent is not None:
+        parent = parent or named.name
+        session = digest(key_name, scope, f"{named.name}\n{agent}")
+    begun_by = _begun_by(parent, key_name, scope, (session, public))
+    return Identity(named.source, session, public, None, (), machine, zone, *begun_by)
+
+
+def _begun_by(parent: str | None, key_name: str, scope: str, child: _Session) -> _Session:
+    """The session of that name, unless it is this one."""
+    told = NO_SESSION if parent is None else _told(parent, key_name, scope)
+    return NO_SESSION if told == child else told
 
 
 def naming_headers(options: IdentityOptions = DEFAULT) -> frozenset[bytes]:
@@ -205,6 +243,10 @@ def public_id(digest_key: bytes, session: str) -> str:
 
 def _machine(clues: Clues) -> str | None:
     path, model = clues.path_machine, clues.model_machine
+    if len(path or "") > LONGEST_NAME or len(model or "") > LONGEST_NAME:
+        raise BadName(
+            "model", "No machine has a name of that length; name one of /api/fleet.", "invalid_value"
+        )
     if path is not None and model is not None and path != model:
         raise BadName(
             "model",
@@ -214,21 +256,20 @@ def _machine(clues: Clues) -> str | None:
     return model if path is None else path
 
 
-def _told(name: str, key_name: str, scope: str) -> tuple[str | None, str | None]:
+def _told(name: str, key_name: str, scope: str) -> _Session:
     """A name as a session's digest, or as the public id that it is."""
     return (None, name) if is_public_id(name) else (digest(key_name, scope, name), None)
 
 
-def _ladder(
-    clues: Clues, headers: Mapping[bytes, Sequence[bytes]], options: IdentityOptions
+def _in_head(
+    path_session: str | None, headers: Mapping[bytes, Sequence[bytes]], options: IdentityOptions
 ) -> Iterator[_Named]:
-    """Every name in the request, best first; read no further than the first."""
-    if clues.path_session is not None:
-        yield _Named("path", _checked("path", "the path", clues.path_session))
-    for header in _session_headers(options) if headers else ():
-        if header in headers and (name := _header(headers, header)):
+    """Every name in a request's path and headers, best first; read no further than the first."""
+    if path_session is not None:
+        yield _Named("path", _checked("path", "the path", path_session))
+    for header in _session_headers(options):
+        if name := _header(headers, header):
             yield _Named("header", name, claude=header == CLAUDE_SESSION)
-    yield from _in_body(clues.body, options)
 
 
 def _in_body(body: BodyClues, options: IdentityOptions) -> Iterator[_Named]:
@@ -265,7 +306,7 @@ def _claude_session(user_id: object) -> object:
 
 def _parent(headers: Mapping[bytes, Sequence[bytes]]) -> str | None:
     for header in PARENT_HEADERS:
-        if header in headers and (name := _header(headers, header)):
+        if name := _header(headers, header):
             return name
     return None
 

@@ -7,7 +7,6 @@ loop is never run: it gets no `finally` and no cancellation, as with SIGKILL.
 import asyncio
 import heapq
 import itertools
-import os
 import random
 import time
 import uuid
@@ -221,7 +220,7 @@ def simulated(seed: int) -> Iterator[SimLoop]:
         mock.patch.object(time, "monotonic", loop.time),
         mock.patch.object(time, "clock_gettime", uptime),
         mock.patch.object(uuid, "uuid4", drawn),
-        mock.patch.object(os, "urandom", rng.randbytes),
+        mock.patch.object(random, "getrandbits", rng.getrandbits),
     ):
         asyncio.set_event_loop(loop)
         try:
