@@ -146,16 +146,16 @@ class Answer(asyncio.BufferedProtocol):
                 self.give_up(Broken("an answer without an end"))
             parts.append(data)
 
+        self.pause(False)
         await self.pass_on(take)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def pass_on(self, sink: Sink, frames: FrameSink | None = None) -> None:
         """Call `sink` with what comes of the body, until it ends; `frames` in its stead with what comes as one chunk.
-        Raises Broken and Silent."""
+        Where much came before, it goes on only once `pause` was called. Raises Broken and Silent."""
         self._sink, self._frames = sink, frames
         if self._early:
             early, self._early = b"".join(self._early), []
-            self.pause(False)
             sink(early)
         self._look_for_chunk()
         if not self._ended and self._error is None:
