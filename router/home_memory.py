@@ -54,7 +54,7 @@ class HomeMemory:
         if found is not None:
             self._at_hand.move_to_end(key)
             return found
-        packed = self._packed.pop(self._packed_key(key), None)
+        packed = self._take_packed(key)
         if packed is None:
             return None
         created_s, generation, replica, fresh, unsure = _PACKED.unpack(packed)
@@ -66,7 +66,7 @@ class HomeMemory:
     def put(self, home: Home, asked_at: float) -> None:
         """In the stead of what was remembered of its session before."""
         key = home.pin.session, home.pin.model
-        self._packed.pop(self._packed_key(key), None)
+        self._take_packed(key)
         self._at_hand.pop(key, None)
         self._put(key, Remembered(home, asked_at))
 
@@ -74,7 +74,7 @@ class HomeMemory:
         """Nothing where there is none."""
         key = session, model
         if self._at_hand.pop(key, None) is None:
-            self._packed.pop(self._packed_key(key), None)
+            self._take_packed(key)
 
     def _put(self, key: Key, remembered: Remembered) -> None:
         self._at_hand[key] = remembered
@@ -86,13 +86,14 @@ class HomeMemory:
     def _pack(self, key: Key, remembered: Remembered) -> None:
         home = remembered.home
         replica = self._number(home.pin.replica)
-        self._packed[self._packed_key(key)] = _PACKED.pack(
+        self._packed[_packed_key(key[0], self._number(key[1]))] = _PACKED.pack(
             home.pin.created_s, home.pin.generation, replica, home.fresh, remembered.unsure
         )
 
-    def _packed_key(self, key: Key) -> bytes:
-        session, model = key
-        return bytes.fromhex(session) + self._number(model).to_bytes(4, "little")
+    def _take_packed(self, key: Key) -> bytes | None:
+        """Gives no number to a model, which any client may name."""
+        number = self._numbers.get(key[1])
+        return None if number is None else self._packed.pop(_packed_key(key[0], number), None)
 
     def _number(self, name: str) -> int:
         number = self._numbers.get(name)
@@ -100,3 +101,7 @@ class HomeMemory:
             number = self._numbers[name] = len(self._names)
             self._names.append(name)
         return number
+
+
+def _packed_key(session: str, model: int) -> bytes:
+    return bytes.fromhex(session) + model.to_bytes(4, "little")

@@ -69,3 +69,14 @@ def test_who_is_asked_again_is_not_remembered_for_long() -> None:
 
 def test_a_turn_without_a_session_has_no_home() -> None:
     assert HomeMemory(SIZE).get(None, "tiny") is None
+
+
+def test_what_is_asked_for_in_vain_leaves_nothing_behind() -> None:
+    memory = HomeMemory(SIZE, 1)
+    for digest in DIGESTS[:2]:
+        memory.put(home((digest, "tiny")), 5.0)
+    names = list(memory._names)
+    for number in range(10):
+        assert memory.get(DIGESTS[0], f"model-{number}") is None
+        memory.drop(DIGESTS[0], f"model-{number}")
+    assert memory._names == names
