@@ -130,12 +130,14 @@ class Front:
         address = read_address(scope)
         key = self._ring.find(secret_of(head.shown) if self._ring.required else None)
         own = {b"x-request-id": head.request_id}
-        if head.origin is not None and is_listed(head.origin, self._origins):
-            own |= answered(head.origin)
-            if scope["method"] == "OPTIONS" and (told := preflight(scope["headers"])) is not None:
+        error = self._foreign(scope, head)
+        if self._origins:
+            own |= answered(head.origin, self._origins)
+            asks = error is None and scope["method"] == "OPTIONS" and is_listed(head.origin, self._origins)
+            if asks and (told := preflight(scope["headers"])) is not None:
                 _empty(exchange, own | told)
                 return
-        error = self._foreign(scope, head) or guard(self._ring, key, scope["method"], address.path)
+        error = error or guard(self._ring, key, scope["method"], address.path)
         endpoint = ENDPOINTS.get(address.path)
         if error is None and endpoint is not None:
             error = wrong_method(["POST"]) if scope["method"] != "POST" else self._too_many(key)

@@ -18,18 +18,18 @@ MAX_AGE_S = b"7200"
 """How long a browser may keep what it was told beforehand; none keeps it for longer but Firefox."""
 
 
-def is_listed(origin: bytes, listed: Set[bytes]) -> bool:
+def is_listed(origin: bytes | None, listed: Set[bytes]) -> bool:
     """`listed`: origins in lower case, as browsers write them, or ANY."""
-    return ANY in listed or origin.lower() in listed
+    return origin is not None and (ANY in listed or origin.lower() in listed)
 
 
-def answered(origin: bytes) -> dict[bytes, bytes]:
-    """What goes with every answer for a page of a listed origin, so that it may read it."""
-    return {
-        b"access-control-allow-origin": origin,
-        b"access-control-expose-headers": EXPOSED,
-        b"vary": b"origin",
-    }
+def answered(origin: bytes | None, listed: Set[bytes]) -> dict[bytes, bytes]:
+    """What goes with every answer where origins are listed: a page of one of them may read it, and nobody keeps it for
+    another."""
+    vary = {b"vary": b"origin"}
+    if origin is None or not is_listed(origin, listed):
+        return vary
+    return vary | {b"access-control-allow-origin": origin, b"access-control-expose-headers": EXPOSED}
 
 
 def preflight(asked: Sequence[tuple[bytes, bytes]]) -> dict[bytes, bytes] | None:

@@ -128,6 +128,13 @@ async def test_a_site_that_is_not_listed_stays_outside(tmp_path: Path) -> None:
             assert "router.cors" in answer.json()["error"]["message"]
 
 
+async def test_who_asks_beforehand_under_a_foreign_name_is_told_nothing(tmp_path: Path) -> None:
+    async with running_router(tmp_path, free_port(), origins=frozenset({b"*"})) as router:
+        status, told, body = await options(router, "/v1/models", {**ASKS, "host": "evil.example"})
+        assert (status, json.loads(body)["error"]["code"]) == (403, "host_not_allowed")
+        assert "access-control-allow-methods" not in told
+
+
 async def test_an_own_name_is_let_in_as_ever_and_listed_if_another_port_is_to_read_it(tmp_path: Path) -> None:
     async with running_router(tmp_path, free_port(), origins=frozenset({b"http://localhost:3000"})) as router:
         other = await router.get("/v1/models", headers={"origin": "http://localhost:4000"})

@@ -38,12 +38,17 @@ def test_a_star_lists_all(origin: bytes) -> None:
 
 
 def test_an_answer_is_for_its_origin_alone_and_shows_what_homeport_says() -> None:
-    told = answered(CHAT)
+    told = answered(CHAT, LISTED)
     assert told[b"access-control-allow-origin"] == CHAT
     assert told[b"vary"] == b"origin"
     shown = told[b"access-control-expose-headers"].split(b", ")
     assert {b"x-request-id", b"x-homeport-session", b"x-homeport-replica", b"retry-after"} <= set(shown)
     assert b"access-control-allow-credentials" not in told, "keys are sent by hand, never by the browser"
+
+
+@pytest.mark.parametrize("origin", [None, b"https://evil.example"])
+def test_an_answer_for_others_is_not_kept_for_a_listed_page(origin: bytes | None) -> None:
+    assert answered(origin, LISTED) == {b"vary": b"origin"}
 
 
 def test_a_browser_that_asks_beforehand_gets_what_it_asks_for() -> None:
