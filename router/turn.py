@@ -33,7 +33,6 @@ from router.request import (
     Address,
     Endpoint,
     Head,
-    Wanted,
     host_headers,
     host_request,
     read_body,
@@ -78,7 +77,7 @@ class Turn:
     source: str = "none"
     """What named its session."""
     _addressed: Addressed | None = None
-    _wanted: Wanted | None = None
+    _streams: bool = False
     _body: bytes = b""
     _held: bytes = b""
     """Half an event."""
@@ -144,12 +143,13 @@ class Turn:
 
     async def _read(self) -> Addressed:
         self._body = await read_body(self.head, self.exchange, self.relay.limits.max_body_bytes)
-        self._wanted = read_wanted(self.endpoint, self._body)
-        addressed = self.relay.addressing.read(self.endpoint, self.head, self.address, self._wanted, self.key)
+        wanted = read_wanted(self.endpoint, self._body)
+        self._streams = wanted.stream is True
+        addressed = self.relay.addressing.read(self.endpoint, self.head, self.address, wanted, self.key)
         self.source = addressed.identity.source
         self._reply.own[b"x-homeport-source"] = self.source.encode()
         self._take(addressed)
-        if addressed.ask.model != self._wanted.model:
+        if addressed.ask.model != wanted.model:
             self._body = with_model(self._body, addressed.ask.model)
         return addressed
 
@@ -305,7 +305,8 @@ class Turn:
 
     def _take_frame(self, frame: bytes, at: int) -> None:
         """A chunk that came as one, its data from `at` on: passed on as it is where it holds whole events."""
-        if self._begun and not self._held and frame.endswith(b"\n\n\r\n") and self.exchange.frame(frame):
+        whole = frame.endswith(b"\n\n\r\n", at)
+        if whole and self._begun and not self._held and self.exchange.frame(frame):
             self._reply.last = frame
         else:
             self._take_chunk(frame[at:-2])
@@ -364,7 +365,3 @@ class Turn:
         if not self._reply.head_sent:
             self._reply.own |= self._home_headers(ask, to.replica, to.pin)
         return self._reply.fail(error)
-
-    @property
-    def _streams(self) -> bool:
-        return self._wanted is not None and self._wanted.stream is True
