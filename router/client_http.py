@@ -91,7 +91,9 @@ class ClientConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
             if self._head_bytes is not None:
-                self._count(len(data))  # A header that does not end is not told of.
+                self._head_bytes += len(data)  # A header that does not end is not told of.
+                if self._head_bytes > HEAD_BYTES_MAX:
+                    raise _TooLarge
         except httptools.HttpParserUpgrade:
             self._last = True  # It is answered as HTTP/1.1; nothing follows.
         except _TooLarge:
@@ -191,10 +193,7 @@ class ClientConnection(asyncio.Protocol):
         if name == b"expect" and value.lower() == b"100-continue":
             self._expects = True
         self._headers.append((name, value))
-        self._count(len(name) + len(value))
-
-    def _count(self, size: int) -> None:
-        self._head_bytes = (self._head_bytes or 0) + size
+        self._head_bytes = (self._head_bytes or 0) + len(name) + len(value)
         if self._head_bytes > HEAD_BYTES_MAX or len(self._headers) > HEADERS_MAX:
             raise _TooLarge
 
