@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 from cluster.machine import CpuCore, Hardware
 from cluster.paths import Paths, write_private
 from cluster.proof import machine_token
-from router.app import Settings, build, new_clients
+from router.app import build, new_clients
+from router.settings import Settings
 from serving.controller import Controller
 from serving.journal_file import JournalNews, Mark, entries_since
 from serving.model import ModelSpec

@@ -21,9 +21,10 @@ from prometheus_client import CollectorRegistry
 from cluster import tls
 from cluster.proof import machine_token
 from cluster.slices import Need
-from router.app import Parts, Settings, build, new_clients
+from router.app import Parts, build, new_clients
 from router.client_server import Server
 from router.request import ENDPOINTS
+from router.settings import Settings
 from serving.model import ModelSpec, WhenLost
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, pin_from_json

@@ -17,6 +17,7 @@ from starlette.routing import Match
 
 import router.app
 import router.fleet
+import router.settings
 import serving.ask_host
 import serving.controller
 import serving.engine_life
@@ -80,7 +81,7 @@ class Router:
         self.loop.call_soon(self._boot, self.process, context=self.process.context)
 
     def _boot(self, process: Process) -> None:
-        settings = router.app.Settings(
+        settings = router.settings.Settings(
             host="127.0.0.1",
             port=8000,
             control_url=CONTROL,
