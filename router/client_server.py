@@ -48,7 +48,7 @@ class Server:
         self._stopping.set()
 
     async def serve(self, sockets: Sequence[socket.socket]) -> None:
-        """Until `stop`, and until what was open then has ended."""
+        """Until `stop`, and until what was open then has ended; what does not is cancelled."""
         loop = asyncio.get_running_loop()
         servers = [
             await loop.create_server(
@@ -64,9 +64,12 @@ class Server:
             await self._drain()
         finally:
             sweeping.cancel()
+            tasks = self._tasks()
             for connection in list(self.connections):
                 connection.abort()
-            await asyncio.gather(*self._tasks(), return_exceptions=True)
+            for task in tasks:
+                task.cancel()  # A page of the API takes no heed of its client's going.
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     def _tasks(self) -> list[asyncio.Task[None]]:
         return [task for connection in self.connections for task in connection.tasks]
