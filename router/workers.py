@@ -72,35 +72,54 @@ class Workers:
 
     async def keep(self) -> None:
         """For ever. Who is cancelled leaves them running."""
-        settings = read_json(self._paths.router_settings) or {}
-        self._count = settings.get("workers", 1)
-        shutil.rmtree(self._paths.workers, ignore_errors=True)
-        if self._count == 1:
-            await self._keep(1)
-            return
-        lock = await self._own(settings["port"])
+        lock = await self._begun()
         try:
-            _make(Worker(1, self._count, self._paths.workers))
             await asyncio.gather(*(self._keep(number) for number in range(1, self._count + 1)))
         finally:
-            os.close(lock)
+            if lock is not None:
+                os.close(lock)
 
-    async def _own(self, port: int) -> int:
-        """The right to share this port, as a descriptor: the kernel would let in any process of this user that asks."""
+    async def _begun(self) -> int | None:
+        """As `_begin`, once it can."""
         failures = 0
         while True:
             try:
-                lock = take_lock(
-                    self._paths.locks / f"router-{port}.lock", f"port {port}", str(self._paths.home), 0o666
-                )
-            except LockTaken as taken:
+                lock = self._begin()
+            except (LockTaken, OSError, KeyError) as error:
                 failures += 1
-                self._ended = {1: f"{taken}; set router.listen to a free port"}
+                self._ended = {1: self._why_not(error)}
                 self._say()
                 await asyncio.sleep(backoff_s(failures))
             else:
                 self._ended = {}
                 return lock
+
+    def _begin(self) -> int | None:
+        """Several: make what they share, and return the right to share their port, as a descriptor: the kernel would
+        let in any process of this user that asks. Raises LockTaken, OSError, and KeyError for settings without one."""
+        settings = read_json(self._paths.router_settings) or {}
+        self._count = settings.get("workers", 1)
+        shutil.rmtree(self._paths.workers, ignore_errors=True)
+        if self._count == 1:
+            return None
+        port = settings["port"]
+        file = self._paths.locks / f"router-{port}.lock"
+        lock = take_lock(file, f"port {port}", str(self._paths.home), 0o666)
+        try:
+            _make(Worker(1, self._count, self._paths.workers))
+        except OSError:
+            os.close(lock)
+            raise
+        return lock
+
+    def _why_not(self, error: LockTaken | OSError | KeyError) -> str:
+        match error:
+            case LockTaken():
+                return f"{error}; set router.listen to a free port"
+            case OSError():
+                return f"its workers cannot be started: {error}"
+            case KeyError():
+                return f"{self._paths.router_settings} does not say its {error.args[0]}"
 
     async def _keep(self, number: int) -> None:
         failures = 0

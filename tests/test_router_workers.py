@@ -11,7 +11,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from cluster.paths import Paths
+from cluster.paths import Paths, write_private
 from cluster.processes import end, ours, port_is_free
 from router.identity import digest, public_id
 from router.workers import standing
@@ -267,3 +267,35 @@ async def test_a_long_path_of_the_state_folder_keeps_nobody_from_being_asked(tmp
         turn = await waits(one, seen_by=other)
         assert (await other.ask("DELETE", "/api/sessions/tea")).status == 200
         assert (await turn).code == "session_ended"
+
+
+async def test_what_keeps_all_from_starting_is_told_and_tried_again(tmp_path: Path) -> None:
+    paths = Paths(tmp_path / "home", tmp_path / "locks")
+    paths.make()
+    paths.workers.parent.mkdir(parents=True, exist_ok=True)
+    paths.workers.write_text("a file where their folder belongs")
+    controller = Controller([])
+    async with running(controller), kept(paths, controller) as rig:
+        await rig.until(lambda: len(rig.steps) > 1)
+        assert rig.steps[-1]["state"] == "failed"
+        assert f"cannot be started: [Errno 17] File exists: '{paths.workers}'" in rig.steps[-1]["detail"]
+        told = paths.router_settings.read_text()
+        write_private(paths.router_settings, '{"workers": 2}')
+        await rig.until(lambda: rig.steps[-1]["detail"] == f"{paths.router_settings} does not say its port")
+        write_private(paths.router_settings, told)
+        paths.workers.unlink()
+        await rig.both()
+
+
+async def test_a_folder_of_locks_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    paths = Paths(tmp_path / "home", tmp_path / "locks")
+    paths.make()
+    port = free_port()
+    (paths.locks / f"router-{port}.lock").symlink_to(tmp_path / "elsewhere")
+    controller = Controller([])
+    async with running(controller), kept(paths, controller, port=port) as rig:
+        await rig.until(lambda: rig.steps)
+        assert rig.steps[-1]["state"] == "failed"
+        assert f"router-{port}.lock" in rig.steps[-1]["detail"]
+        (paths.locks / f"router-{port}.lock").unlink()
+        await rig.both()
