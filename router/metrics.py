@@ -29,7 +29,9 @@ def count_in_files(folder: Path, worker: int) -> None:
     for kind in ("counter", "gauge_max", "histogram"):
         file = folder / f"{kind}_{worker}.db"
         if not file.exists():
-            file.write_bytes(bytes(ROOM_BYTES))
+            whole = file.with_suffix(".new")  # A full disk leaves it short.
+            whole.write_bytes(bytes(ROOM_BYTES))
+            whole.replace(file)
     library = cast(Any, values)
     library.ValueClass = library.MultiProcessValue(lambda: worker)
 

@@ -133,3 +133,30 @@ def test_a_worker_that_dies_takes_no_count_along_and_its_next_process_doubles_no
 def test_files_of_counts_have_no_holes(tmp_path: Path, workers: list[Worker]) -> None:
     for file in tmp_path.iterdir():
         assert file.stat().st_blocks * 512 >= file.stat().st_size == ROOM_BYTES
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from router.metrics import count_in_files
+
+_, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
+count_in_files(Path(sys.argv[1]), 1)
+"""
+"""Its disk has room for 4 KiB."""
+
+
+def test_a_file_that_a_full_disk_cut_short_is_made_anew(tmp_path: Path, workers: list[Worker]) -> None:
+    workers[0].end()
+    for file in tmp_path.glob("*_1.db"):
+        file.unlink()
+    full = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 1
+    assert "OSError: [Errno 27]" in full.stderr
+    workers[1].count(TURNS[0])
+    assert samples(workers[1].tells()) == samples(alone(TURNS[:1])), "the others are not told half a file"
+    workers[0] = Worker(tmp_path, 1)
+    assert {file.stat().st_size for file in tmp_path.iterdir()} == {ROOM_BYTES}
