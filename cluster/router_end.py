@@ -16,6 +16,8 @@ from cluster.processes import Ours, end, left_after, ours, tell
 GRACE_S = 5.0
 """What a router may take beside `router.drain`: to tell those that it cuts, and to end."""
 LOOK_S = 0.2
+HURRY = signal.SIGUSR1
+"""To a router: end, and cut what is open. SIGTERM leaves that its time, however often and by whomever it is sent."""
 
 Say = Callable[[str], None]
 
@@ -46,7 +48,7 @@ def end_routers(paths: Paths, say: Say = lambda _: None, hurried: Callable[[], b
     if left and waits_for:
         say(f"{_requests(waits_for)} cut")
     if is_hurried():
-        tell(left, signal.SIGTERM)
+        tell(left, HURRY)
     end(left_after(left, GRACE_S), 0.0)
 
 

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from cluster import tls
 from cluster.clocks import AwakeClock, DayClock, uptime
+from cluster.router_end import HURRY
 from cluster.sockets import connecting
 from router import admin
 from router.addressing import Addressing
@@ -150,14 +151,16 @@ def version() -> str:
 
 
 async def serve(settings: Settings, listening: socket.socket, settings_file: Path) -> None:
-    """Serve until SIGTERM and the end of what is open then, which a second one cuts.
+    """Serve until SIGTERM and the end of what is open then, or until HURRY, which cuts it.
 
     What `settings_file` says of models is taken as it changes.
     """
     async with new_clients(settings.ca_file) as clients:
         parts = build(settings, clients, CollectorRegistry())
         server = parts.server
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, server.stop)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, server.stop)
+        loop.add_signal_handler(HURRY, server.hurry)
         async with asyncio.TaskGroup() as group:
             models = ModelFile(settings_file, parts.models)
             watching = [group.create_task(parts.fleet.run()), group.create_task(models.run())]

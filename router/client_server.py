@@ -23,7 +23,7 @@ log = logging.getLogger("homeport.router")
 class Server:
     """`stop` ends it: no new connections, `drain_s` for open requests, then `on_end`, which ends those that are left.
 
-    A second `stop` is that `on_end`, at once.
+    `hurry` is that `on_end`, at once; a second `stop` changes nothing.
     """
 
     def __init__(
@@ -43,8 +43,10 @@ class Server:
         self._cutting = asyncio.Event()
 
     def stop(self) -> None:
-        if self._stopping.is_set():
-            self._cutting.set()
+        self._stopping.set()
+
+    def hurry(self) -> None:
+        self._cutting.set()
         self._stopping.set()
 
     async def serve(self, sockets: Sequence[socket.socket]) -> None:
@@ -93,7 +95,7 @@ class Server:
             await asyncio.sleep(0.01)  # What was written last is on its way.
 
     async def _until_ended(self, tasks: Sequence[asyncio.Task[None]]) -> None:
-        """Or until `drain_s` is over, or the end is asked for again."""
+        """Or until `drain_s` is over, or somebody is in a hurry."""
         ended = asyncio.ensure_future(asyncio.wait(tasks))
         cutting = asyncio.ensure_future(self._cutting.wait())
         try:

@@ -50,8 +50,8 @@ class Parent:
         self._bad_starts = 0
 
     async def main(self) -> None:
-        """Until SIGTERM, which ends this process alone, or until the owner is gone: then everything is ended, and a
-        signal leaves what is open no more time."""
+        """Until SIGTERM, which ends this process alone, or until the owner is gone: then everything is ended, and
+        SIGINT leaves what is open no more time. SIGTERM means nothing more then: who takes over sends it."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stopping.set)
@@ -63,7 +63,10 @@ class Parent:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         if owner_gone:
-            await asyncio.to_thread(end_everything, self.paths, hurried=self._stopping.is_set)
+            hurried = asyncio.Event()
+            loop.add_signal_handler(signal.SIGTERM, lambda: None)
+            loop.add_signal_handler(signal.SIGINT, hurried.set)
+            await asyncio.to_thread(end_everything, self.paths, hurried=hurried.is_set)
 
     async def _owner_gone(self) -> bool:
         """Wait for the end; True when the owner went without a word. `up --detach` takes its leave by SIGUSR1."""

@@ -21,6 +21,7 @@ from cluster.paths import Paths, read_json, write_private
 from cluster.ray_cluster import RayFailed
 from router import parent as parent_module
 from router.parent import DOUBTFUL, Parent
+from router.workers import Workers
 
 NOWHERE = "203.0.113.7"
 BEARS = """
@@ -112,6 +113,35 @@ async def test_starts_that_fail_now_and_then_keep_the_state(
 ) -> None:
     starts = [RayFailed("x"), RayFailed("x"), None] * 4
     assert await Head(paths, monkeypatch, "127.0.0.1", *starts).play() == []
+
+
+async def test_who_takes_over_hurries_no_parent_that_ends_everything(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[bool] = []
+
+    def ends(_: Paths, hurried: Callable[[], bool]) -> None:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(os.getpid(), number)
+            time.sleep(0.2)
+            found.append(hurried())
+
+    async def keeps(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(parent_module, "end_everything", ends)
+    monkeypatch.setattr(Workers, "keep", keeps)
+    monkeypatch.setattr(Head, "_keep_ray", keeps)
+    owner = await asyncio.create_subprocess_exec("sleep", "0.1")
+    head = Head(paths, monkeypatch, "127.0.0.1")
+    head.run["owner"] = owner.pid
+    try:
+        await asyncio.wait_for(head.main(), 20)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+            asyncio.get_running_loop().remove_signal_handler(number)
+        await owner.wait()
+    assert found == [False, True]
 
 
 async def test_ray_begins_anew_once_the_heads_certificate_is_renewed(

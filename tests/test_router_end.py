@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,9 @@ from cluster.router_end import end_routers, open_requests
 
 ROUTER = """
 import signal, socket, sys
-signals = []
+signals, hurry = [], []
 signal.signal(signal.SIGTERM, lambda *_: signals.append(1))
+signal.signal(signal.SIGUSR1, lambda *_: hurry.append(1))
 with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listening:
     print("up", flush=True)
     listening.settimeout(0.01)
@@ -32,7 +34,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[1]))) as listening:
             pass
 for client in clients:
     client.settimeout(0.01)
-while clients and len(signals) < 2:
+while clients and not hurry:
     for client in list(clients):
         try:
             if not client.recv(1):
@@ -42,7 +44,7 @@ while clients and len(signals) < 2:
 for client in clients:
     client.sendall(b"cut")
 """
-"""Takes connections until SIGTERM, and ends when they have, or at a second one."""
+"""Takes connections until SIGTERM, and ends when they have, or at SIGUSR1."""
 
 
 class Routers:
@@ -122,7 +124,24 @@ def test_what_is_open_may_end_first_and_is_told(routers: Routers) -> None:
     assert routers.said == ["ending the router", "waiting for 2 open requests to end, at most 30 s"]
 
 
-def test_who_is_in_a_hurry_has_it_cut_by_a_second_signal(routers: Routers) -> None:
+def test_what_others_let_end_already_is_not_cut(routers: Routers) -> None:
+    client = routers.ask()
+    routers.process.send_signal(signal.SIGTERM)  # as another `homeport down`
+    time.sleep(0.2)
+    began = time.monotonic()
+
+    def hears(word: str) -> None:
+        routers.hears(word)
+        if "waiting" in word:
+            threading.Timer(0.5, client.shutdown, (socket.SHUT_WR,)).start()
+
+    end_routers(routers.paths, hears)
+    assert time.monotonic() - began > 0.5
+    assert client.recv(3) == b""
+    assert routers.said == ["ending the router", "waiting for 1 open request to end, at most 30 s"]
+
+
+def test_who_is_in_a_hurry_has_it_cut_by_another_signal(routers: Routers) -> None:
     client = routers.ask()
     end_routers(routers.paths, routers.hears, lambda: len(routers.said) > 1)
     assert ours(routers.paths) == []
