@@ -6,7 +6,9 @@ Starts nothing itself (router/lifecycle.py), and draws no picture (router/live.p
 import contextlib
 import os
 import signal
+import stat
 import subprocess
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -37,13 +39,36 @@ def start_signals() -> None:
     """From here on a signal that asks for the end raises Ended, once."""
 
     def ended(_number: int, _frame: FrameType | None) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
+        for number in numbers:
+            signal.signal(number, _nothing)
+        _leave_closed_terminal()
         raise Ended
 
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup leaves SIGHUP
-            signal.signal(number, ended)
+    numbers = _heard()
+    for number in numbers:
+        signal.signal(number, ended)
+
+
+def _heard() -> list[signal.Signals]:
+    """Signals that ask for the end, without those that who started this wants ignored, as nohup does SIGHUP."""
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    return [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+
+
+def _nothing(_number: int, _frame: FrameType | None) -> None:
+    """Unlike SIG_IGN it is not taken for what who started this wants."""
+
+
+def _leave_closed_terminal() -> None:
+    """Say nothing more to a terminal that was closed: whoever writes to it fails."""
+    for descriptor in (1, 2):
+        try:
+            if stat.S_ISCHR(os.fstat(descriptor).st_mode):
+                termios.tcgetattr(descriptor)
+        except (OSError, termios.error):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
 
 
 def follow(paths: Paths, parent: subprocess.Popen[bytes], detach: bool, takes_over: bool = False) -> int:
@@ -204,8 +229,13 @@ def _own_replicas(run: dict[str, Any], fleet: dict[str, Any]) -> list[dict[str, 
 def hurrying() -> Iterator[Callable[[], bool]]:
     """While everything is ended: whether a signal has asked for it at once."""
     hurried = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda *_: hurried.set()) for number in numbers]
+
+    def hurry(_number: int, _frame: FrameType | None) -> None:
+        _leave_closed_terminal()
+        hurried.set()
+
+    numbers = _heard()
+    before = [signal.signal(number, hurry) for number in numbers]
     try:
         yield hurried.is_set
     finally:
