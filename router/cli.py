@@ -107,7 +107,7 @@ def up(
             out.print(upgrading.words(run), markup=False)
             lock = upgrading.take_over(paths, _say)
         owner = None if takes_over and detach else os.getpid()
-        parent = lifecycle.start(paths, prepared, os.environ, owner, lock, machines)
+        parent = lifecycle.start(paths, prepared, os.environ, owner, lock, machines, _say)
     except (ConfigError, lifecycle.UpRefused) as refused:
         err.print(str(refused), style="red", markup=False, highlight=False)
         raise typer.Exit(getattr(refused, "code", WRONG)) from None

@@ -5,6 +5,7 @@ Waits while another homeport runs on its state folder. What systemd is told is i
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 from cluster.paths import Paths
@@ -23,7 +24,7 @@ def main() -> None:
         machines = list_of(paths)
         address = None if machines is None else read_list(machines).head
         prepared = lifecycle.prepare(paths, Path(sys.argv[1]), os.environ, address)
-        lifecycle.settle(paths, prepared, None, machines)
+        lifecycle.settle(paths, prepared, None, machines, partial(print, flush=True))
     except (ConfigError, lifecycle.UpRefused, OSError) as refused:
         sys.exit(str(refused))
     os.set_inheritable(lock, True)

@@ -108,7 +108,8 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
         if upgrading.is_due(run):
             say(upgrading.words(run))
             _make_token(paths, lifecycle.speaks_tls(prepared.config, prepared.machine))
-            parent = lifecycle.start(paths, prepared, env, None, upgrading.take_over(paths, say), listed.path)
+            lock = upgrading.take_over(paths, say)
+            parent = lifecycle.start(paths, prepared, env, None, lock, listed.path, say)
             code = following.follow(paths, parent, detach=True, takes_over=True)
         else:
             _renew(paths, run, renewal, listed, say)
@@ -118,7 +119,7 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
             lifecycle.leave_former_cluster(paths)
             if _make_token(paths, lifecycle.speaks_tls(prepared.config, prepared.machine)):
                 _forget_set_up(listed)
-            parent = lifecycle.start(paths, prepared, env, os.getpid(), lock, listed.path)
+            parent = lifecycle.start(paths, prepared, env, os.getpid(), lock, listed.path, say)
         except following.Ended:
             following.end(paths)
             raise

@@ -39,7 +39,7 @@ from cluster.processes import (
 )
 from cluster.proof import files_token, machine_token
 from cluster.restarting import UP_LOCK_FD, running
-from cluster.router_end import end_routers
+from cluster.router_end import Say, end_routers
 from router.refused import Refused
 from serving.config import Config, MachineConfig, load
 from serving.model import digest
@@ -142,15 +142,16 @@ def start(
     owner: int | None,
     lock: int,
     machines: Path | None = None,
+    say: Say = lambda _: None,
 ) -> subprocess.Popen[bytes]:
     """Write the revision and start the parent. Hosts that still live are left for the next keeper to adopt.
 
     `owner`: the process whose end ends everything (a foreground `up`); None: there is none. `lock`: from
-    `take_up_lock`; it is the parent's from here on. `machines`: Ray's list of those that it is to set up. Raises
-    UpRefused for a taken port, a full or read-only state folder.
+    `take_up_lock`; it is the parent's from here on. `machines`: Ray's list of those that it is to set up. `say`
+    is told what is waited for. Raises UpRefused for a taken port, a full or read-only state folder.
     """
     try:
-        settle(paths, prepared, owner, machines)
+        settle(paths, prepared, owner, machines, say)
         with (paths.logs / "parent.log").open("ab") as log:
             return subprocess.Popen(
                 [sys.executable, "-m", "router.parent"],
@@ -168,13 +169,22 @@ def start(
         os.close(lock)
 
 
-def settle(paths: Paths, prepared: Prepared, owner: int | None, machines: Path | None = None) -> None:
-    """All that `start` does before the parent begins; no other parent runs then. Raises UpRefused and OSError."""
+def settle(
+    paths: Paths,
+    prepared: Prepared,
+    owner: int | None,
+    machines: Path | None = None,
+    say: Say = lambda _: None,
+) -> None:
+    """All that `start` does before the parent begins; no other parent runs then. Raises UpRefused and OSError.
+
+    A router that was left may take as long as its `router.drain`: `say` is told that.
+    """
     config, network = prepared.config, prepared.config.network
     _needs_space(paths.home)
     leave_former_cluster(paths)
     end(ours(paths, "parent"), PARENT_GRACE_S)
-    end_routers(paths)
+    end_routers(paths, say)
     end_all(paths, "ray")
     _needs_port(config.router.host, config.router.port, "router.listen")
     _needs_port(prepared.machine.address, network.control, "network.control")

@@ -75,7 +75,13 @@ def started(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     told: list[Any] = []
 
     def start(
-        paths: Paths, prepared: lifecycle.Prepared, env: Any, owner: int, lock: int, machines: Path | None
+        paths: Paths,
+        prepared: lifecycle.Prepared,
+        env: Any,
+        owner: int,
+        lock: int,
+        machines: Path | None,
+        say: Any,
     ) -> None:
         told.append((prepared.machine.address, prepared.machine.zone, machines))
         os.close(lock)

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from router.lifecycle import (
     take_up_lock,
     write_revision,
 )
+from tests.test_router_end import Routers
 
 MODEL = "models: [{name: smollm2, source: bundled, replicas: 1, needs: {cores: CORES, memory: 1MiB}}]\n"
 HERE = "127.0.0.1"
@@ -199,7 +201,27 @@ def test_hosts_of_a_former_cluster_are_ended(paths: Paths) -> None:
     host.wait(10)
 
 
-def start_nothing(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_start_that_waits_for_a_router_that_was_left_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = Routers(tmp_path, 30.0)
+    client, said = left.ask(), list[str]()
+
+    def hears(word: str) -> None:
+        said.append(word)
+        if "waiting" in word:
+            client.close()
+
+    try:
+        start_nothing(left.paths, monkeypatch, hears)
+    finally:
+        left.close()
+    assert said == ["ending the router", "waiting for 1 open request to end, at most 30 s"]
+
+
+def start_nothing(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, say: Callable[[str], None] = lambda _: None
+) -> None:
     """`start` up to the parent, which is none."""
     lock = take_up_lock(paths)
     assert lock is not None
@@ -207,4 +229,4 @@ def start_nothing(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
     ready = prepared(paths, ports)
     with monkeypatch.context() as patch:
         patch.setattr("router.lifecycle.subprocess.Popen", lambda *_, **__: None)
-        start(paths, ready, {}, os.getpid(), lock)
+        start(paths, ready, {}, os.getpid(), lock, say=say)
