@@ -6,6 +6,7 @@ The steps are serving/plan.py's; when one is done is told by the controller's fl
 from collections.abc import Iterable, Mapping
 from typing import Any, assert_never
 
+from serving.model import ModelSpec
 from serving.plan import Drain, Keep, Live, Plan, Start, Step, Stop
 
 NO_MACHINE = "any machine"
@@ -42,6 +43,18 @@ def left_out_lines(plan: Plan) -> list[str]:
         reasons = [each for each in plan.left_out if each.model == model]
         lines += [f"  {each.machine or NO_MACHINE}: {each.reason}" for each in reasons]
     return lines
+
+
+def patience_lines(models: Iterable[ModelSpec], first_token_s: float) -> list[str]:
+    """Models in whose line a stream may wait for longer than the router that runs lets it, as it does until it starts
+    anew: `queue` is live, `router.first_token` is not."""
+    return [
+        f"model {model.name}: its queue ({model.queue_s:g} s) is not shorter than the router's first_token as it "
+        f"runs ({first_token_s:g} s): until `homeport down` and `homeport up`, a stream that waits so long ends with "
+        "an error."
+        for model in models
+        if model.queue_s >= first_token_s
+    ]
 
 
 def _row(step: Step) -> tuple[str, str, str]:

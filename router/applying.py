@@ -78,6 +78,8 @@ def describe(proposal: Proposal) -> list[str]:
         lines.append(
             f"Not changed, holds after `homeport down` and `homeport up`: {', '.join(renewal.later)}."
         )
+    first_token_s = renewal.config.router.limits.first_token_s
+    lines += apply_words.patience_lines(renewal.config.models, first_token_s)
     lines += [
         f"{name} takes its new zone, reserve or yield_to by itself, within half a minute; its replicas go on."
         for name in proposal.renewed

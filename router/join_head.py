@@ -20,6 +20,7 @@ from cluster.paths import Paths, secret, write_private
 from cluster.restarting import running
 from cluster.tls import MARK
 from router import api_client, following, lifecycle, live, renewing, upgrading
+from router.apply_words import patience_lines
 from router.lifecycle import Prepared, UpRefused
 from serving.standing import AWAY
 
@@ -197,6 +198,8 @@ def _renew(
             "What it says of router, ports and this machine holds after `homeport down` and this command again: "
             f"{', '.join(renewal.later)}."
         )
+    for line in patience_lines(renewal.config.models, renewal.config.router.limits.first_token_s):
+        say(line)
     if renewal.wanted["machines"] != renewal.before.get("machines"):
         say(
             "Machines that are in already take a new zone or reserve by themselves, within half a minute; a new name "

@@ -317,6 +317,23 @@ def test_what_the_router_waits_for_holds_after_down_and_up(head: Head) -> None:
     assert (read_json(head.paths.router_settings) or {})["limits"]["drain_s"] == 30.0
 
 
+def test_a_queue_that_is_longer_than_the_running_router_lets_a_stream_wait_is_named(head: Head) -> None:
+    text = head.config.read_text()
+    longer = text.replace("listen:", "first_token: 20m, listen:")
+    head.config.write_text(longer.replace("hold: 10s", "hold: 10s, queue: 5m"))
+    assert "its queue" not in head.apply("--yes")[1]
+    head.config.write_text(longer.replace("hold: 10s", "hold: 10s, queue: 10m"))
+    for _ in range(2):
+        _, told = head.apply("--yes")
+        assert "holds after `homeport down` and `homeport up`: router.first_token." in told
+        assert (
+            "model m: its queue (600 s) is not shorter than the router's first_token as it runs (600 s): until "
+            "`homeport down` and `homeport up`, a stream that waits so long ends with an error."
+        ) in told
+    head.config.write_text(text)
+    assert "its queue" not in head.apply("--yes")[1]
+
+
 def test_what_holds_after_down_and_up_is_named_and_what_runs_stays(head: Head) -> None:
     head.says(model(), listen=18001, workers=2, ports="18100-18150")
     code, told = head.apply("--yes")
