@@ -13,7 +13,7 @@ from cluster.paths import Paths, read_json
 from cluster.processes import ours
 from router import api_client, following, lifecycle, moves_words
 from router.command_line import FAILED, INTERRUPTED, NOT_RUNNING, WRONG, refuse, say
-from serving.config_schema import SECONDS
+from serving.schema_values import SECONDS
 
 LOOK_S = 1.0
 SILENT_S = 60.0

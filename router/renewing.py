@@ -12,7 +12,8 @@ from cluster.machine import Hardware, Machine, Reserve
 from cluster.paths import Paths, read_json
 from router import lifecycle
 from router.lifecycle import Prepared
-from serving.config import Config, MachineConfig, RouterConfig
+from serving.config import Config, MachineConfig
+from serving.config_router import RouterConfig
 from serving.router_limits import KEYS
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from router.identity import DEFAULT, IdentityOptions
 from router.workers import Worker
-from serving.config import RouterConfig
+from serving.config_router import RouterConfig
 from serving.model import ModelSpec
 from serving.router_limits import USUAL, RouterLimits
 

@@ -19,19 +19,11 @@ from cluster.slices import Need
 from serving import config_schema as schema
 from serving.config_keys import MAKE_ONE, lets_anybody_in, read_keys
 from serving.config_problems import ConfigError, Problem, key_text, translate
+from serving.config_router import RouterConfig
 from serving.model import ModelSpec, OptionValue, ParkingSpec
 from serving.model_checks import contradictions
 from serving.model_files import hub_source
-from serving.router_limits import KEYS, USUAL, RouterLimits
-from serving.source import (
-    BUNDLED,
-    SourceError,
-    bundled_model,
-    file_digest,
-    model_path,
-    option_files,
-    source_digest,
-)
+from serving.source import BUNDLED, SourceError, file_digest, option_files, source_digest
 from serving.standing import LOST_AFTER_S
 from serving.waking import Wake
 from serving.yaml_lines import Document, Loc, YamlError, read_yaml
@@ -39,81 +31,12 @@ from serving.yaml_lines import Document, Loc, YamlError, read_yaml
 __all__ = [
     "Config",
     "ConfigError",
-    "IdentityConfig",
     "MachineConfig",
     "NetworkConfig",
-    "Problem",
-    "RouterConfig",
-    "SourceError",
-    "bundled_model",
     "keys_file_of",
+    "line_of",
     "load",
-    "model_path",
-    "source_digest",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityConfig:
-    """What else names a session: headers (lower-case) and fields of the body, in order."""
-
-    headers: tuple[str, ...] = ()
-    fields: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class RouterConfig:
-    """Where clients reach us, who may, what names their sessions beside what always does, and for how long and how
-    much we are patient with them."""
-
-    host: str
-    """An IP address."""
-    port: int
-    keys_file: str | None = None
-    """An absolute path; None: everybody may, and `host` is loopback."""
-    names: tuple[str, ...] = ()
-    """What clients may call this machine beside its own name, lower-case."""
-    identity: IdentityConfig = IdentityConfig()
-    limits: RouterLimits = USUAL
-    cors: tuple[str, ...] = ()
-    """Origins of other sites whose pages may use us, lower-case; `*`: all."""
-    workers: int = 1
-    """How many processes share its port."""
-
-    @property
-    def url(self) -> str:
-        """What programs on this machine call."""
-        host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host)  # noqa: S104
-        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "host": self.host,
-            "port": self.port,
-            "keys_file": self.keys_file,
-            "names": list(self.names),
-            "identity": {
-                "headers": list(self.identity.headers),
-                "fields": list(self.identity.fields),
-            },
-            "limits": asdict(self.limits),
-            "cors": list(self.cors),
-            "workers": self.workers,
-        }
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Self:
-        identity = data.get("identity", {})
-        return cls(
-            data["host"],
-            data["port"],
-            data.get("keys_file"),
-            tuple(data.get("names", ())),
-            IdentityConfig(tuple(identity.get("headers", ())), tuple(identity.get("fields", ()))),
-            RouterLimits(**data.get("limits", {})),
-            tuple(data.get("cors", ())),
-            data.get("workers", 1),
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,16 +200,9 @@ def _read(path: Path) -> Document:
 
 
 def _records(file: schema.FileSection, folder: Path) -> Config:
-    router = file.router
     return Config(
-        RouterConfig(
-            *router.listen,
-            keys_file=None if router.keys_file is None else _absolute(router.keys_file, folder),
-            names=router.names,
-            identity=IdentityConfig(router.identity.headers, router.identity.fields),
-            limits=RouterLimits(**{field: getattr(router, key) for field, key in KEYS.items()}),
-            cors=router.cors,
-            workers=router.workers,
+        RouterConfig.of(
+            file.router, None if file.router.keys_file is None else _absolute(file.router.keys_file, folder)
         ),
         NetworkConfig(
             file.network.control,

@@ -13,8 +13,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, TypeAdapter, ValidationError
 
 from serving.config_problems import ConfigError, Problem
-from serving.config_schema import MachineName, ModelName, Section, known_keys
-from serving.schema_values import distinct, fault
+from serving.config_schema import MachineName, ModelName
+from serving.schema_values import Section, distinct, fault, known_keys
 from serving.yaml_lines import Document, Loc, YamlError, read_yaml
 
 Role = Literal["use", "admin", "metrics"]

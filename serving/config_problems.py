@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serving.config_schema import Section, known_keys
-from serving.schema_values import shown
+from serving.schema_values import Section, known_keys, shown
 from serving.yaml_lines import Document, Loc
 
 HINTS = {"threads": "The slice decides it: set needs.cores"}

@@ -1,10 +1,23 @@
-"""Refusals of the config in our words; origins of pages, and how a machine is woken. config_schema.py has the keys."""
+"""Of what the config's sections are made: values that several have, origins of pages, how a machine is woken, and
+refusals in our words. config_schema.py has the keys, config_router.py those of the router."""
 
 import re
 import shlex
 
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 from pydantic_core import PydanticCustomError
 
+BYTES = {
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+}
+SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 USUAL_PORTS = {"http": "80", "https": "443"}
 """Browsers leave them out of an origin."""
 
@@ -82,3 +95,46 @@ def one_way_to_wake(value: object) -> object:
         what = "both mac and command" if value else "neither mac nor command"
         raise fault(f"it has {what}", "Write one of the two")
     return value
+
+
+def bytes_value(value: object) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", value) if isinstance(value, str) else None
+    if not match or match[2] not in BYTES:
+        raise fault(
+            f"{shown(value)} is not a size", "Write a number and a unit, for example 512MiB or 1.5GiB"
+        )
+    return int(float(match[1]) * BYTES[match[2]])
+
+
+def seconds_value(value: object) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([a-z]+)", value) if isinstance(value, str) else None
+    if not match or match[2] not in SECONDS:
+        raise fault(f"{shown(value)} is not a duration", "Write a number and a unit, for example 10s or 5m")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def within(least_s: float, most_s: float, remedy: str) -> BeforeValidator:
+    """A duration between these two, in seconds."""
+
+    def check(value: object) -> float:
+        seconds = seconds_value(value)
+        if not least_s <= seconds <= most_s:
+            raise fault(f"{shown(value)} is too short or too long", remedy)
+        return seconds
+
+    return BeforeValidator(check)
+
+
+def file_value(value: object) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise fault(f"{shown(value)} is not a path", "Write the path of a file")
+    return value
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def known_keys(section: type[Section]) -> list[str]:
+    """The keys of a section that may be written, in the order of the design."""
+    return list(section.model_fields)

@@ -15,14 +15,13 @@ from serving import config_schema, gguf, source
 from serving.config import (
     Config,
     ConfigError,
-    IdentityConfig,
     MachineConfig,
     NetworkConfig,
-    RouterConfig,
     keys_file_of,
     line_of,
     load,
 )
+from serving.config_router import IdentityConfig, RouterConfig
 from serving.model import ParkingSpec, digest
 from serving.router_limits import RouterLimits
 from serving.source import (
