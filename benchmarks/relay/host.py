@@ -7,6 +7,7 @@ answers are bytes made beforehand, so that the relay's cost can be measured besi
 import asyncio
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -33,6 +34,8 @@ class Wheel:
 
     def __init__(self) -> None:
         self.events, self.ending = wire.events(), wire.ending()
+        self.left_at = 0.0
+        """When a connection ended last whose stream had not (time.monotonic, which processes share)."""
         self._slots: list[set[Host]] = [set() for _ in range(SLOTS)]
         self._next = 0
         self._entered = 0
@@ -54,6 +57,11 @@ class Wheel:
         if stream in self._slots[stream.slot]:
             self._slots[stream.slot].discard(stream)
             self._count -= 1
+
+    def lost(self, stream: "Host") -> None:
+        if stream in self._slots[stream.slot]:
+            self.left_at = time.monotonic()
+        self.leave(stream)
 
     def _tick(self) -> None:
         loop = asyncio.get_running_loop()
@@ -145,7 +153,7 @@ class Host(Pages):
             self.transport.write(self._wheel.events[self._left % len(self._wheel.events)])
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._wheel.leave(self)
+        self._wheel.lost(self)
 
 
 class Machine:
@@ -182,7 +190,8 @@ class Machine:
 class Controller:
     """The fleet, and the real index of pins; no journal ever confirms one."""
 
-    def __init__(self, machines: Sequence[Machine]) -> None:
+    def __init__(self, machines: Sequence[Machine], wheel: Wheel) -> None:
+        self._wheel = wheel
         models = [{"name": wire.MODEL, "context": 8192, "engine": "llama.cpp"}]
         listed = [machine.listed() for machine in machines]
         self._fleet = wire.reply(
@@ -194,6 +203,8 @@ class Controller:
         path = urlsplit(target).path
         if (method, path) == ("GET", "/fleet"):
             return self._fleet
+        if path == wire.LEFT:
+            return wire.reply(200, json.dumps(self._wheel.left_at).encode())
         if (method, path) == ("POST", "/claim"):
             return self._claim(json.loads(body))
         if method == "GET" and path.startswith("/pins/"):
@@ -217,7 +228,7 @@ async def serve(control_port: int, ports: Sequence[int]) -> None:
     """Until it is ended; says `up` once all listen."""
     loop, wheel = asyncio.get_running_loop(), Wheel()
     machines = [Machine(number, port) for number, port in enumerate(ports)]
-    controller = Controller(machines)
+    controller = Controller(machines, wheel)
     await loop.create_server(lambda: Pages(controller.answer), "127.0.0.1", control_port, backlog=2048)
     for machine in machines:
         await loop.create_server(partial(Host, machine, wheel), "127.0.0.1", machine.port, backlog=2048)

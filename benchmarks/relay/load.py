@@ -200,6 +200,18 @@ class Probe(asyncio.Protocol):
             self._ended.set_exception(Refused(f"the connection was lost ({exc})"))
 
 
+async def left_at(control_port: int) -> float:
+    """When a host saw last that a client had left (time.monotonic)."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", control_port)
+    try:
+        writer.write(f"GET {wire.LEFT} HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+        head = await reader.readuntil(wire.HEAD_END)
+        length = wire.LENGTH.search(head)
+        return float(await reader.readexactly(int(length[1]) if length else 0))
+    finally:
+        writer.close()
+
+
 async def first_events(
     ports: Sequence[int], request: bytes, seconds: float, rng: random.Random
 ) -> list[list[float]]:

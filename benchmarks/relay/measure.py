@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.relay import wire
-from benchmarks.relay.load import Load, first_events
+from benchmarks.relay.load import Load, Refused, first_events, left_at
 from benchmarks.relay.process import Watched
 from benchmarks.relay.relays import Place, Relay
 
@@ -25,6 +25,8 @@ streams."""
 MERGED = 1.05
 """More events a read than this are said."""
 BUSY = 0.7
+LEAVERS, TOLD_S = 100, 5.0
+"""So many clients leave, one after another; for so long a host may not notice one."""
 IDLE_SETTLE_S = 1.5
 
 
@@ -66,7 +68,18 @@ class Idle:
         return f"{self.stream_bytes / 1024:.1f} KiB a stream, {self.streams} streams"
 
 
-Found = Cost | FirstToken | Idle
+@dataclass(frozen=True, slots=True)
+class Gone:
+    """How long after a client left its host saw that, in milliseconds."""
+
+    p50: float
+    p99: float
+
+    def __str__(self) -> str:
+        return f"p50 {self.p50:.1f} ms and p99 {self.p99:.1f} ms until the host is told"
+
+
+Found = Cost | FirstToken | Idle | Gone
 
 
 @dataclass(slots=True)
@@ -136,6 +149,27 @@ class Bench:
         finally:
             load.close()
 
+    async def gone(self) -> Gone:
+        """Clients that leave in the middle of a stream."""
+        taken = []
+        for request in self._requests(LEAVERS, "gone", tokens=wire.ENDLESS):
+            load = Load(self.place.port)
+            try:
+                await load.open_streams([request])
+            finally:
+                left = time.monotonic()
+                load.close()
+            taken.append((await self._told(left) - left) * 1e3)
+        return Gone(_at(taken, 0.5), _at(taken, 0.99))
+
+    async def _told(self, left: float) -> float:
+        """When a host saw that a client was gone which left then. Raises Refused."""
+        while time.monotonic() < left + TOLD_S:
+            if (at := await left_at(self.place.control_port)) >= left:
+                return at
+            await asyncio.sleep(0.005)
+        raise Refused(f"no host sees within {TOLD_S:.0f} s that a client left")
+
     async def _answers(self, what: str, history: bool) -> Cost:
         load = Load(self.place.port)
         try:
@@ -187,6 +221,7 @@ WORKS: dict[str, Callable[[Bench], Coroutine[Any, Any, Found]]] = {
     "first": Bench.first,
     "busy": Bench.busy,
     "idle": Bench.idle,
+    "gone": Bench.gone,
 }
 
 

@@ -5,7 +5,7 @@ from statistics import median
 from typing import TypeVar
 
 from benchmarks.relay.lookup import LOOKED_UP, MACHINES, SESSIONS, LookUp
-from benchmarks.relay.measure import BUSY, CLIENTS, MERGED, Cost, FirstToken, Found, Idle
+from benchmarks.relay.measure import BUSY, CLIENTS, LEAVERS, MERGED, Cost, FirstToken, Found, Gone, Idle
 from benchmarks.relay.relays import STREAMS, Relay
 from benchmarks.relay.runs import Outcome
 from benchmarks.relay.wire import EVENTS_PER_S
@@ -17,6 +17,7 @@ RUST = ("vllm-router", "sglang-router")
 AGAINST_RUST = {"streams": 0.8, "small": 0.8, "history": 1.0}
 FIRST_P50_US = 300.0
 IDLE_KIB = 20.0
+GONE_MS = 50.0
 LOOK_UP_P99_US, LOOK_UP_BYTES = 20.0, 300.0
 WORDS = {
     "streams": f"{STREAMS} streams x {EVENTS_PER_S} events/s: CPU of an event",
@@ -25,33 +26,37 @@ WORDS = {
     "first": "added time to the first event, nothing else to do",
     "busy": f"added time to the first event, at {BUSY:.0%} of a core",
     "idle": "idle open streams: memory of one",
+    "gone": "a client leaves in the middle of a stream: until its host is told",
     "pins": f"pin look-up, {MACHINES:,} machines and {SESSIONS:,} sessions",
 }
 Outcomes = Mapping[str, Outcome]
-F = TypeVar("F", Cost, FirstToken, Idle)
+F = TypeVar("F", Cost, FirstToken, Idle, Gone)
 
 
 def figures(outcomes: Outcomes, pins: Mapping[str, LookUp], rounds: int) -> list[Figure]:
     """homeport's, each against its target."""
     found = [_cost(outcomes, work, rounds) for work in AGAINST_RUST]
     found += [_first(outcomes, work, rounds) for work in ("first", "busy")]
-    return [*found, _idle(outcomes), *_pins(pins)]
+    return [*found, _idle(outcomes), _gone(outcomes), *_pins(pins)]
 
 
 def every_relay(relays: Iterable[Relay], outcomes: Outcomes) -> str:
-    """Markdown: a row for each relay, medians over rounds. Times in microseconds, memory in KiB."""
+    """Markdown: a row for each relay, medians over rounds. Times in microseconds (of `gone` in
+    milliseconds), memory in KiB."""
     lines = [
-        "| relay | event | small request | 48 KiB request | first event: p50, p99 | busy: p50, p99 | idle | with |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| relay | event | small request | 48 KiB request | first: p50, p99 | busy | idle | gone: p50, p99 | with |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for relay in relays:
         outcome = outcomes[relay.name]
         if outcome.missing is not None:
-            lines.append(f"| {relay.name} | not measured: {_cell(outcome.missing)} | | | | | | {relay.how} |")
+            lines.append(
+                f"| {relay.name} | not measured: {_cell(outcome.missing)} | | | | | | | {relay.how} |"
+            )
             continue
         cells = [_said(outcome, work, _costs) for work in AGAINST_RUST]
         cells += [_said(outcome, work, _firsts) for work in ("first", "busy")]
-        cells.append(_said(outcome, "idle", _idles))
+        cells += [_said(outcome, "idle", _idles), _said(outcome, "gone", _gones)]
         lines.append(f"| {relay.name} | {' | '.join(cells)} | {relay.how} |")
     return "\n".join(lines)
 
@@ -99,6 +104,15 @@ def _idle(outcomes: Outcomes) -> Figure:
         f"growth of the tree's proportional set size over {found[0].streams} streams that have had one event"
     )
     return Figure(WORDS["idle"], target, f"{kib:.1f} KiB", kib <= IDLE_KIB, how)
+
+
+def _gone(outcomes: Outcomes) -> Figure:
+    target = f"<= {GONE_MS:.0f} ms"
+    found = _all(outcomes, OURS, "gone", Gone)
+    if not found:
+        return _nothing(WORDS["gone"], target, outcomes, "gone")
+    how = f"from the client's close to the end of the host's connection, p99 of {LEAVERS}"
+    return Figure(WORDS["gone"], target, str(found[0]), found[0].p99 <= GONE_MS, how)
 
 
 def _pins(pins: Mapping[str, LookUp]) -> list[Figure]:
@@ -169,6 +183,11 @@ def _firsts(found: list[Found]) -> str:
 def _idles(found: list[Found]) -> str:
     idle = [each for each in found if isinstance(each, Idle)]
     return f"{median(each.stream_bytes for each in idle) / 1024:.1f} ({idle[0].streams} streams)"
+
+
+def _gones(found: list[Found]) -> str:
+    gone = [each for each in found if isinstance(each, Gone)]
+    return f"{gone[0].p50:.1f}, {gone[0].p99:.1f}"
 
 
 def _cell(text: str) -> str:

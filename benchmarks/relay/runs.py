@@ -26,8 +26,8 @@ from tests.host_process import free_port
 
 HOSTS = 4
 HOSTS_START_S = 20.0
-ONCE = ("idle",)
-"""Works that are done in the first round only: memory does not move from one to the next."""
+ONCE = ("idle", "gone")
+"""Works that are done in the first round only: they do not move from one to the next."""
 
 
 @dataclass(slots=True)

@@ -9,6 +9,8 @@ import re
 
 MODEL = "tiny"
 PATH = "/v1/chat/completions"
+LEFT = "/left"
+"""Asked of the stand-in controller: when a host saw last that a client had left in the middle of a stream."""
 IDLE = "idle"
 HISTORY_BYTES = 48 * 1024
 ENDLESS = 1_000_000
