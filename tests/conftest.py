@@ -1,9 +1,13 @@
 """Which tests go together where `make test` runs two at a time: those of a file, and all that start whole homeports."""
 
+import signal
 from typing import Any
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
+
+# Whoever runs the tests may have us ignore it (nohup), and what we start would inherit that.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 HOMEPORTS = "tests/e2e/"
 
