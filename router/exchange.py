@@ -67,6 +67,7 @@ class Exchange:
         "_head",
         "_read_all",
         "_told_all",
+        "_unread",
         "continue_due",
         "ended",
         "gone",
@@ -79,7 +80,6 @@ class Exchange:
         "slow",
         "target",
         "task",
-        "unread",
         "version",
     )
 
@@ -116,8 +116,7 @@ class Exchange:
         self.on_pause: Callable[[bool], None] | None = None
         self._connection = connection
         self._body: list[bytes] = []
-        self.unread = 0
-        """Bytes of the body that are here."""
+        self._unread = 0
         self._read_all = False
         self._told_all = False
         self._arrived: asyncio.Future[None] | None = None
@@ -137,9 +136,9 @@ class Exchange:
                 self.continue_due = False
                 self._connection.write(CONTINUE)
             await self._news()
-        data = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        data = b"".join(self._body)
         self._body.clear()
-        self.unread = 0
+        self._unread = 0
         self._connection.may_read()
         return data
 
@@ -159,9 +158,9 @@ class Exchange:
     def fed(self, data: bytes) -> bool:
         """More of the body came. Whether that is enough for now."""
         self._body.append(data)
-        self.unread += len(data)
+        self._unread += len(data)
         self._wake()
-        return self.unread > UNREAD_BYTES
+        return self._unread > UNREAD_BYTES
 
     def fed_all(self) -> None:
         self._read_all = True

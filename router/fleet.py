@@ -26,6 +26,7 @@ from router.peers import (
     read_fleet,
 )
 from router.snapshot import OUT_S, SUSPECT_S, Machine, Model, Replica, Snapshot
+from router.tally import Tally
 from router.waking import Woken
 from serving.standing import AWAY
 
@@ -125,7 +126,7 @@ class Fleet:
         self._models = {model.name: model for model in models}
         self._text = b""
         self._membership: object = None
-        self._open: dict[str, int] = {}
+        self._open: Tally[str] = Tally()
         self._zones: dict[str, str] = {}
         """Of every machine that was ever listed, forgotten ones too."""
         self._snapshot: Snapshot | None = None
@@ -167,14 +168,10 @@ class Fleet:
 
     def turn_begins(self, replica: str) -> None:
         """One turn of this router is there until `turn_ends`."""
-        self._open[replica] = self._open.get(replica, 0) + 1
+        self._open.up(replica)
 
     def turn_ends(self, replica: str) -> None:
-        left = self._open[replica] - 1
-        if left:
-            self._open[replica] = left
-        else:
-            del self._open[replica]
+        self._open.down(replica)
 
     def now(self) -> float:
         """The clock by which replicas of a snapshot are up or out."""

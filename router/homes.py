@@ -16,6 +16,7 @@ from router.decision import Ask, Decision, Home, Move, Routed, Send, Wait, machi
 from router.fleet import Fleet
 from router.home_memory import HomeMemory, Key
 from router.peers import NotYet, Peers, Unreachable
+from router.tally import Tally
 from serving.pin_index import Candidate
 from serving.pins import Pin, merge
 
@@ -68,7 +69,7 @@ class Homes:
         self._homes = HomeMemory(size)
         self._zones: OrderedDict[Key, str] = OrderedDict()
         """Where a session that moves must stay, while the home that it was to have is given up."""
-        self._open: dict[tuple[Key, str], int] = {}
+        self._open: Tally[tuple[Key, str]] = Tally()
 
     async def decide(self, ask: Ask, refused: set[str], settle_at: float) -> Routed:
         """Where the turn goes. A new session is claimed on the way, and so is a new home in a lost one's stead.
@@ -220,16 +221,10 @@ class Homes:
 
     def turn_begins(self, ask: Ask, replica: str) -> None:
         """A turn of this session is at that host until `turn_ends`."""
-        spot = ((ask.session or "", ask.model), replica)
-        self._open[spot] = self._open.get(spot, 0) + 1
+        self._open.up(((ask.session or "", ask.model), replica))
 
     def turn_ends(self, ask: Ask, replica: str) -> None:
-        spot = ((ask.session or "", ask.model), replica)
-        left = self._open[spot] - 1
-        if left:
-            self._open[spot] = left
-        else:
-            del self._open[spot]
+        self._open.down(((ask.session or "", ask.model), replica))
 
     def is_fresh(self, ask: Ask, replica: str) -> bool:
         """Whether its home is claimed there and no host is known to have written it down."""

@@ -135,7 +135,7 @@ class Answer(asyncio.BufferedProtocol):
     async def read(self) -> bytes:
         """The whole body. Raises Broken and Silent."""
         if self._ended and self._error is None:
-            return self._early[0] if len(self._early) == 1 else b"".join(self._early)
+            return b"".join(self._early)
         parts: list[bytes] = []
         size = 0
 
@@ -148,7 +148,7 @@ class Answer(asyncio.BufferedProtocol):
 
         self.pause(False)
         await self.pass_on(take)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        return b"".join(parts)
 
     async def pass_on(self, sink: Sink, frames: FrameSink | None = None) -> None:
         """Call `sink` with what comes of the body, until it ends; `frames` in its stead with what comes as one chunk.

@@ -7,12 +7,12 @@ import asyncio
 import errno
 import socket
 import ssl
-from collections import Counter
 from collections.abc import Sequence
 
 from cluster.sockets import recover_soon
 from router.answer_head import Broken
 from router.host_http import Answer, NotConnected, Place
+from router.tally import Tally
 
 CONNECT_S = 2.0
 KEEP_S = 4.0
@@ -35,7 +35,7 @@ class Hosts:
         """Into which each reads; what is read is handed on before the next one reads."""
         self._trust = trust
         self._kept: dict[Place, list[Answer]] = {}
-        self._open: Counter[Place] = Counter()
+        self._open: Tally[Place] = Tally()
         self._all: set[Answer] = set()
 
     async def ask(self, place: Place, request: Sequence[bytes], silent_s: float | None = None) -> Answer:
@@ -77,9 +77,7 @@ class Hosts:
         if answer not in self._all:
             return  # It was given up while it was made.
         self._all.discard(answer)
-        self._open[answer.place] -= 1
-        if not self._open[answer.place]:
-            del self._open[answer.place]
+        self._open.down(answer.place)
         kept = self._kept.get(answer.place)
         if kept is not None and answer in kept:
             kept.remove(answer)
@@ -109,10 +107,10 @@ class Hosts:
         return None
 
     async def _connect(self, place: Place) -> Answer:
-        if self._open[place] >= OPEN_MAX:
+        if self._open.get(place, 0) >= OPEN_MAX:
             raise NotConnected(f"{OPEN_MAX} connections to it are open")
         answer, made = Answer(self, place), None
-        self._open[place] += 1
+        self._open.up(place)
         self._all.add(answer)
         try:
             async with asyncio.timeout(CONNECT_S):

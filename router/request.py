@@ -254,8 +254,6 @@ async def read_body(head: Head, exchange: Exchange, max_bytes: int) -> bytes:
         raise Rejected(encoded_body(head.encoding.decode("latin-1")))
     if head.length is not None and head.length > max_bytes:
         raise Rejected(body_too_large(max_bytes))
-    if exchange.is_whole and exchange.unread <= max_bytes:
-        return await exchange.read()
     parts: list[bytes] = []
     size = 0
     while part := await exchange.read():
@@ -263,7 +261,7 @@ async def read_body(head: Head, exchange: Exchange, max_bytes: int) -> bytes:
         if size > max_bytes:
             raise Rejected(body_too_large(max_bytes))
         parts.append(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)
+    return b"".join(parts)
 
 
 def read_wanted(endpoint: Endpoint, body: bytes) -> Wanted:

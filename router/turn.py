@@ -82,7 +82,6 @@ class Turn:
     _held: bytes = b""
     """Half an event."""
     _comment_at: float = 0.0
-    _task: "asyncio.Task[None] | None" = None
     _interrupted: Interruption | None = None
     _silent: bool = False
     _begun: bool = False
@@ -91,7 +90,6 @@ class Turn:
     async def run(self) -> str:
         self.arrived = self.relay.clock()
         self._comment_at = self.arrived + HEAD_AFTER_S
-        self._task = self.exchange.task
         try:
             addressed = await self._read()
         except Gone:
@@ -131,15 +129,15 @@ class Turn:
             self._cancel()
 
     def _cancel(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
+        if (task := self.exchange.task) is not None:
+            task.cancel()
 
     def _client_gone(self) -> None:
         self.interrupt("client_gone")
 
     def _uncancel(self) -> bool:
         """Take back one cancellation of our own; True while there are others."""
-        return self._task is not None and self._task.uncancel() > 0
+        return (task := self.exchange.task) is not None and task.uncancel() > 0
 
     async def _read(self) -> Addressed:
         self._body = await read_body(self.head, self.exchange, self.relay.limits.max_body_bytes)

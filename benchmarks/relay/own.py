@@ -7,25 +7,11 @@ import sys
 from benchmarks.relay import wire
 from benchmarks.relay.relays import Place, Relay, Start
 from cluster.paths import write_private
-from cluster.slices import Need
 from router import key_store
 from serving.config_keys import KeySection
-from serving.model import ModelSpec
+from tests.standins import model_spec
 
-MODEL = ModelSpec(
-    name=wire.MODEL,
-    engine="llama.cpp",
-    source="bundled",
-    machines="all",
-    replicas=1,
-    need=Need(1, 1 << 30, 0),
-    take="needs",
-    context=8192,
-    sessions=1,
-    hold_s=10.0,
-    queue_s=60.0,
-    when_lost="wait",
-)
+MODEL = model_spec(wire.MODEL)
 
 
 def _homeport(place: Place) -> Start:

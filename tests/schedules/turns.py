@@ -26,17 +26,14 @@ class SimExchange:
         self.version = "1.1"
         self.headers = scope["headers"]
         self.keep_alive = True
-        self.is_whole = self.continue_due = self.gone = self.ended = self.paused = self.slow = False
+        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        self.continue_due = self.gone = self.ended = self.paused = self.slow = False
         self.on_gone: Callable[[], None] | None = None
         self.on_pause: Callable[[bool], None] | None = None
         self._receive = receive
         self._send = send
         self._spawn = spawn
         self._was_read = False
-
-    @property
-    def task(self) -> "asyncio.Task[Any] | None":
-        return asyncio.current_task()
 
     async def read(self) -> bytes:
         if self._was_read:
