@@ -72,6 +72,10 @@ class RayFailed(Exception):
     """Ray did not start or could not be reached. The message says why and where its logs are."""
 
 
+class ActorAway(RayFailed):
+    """Ray is about to start the actor anew, or cannot reach it now."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ports:
     """A block of free ports, so that nothing collides with a Ray, a Redis or a dashboard that runs already."""
@@ -310,12 +314,14 @@ def kill_others(prefix: str, name: str) -> None:
 
 
 async def ask(actor: Any, method: str, *args: Any, timeout_s: float) -> Any:
-    """Call an actor's method. Raises TimeoutError, or RayFailed where the actor is dead or away."""
+    """Call an actor's method. Raises TimeoutError, or RayFailed where the actor is dead, ActorAway where it is away."""
     import ray
 
     try:
         reference = getattr(actor, method).remote(*args)
         return await asyncio.wait_for(asyncio.wrap_future(reference.future()), timeout_s)
+    except ray.exceptions.ActorUnavailableError as error:
+        raise ActorAway(f"{method}: {error}") from error
     except ray.exceptions.RayError as error:
         raise RayFailed(f"{method}: {error}") from error
 

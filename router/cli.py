@@ -18,6 +18,7 @@ import typer
 from cluster.join import LOOPBACK
 from cluster.paths import Paths, read_json
 from cluster.processes import ours
+from cluster.ray_cluster import forget_state
 from router import (
     api_client,
     apply_commands,
@@ -129,6 +130,8 @@ def down(
     with following.hurrying() as hurried:
         leaving = _let_all_leave(paths, hurried) if everywhere else None
         left = lifecycle.end_everything(paths, _say, hurried)
+    if everywhere:
+        forget_state(paths)  # Nodes of it that are gone would be waited for at the next start.
     if left:
         err.print(f"Still there: {', '.join(left)}. Try again, or end them with kill -9.", style="red")
         raise typer.Exit(FAILED)

@@ -15,7 +15,8 @@ from cluster.router_end import Say
 from router import api_client
 from serving.machine_book import MachineBook
 
-ANSWER_S = 15.0
+ANSWER_S = 35.0
+"""Longer than serving/leaving.py waits for a machine that was heard of late."""
 END_S = 12.0
 """How long a machine may take to end its hosts."""
 LOOK_S = 0.3
@@ -47,6 +48,7 @@ def ask_all(paths: Paths, say: Say, hurried: Callable[[], bool]) -> Leaving:
             "for this machine alone."
         )
     end_router(paths, say, hurried)
+    say("asking the other machines to end their part")
     try:
         told = api_client.ask_control(paths, "POST", "/leave", {}, ANSWER_S)
         return Leaving({name: list(map(_host, hosts)) for name, hosts in told["hosts"].items()}, told["away"])

@@ -8,6 +8,7 @@ import os
 from cluster.join import joined
 from cluster.paths import Paths
 from cluster.processes import ours
+from cluster.ray_cluster import forget_state
 from cluster.restarting import take_up_lock
 from router.command_line import FAILED, WRONG, refuse, say
 from router.refused import Refused
@@ -53,6 +54,7 @@ def forget_secrets(paths: Paths) -> None:
             each.unlink(missing_ok=True)
         for each in (*paths.spoken, paths.authority):
             each.unlink(missing_ok=True)
+        forget_state(paths)  # None of its nodes can come back.
     finally:
         if lock is not None:
             os.close(lock)

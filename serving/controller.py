@@ -237,8 +237,10 @@ class Controller:
         return 0 if self._members is None else await self._members.wake(machine, mac, networks)
 
     async def _leave(self) -> dict[str, Any]:
-        known, here = self.book.remembered(), self._here or set()
-        return await leave_all(self._members, here, self._head(), known, self.roll.reports)
+        gone = ("asleep", "lost")
+        late = {machine for machine, stands in self.roll.standings().items() if stands not in gone}
+        known, reports = self.book.remembered(), self.roll.reports
+        return await leave_all(self._members, lambda: self._here or set(), late, self._head(), known, reports)
 
     async def _yield(self, name: str, for_s: float | None, ends: bool) -> dict[str, Any]:
         """Let a machine be its person's, or end that. Returns how it stands then, as its keeper says."""

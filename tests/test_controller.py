@@ -22,6 +22,7 @@ from cluster.paths import Paths, secret, write_private
 from cluster.proof import machine_token
 from cluster.slices import Need
 from serving import controller as controller_
+from serving import leaving
 from serving.controller import Controller
 from serving.journal_file import NOTHING, JournalNews, Mark
 from serving.machine_book import MachineBook
@@ -590,7 +591,8 @@ def test_a_model_of_a_machine_that_is_not_here_keeps_no_other_from_being_served(
     assert problems == {"far": {"attic": "no such machine (known: den)"}}
 
 
-def test_all_but_the_head_are_asked_to_leave(folder: Path) -> None:
+def test_all_but_the_head_are_asked_to_leave(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "RETURNS_S", 1.0)
     members = OneMachine()
     members.hosts = [{"name": "den/0", "slot": 0, "address": "127.0.0.1", "port": 8100, "state": "ready"}]
     running = Running(folder, members)
@@ -605,7 +607,18 @@ def test_all_but_the_head_are_asked_to_leave(folder: Path) -> None:
     assert members.left == ["id-1"]
 
 
-def test_a_keeper_that_does_not_answer_is_away(folder: Path) -> None:
+def test_a_machine_whose_keeper_comes_back_within_seconds_leaves_too(folder: Path) -> None:
+    members = OneMachine()
+    running = Running(folder, members)
+    running.until("/claim", CLAIM, 200)
+    members.answers.clear()
+    threading.Timer(1.0, members.answers.set).start()
+    assert running.ask("/leave", {})[1]["left"] == ["den"]
+    assert members.left == ["id-1"]
+
+
+def test_a_keeper_that_does_not_answer_is_away(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leaving, "RETURNS_S", 1.0)
     members = OneMachine()
     running = Running(folder, members)
     running.until("/claim", CLAIM, 200)

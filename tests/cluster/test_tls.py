@@ -174,13 +174,16 @@ def test_nothing_of_a_cluster_can_be_read_on_the_way(prepared: Path, tmp_path: P
         for words in (WORD, "chat/completions", "x-homeport", "homeport-session", "authorization: Bearer"):
             assert words.encode() not in heard, f"{words} was heard"
         certificates_are_renewed(cluster, sessions, again)
-        down = cluster.ray("down")
-        assert down.returncode == 0, down.stdout
-        until(lambda: not any(m.commands() for m in cluster.members), "the end of everything")
+        all_ends(cluster)
         secrets_are_rotated(cluster, known, sessions, again)
-        down = cluster.ray("down")
-        assert down.returncode == 0, down.stdout
-        until(lambda: not any(m.commands() for m in cluster.members), "the end of everything")
+        all_ends(cluster)
+
+
+def all_ends(cluster: Several) -> None:
+    down = cluster.ray("down")
+    print(down.stdout)
+    assert down.returncode == 0, cluster.logs()
+    until(lambda: not any(m.commands() for m in cluster.members), "the end of everything")
 
 
 def certificates_are_renewed(cluster: Several, sessions: list[tuple[str, str]], before: list[Answer]) -> None:
