@@ -35,6 +35,7 @@ from router import (
     rotate_commands,
     service_commands,
     upgrading,
+    vllm_commands,
     wake_commands,
     yield_commands,
 )
@@ -58,6 +59,7 @@ app.command(name="cordon")(drain_commands.cordon)
 app.command(name="uncordon")(drain_commands.uncordon)
 app.command(name="drain")(drain_commands.drain)
 app.command(name="join")(join_commands.join)
+app.command(name="setup-vllm")(vllm_commands.setup_vllm)
 app.command(name="join-token")(join_commands.join_token)
 app.command(name="pull")(pull_commands.pull)
 app.command(name="rotate-secrets")(rotate_commands.rotate_secrets)

@@ -267,6 +267,9 @@ def _options(options: schema.OptionsSection, folder: Path) -> dict[str, OptionVa
         found["lora"] = tuple(_absolute(path, folder) for path in options.lora)
     if options.chat_template is not None:
         found["chat_template"] = _absolute(options.chat_template, folder)
+    if options.python is not None:
+        # As it is written: what a link in an environment leads to is another Python.
+        found["python"] = str(folder / Path(options.python).expanduser())
     return found
 
 
@@ -380,7 +383,7 @@ def _files(config: Config, document: Document, cache: Path | None) -> Iterator[P
     """What is wrong with the files that models name."""
     for at, model in enumerate(config.models):
         checks: list[tuple[Loc, Callable[[], str]]] = [
-            (("source",), partial(source_digest, model.source, cache)),
+            (("source",), partial(source_digest, model.source, cache, model.engine)),
             *((("options", key), partial(file_digest, key, path)) for key, path in option_files(model)),
         ]
         for key, check in checks:

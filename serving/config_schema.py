@@ -7,7 +7,7 @@ are known here and refused, so that nobody relies on them.
 import ipaddress
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
@@ -140,20 +140,6 @@ def _source(value: object) -> str:
     return value
 
 
-def only(working: object, *others: str) -> Callable[[object], object]:
-    """Accepts `working`; refuses `others` as not working yet, and anything else as unknown."""
-
-    def check(value: object) -> object:
-        if value == working and type(value) is type(working):
-            return value
-        if isinstance(value, str) and others and value not in others:
-            known = ", ".join((shown(working), *others))
-            raise fault(f"{shown(value)} is not one of {known}", f"Use {shown(working)}")
-        raise fault(f"{shown(value)} {NOT_YET}", f"Remove it, or use {shown(working)}")
-
-    return check
-
-
 def _name(pattern: str, allowed: str) -> BeforeValidator:
     def check(value: object) -> str:
         if not isinstance(value, str):
@@ -223,7 +209,8 @@ class ParkingSection(Section):
 
 
 class OptionsSection(Section):
-    """The allow-list of llama.cpp. Threads are not in it: the slice decides them."""
+    """The allow-list of both engines; which key is whose says serving/model_checks.py. Threads are not in it: the slice
+    decides them."""
 
     batch: Annotated[int, Field(ge=1, le=8192)] | None = None
     prompt_chunk: Annotated[int, Field(ge=1, le=8192)] | None = None
@@ -236,6 +223,11 @@ class OptionsSection(Section):
     chat_template: Annotated[str | None, BeforeValidator(file_value)] = None
     exact: bool | None = None
     share_prefix: Annotated[str | None, BeforeValidator(_share_prefix)] = None
+    python: Annotated[str | None, BeforeValidator(file_value)] = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] | None = None
+    block_size: Literal[16, 32, 64, 128, 256] | None = None
+    compile: bool | None = None
+    kv_memory: Bytes | None = None
     temperature: Annotated[float, Field(ge=0, le=5, allow_inf_nan=False)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
@@ -246,7 +238,7 @@ class OptionsSection(Section):
 
 class ModelSection(Section):
     name: ModelName
-    engine: Annotated[Literal["llama.cpp"], BeforeValidator(only("llama.cpp", "vllm"))] = "llama.cpp"
+    engine: Literal["llama.cpp", "vllm"] = "llama.cpp"
     source: Annotated[str, BeforeValidator(_source)]
     machines: Annotated[str | tuple[str, ...] | dict[str, str], BeforeValidator(_where)] = "all"
     replicas: Annotated[int | str, BeforeValidator(_replicas)] = 1

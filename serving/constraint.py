@@ -104,11 +104,23 @@ class Followed:
         self._matcher.consume_token(token)
 
 
+def faults(grammar: str) -> str | None:
+    """What is wrong with a grammar in itself, whatever the model's tokens are; None: nothing."""
+    from llguidance import LLMatcher
+
+    told = LLMatcher.validate_grammar(grammar, None)
+    return _shortened(told) if told else None
+
+
 def _words(matcher: Any) -> str:
     """What is wrong, in the library's words, without the grammar that it repeats: clients have not written that."""
     if str(matcher.get_error()).startswith("NoExtensionBias"):
         return "no text can match it"
-    words = _LISTING.sub("", _WHERE.sub("", str(matcher.get_error())))
+    return _shortened(str(matcher.get_error()))
+
+
+def _shortened(told: str) -> str:
+    words = _LISTING.sub("", _WHERE.sub("", told))
     return words if len(words) <= WORDS else words[:WORDS] + "…"
 
 

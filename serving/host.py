@@ -28,6 +28,7 @@ from cluster import network, tls
 from cluster.confine import YIELD_SIGNAL, adopt_locks, cap_file
 from cluster.slices import Slice
 from cluster.sockets import recover_soon
+from cluster.vllm_env import vllm_env
 from serving.engine import Engine
 from serving.gguf import GgufError, read_head
 from serving.host_app import About, HostApp, build_app
@@ -36,6 +37,7 @@ from serving.journal import Journal, JournalFull
 from serving.llama_options import EngineOptions
 from serving.model import ModelSpec
 from serving.trouble import report_callback
+from serving.vllm_options import VllmOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,35 @@ def llama_engine(spec: HostSpec) -> Engine:
     )
 
 
+def vllm_engine(spec: HostSpec) -> Engine:
+    """The engine of a `vllm` model. When vLLM ends or hangs this host ends too, and whoever started it starts it
+    anew."""
+    from serving.vllm_engine import VllmEngine
+
+    model = spec.model
+    options = VllmOptions.from_options(dict(model.options))
+
+    def died(reason: str) -> None:
+        _say(0, f"the engine is gone: {reason}")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    return VllmEngine(
+        vllm_env(os.environ).python if options.python is None else Path(options.python),
+        spec.model_path,
+        model.context,
+        model.sessions,
+        spec.slice,
+        options=options,
+        log=spec.folder / "vllm.log",
+        on_death=died,
+    )
+
+
+def engine_of(spec: HostSpec) -> Engine:
+    """The engine that the model asks for."""
+    return vllm_engine(spec) if spec.model.engine == "vllm" else llama_engine(spec)
+
+
 def fingerprint(spec: HostSpec, layout: str) -> str:
     """64 hex digits for all that a saved context is bound to: the model's file, its adapters, and `layout`."""
     options = EngineOptions.from_options(dict(spec.model.options))
@@ -131,7 +162,7 @@ def _digest_of(path: Path) -> str:
 
 
 def run_host(
-    spec_path: Path, env: MutableMapping[str, str], make_engine: Callable[[HostSpec], Engine] = llama_engine
+    spec_path: Path, env: MutableMapping[str, str], make_engine: Callable[[HostSpec], Engine] = engine_of
 ) -> int:
     """Serve until a signal or a failed load; returns the exit code, having said on stderr why it is not 0.
 

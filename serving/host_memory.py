@@ -3,17 +3,20 @@
 Only reports: it limits and ends nothing.
 """
 
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+CHILDREN_S = 10.0
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
 class MemoryWatch:
-    """Compares the process's memory with its slice's."""
+    """Compares the memory of the process, and of what its engine runs in processes of its own, with its slice's."""
 
     def __init__(self, limit_bytes: int) -> None:
         self.limit_bytes = limit_bytes
@@ -21,11 +24,13 @@ class MemoryWatch:
         self._process = psutil.Process()
         self._loaded_bytes = 0
         self._above = False
+        self._children_at = 0.0
+        self._children_bytes = 0
 
     def report(self) -> Mapping[str, Any]:
         """`rss_bytes` now, `loaded_bytes` when the engine had been loaded (0: not yet), `limit_bytes`, and whether
         the kernel enforces the limit."""
-        rss_bytes = self._process.memory_info().rss
+        rss_bytes = self._used()
         return {
             "rss_bytes": rss_bytes,
             "loaded_bytes": self._loaded_bytes,
@@ -35,17 +40,37 @@ class MemoryWatch:
 
     def note_loaded(self) -> int:
         """The engine is loaded: what the process takes with it. Any thread."""
-        self._loaded_bytes = self._process.memory_info().rss
+        self._children_at = 0.0
+        self._loaded_bytes = self._used()
         return self._loaded_bytes
 
     def check(self) -> str | None:
         """A warning when memory has come above the limit since the last check; else None."""
-        rss_bytes = self._process.memory_info().rss
+        rss_bytes = self._used()
         was_above, self._above = self._above, rss_bytes > self.limit_bytes
         if not self._above or was_above:
             return None
         limit = f"{self.limit_bytes / 2**20:.0f} MiB of its slice; raise `needs.memory` of its model"
         return f"this host uses {rss_bytes / 2**20:.0f} MiB, more than the {limit}"
+
+    def _used(self) -> int:
+        """Bytes of them all. What its children take is looked up only now and then: the kernel counts it page by page,
+        since what they share is nobody's alone."""
+        now = time.monotonic()
+        if now - self._children_at > CHILDREN_S or not self._children_at:
+            self._children_at, self._children_bytes = now, 0
+            with suppress(psutil.Error):
+                self._children_bytes = sum(map(used_bytes, self._process.children(recursive=True)))
+        return int(self._process.memory_info().rss) + self._children_bytes
+
+
+def used_bytes(process: psutil.Process) -> int:
+    """What a process takes, what it shares with others in parts; 0 of one that is gone."""
+    try:
+        memory = process.memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(memory, "pss", memory.rss))
 
 
 def start_time() -> int:

@@ -365,7 +365,7 @@ class Keeper:
             "address": self.machine["address"],
             "port": slot.port,
             "model": slot.model.to_json(),
-            "model_path": str(model_path(slot.model.source, self.paths.home)),
+            "model_path": str(model_path(slot.model.source, self.paths.home, slot.model.engine)),
             "token_file": str(self.paths.machine_token),
             "tls": machine_tls.own_files(self.paths).to_json() if self._trust else None,
             "folder": str(self.paths.replica(slot.number)),

@@ -5,11 +5,15 @@ the engine's matter.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from serving.llama_options import EngineOptions
 from serving.model import ModelSpec
+from serving.model_files import HUB
+from serving.vllm_options import VllmOptions
 
+SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "repeat_penalty"})
+"""What both engines know: how tokens are chosen where a request does not say."""
 TOKENS_MAX = 2**31 - 1
 """What llama.cpp can number in one replica, over all its sessions."""
 
@@ -25,16 +29,67 @@ class Finding:
 
 def contradictions(model: ModelSpec) -> Iterator[Finding]:
     """In no particular order; nothing for a model whose values go together."""
+    if foreign := tuple(_foreign(model)):
+        yield from foreign
+        return
+    if model.engine == "vllm":
+        yield from _vllm(model)
+        return
     options = EngineOptions.from_options(dict(model.options))
     yield from _places(model, options)
     yield from _steps(model, options)
     yield from _gpus(model, options)
 
 
-def _places(model: ModelSpec, options: EngineOptions) -> Iterator[Finding]:
+def _foreign(model: ModelSpec) -> Iterator[Finding]:
+    """Options of the other engine."""
+    own = {"llama.cpp": EngineOptions, "vllm": VllmOptions}
+    known = {name: {field.name for field in fields(options)} for name, options in own.items()}
+    known["llama.cpp"].add("typical_p")
+    everybody = SAMPLING | known[model.engine]
+    for key, _ in model.options:
+        if key not in everybody:
+            others = ", ".join(name for name, keys in known.items() if key in keys)
+            yield Finding(
+                ("options", key), f"{model.engine} has no such option (it is {others}'s)", "Remove it"
+            )
+
+
+def _vllm(model: ModelSpec) -> Iterator[Finding]:
+    options = VllmOptions.from_options(dict(model.options))
+    yield from _take(model)
+    if model.source.startswith(HUB):
+        yield Finding(
+            ("source",),
+            "homeport brings GGUF files only, which vLLM does not read",
+            "Fetch the repository with `hf download` and give the folder's path",
+        )
+    if options.batch is not None and options.batch < model.sessions:
+        yield _small_batch(options.batch, model.sessions)
+    if options.kv_memory is not None and options.kv_memory >= model.need.memory_bytes and not model.need.gpus:
+        yield Finding(
+            ("options", "kv_memory"),
+            "it is not less than needs.memory, which holds the weights too",
+            "Make needs.memory larger, or remove it",
+        )
+
+
+def _take(model: ModelSpec) -> Iterator[Finding]:
     if model.take == "rest" and model.replicas != 1:
         message = f"{model.replicas} replicas cannot each take the rest of a machine"
         yield Finding(("replicas",), message, "Use replicas: 1, or take: needs")
+
+
+def _small_batch(batch: int, sessions: int) -> Finding:
+    return Finding(
+        ("options", "batch"),
+        f"{batch} is less than sessions ({sessions}), each of which needs a token in every step",
+        f"Use {sessions} or more",
+    )
+
+
+def _places(model: ModelSpec, options: EngineOptions) -> Iterator[Finding]:
+    yield from _take(model)
     if model.sessions * model.context > TOKENS_MAX:
         yield Finding(
             ("sessions",),
@@ -51,11 +106,7 @@ def _places(model: ModelSpec, options: EngineOptions) -> Iterator[Finding]:
 
 def _steps(model: ModelSpec, options: EngineOptions) -> Iterator[Finding]:
     if model.sessions > options.batch:
-        yield Finding(
-            ("options", "batch"),
-            f"{options.batch} is less than sessions ({model.sessions}), each of which needs a token in every step",
-            f"Use {model.sessions} or more",
-        )
+        yield _small_batch(options.batch, model.sessions)
     if options.prompt_chunk is not None and options.prompt_chunk > options.batch:
         message = f"{options.prompt_chunk} is more than batch ({options.batch}), the tokens of a whole step"
         remedy = f"Use {options.batch} or less, or a larger batch"

@@ -6,11 +6,13 @@ Downloads nothing and loads nothing: files from Hugging Face are brought by serv
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 from cluster.paths import FETCHED, read_json, write_private
+from cluster.vllm_env import bundled_folder
 from serving.gguf import GgufError, read_head
-from serving.model import ModelSpec
+from serving.model import EngineName, ModelSpec
 from serving.model_files import HubSource, hub_source
 
 BUNDLED = "bundled"
@@ -56,12 +58,14 @@ def bundled_model(cache: Path | None = None) -> Path:
     return path
 
 
-def model_path(source: str, cache: Path | None = None) -> Path:
-    """The file behind a ModelSpec's `source`. Checks the bundled one only, as `bundled_model` does.
+def model_path(source: str, cache: Path | None = None, engine: EngineName = "llama.cpp") -> Path:
+    """The file behind a ModelSpec's `source`, vLLM's folder. Checks the bundled one only, as `bundled_model` does.
 
     `cache` is the state folder, below which lies what comes from Hugging Face.
     """
     if source == BUNDLED:
+        if engine == "vllm":
+            return bundled_folder(os.environ)
         return bundled_model(cache)
     hub = hub_source(source)
     if hub is None:
@@ -76,29 +80,43 @@ def fetched_path(folder: Path, hub: HubSource, name: str) -> Path:
     return folder / hub.folder / name
 
 
-def source_digest(source: str, cache: Path | None = None) -> str:
+def source_digest(source: str, cache: Path | None = None, engine: EngineName = "llama.cpp") -> str:
     """64 hex digits for the content behind `source`, the same on every machine that has the same file.
 
     The bundled model's is its SHA-256; another file's covers its head, its size and its last MiB. Of one on Hugging
     Face it is that of the source's text, the same before it was fetched and after, since all machines take what the
-    first one found there. Raises SourceError when the file is missing, unreadable, no GGUF or truncated.
+    first one found there. Raises SourceError when the file is missing, unreadable, no GGUF or truncated; of vLLM, when
+    the folder has not all that a model is made of.
     """
     if source == BUNDLED:
         bundled_model(cache)
         return BUNDLED_SHA256
     if hub_source(source) is not None:
         return hashlib.sha256(source.encode()).hexdigest()
+    if engine == "vllm":
+        return _folder_digest(Path(source))
     try:
         return read_head(Path(source)).digest
     except GgufError as error:
         raise SourceError(error.message, error.remedy) from error
 
 
+def _folder_digest(folder: Path) -> str:
+    from serving.hf_folder import digest, lacking
+
+    if (lack := lacking(folder)) is not None:
+        raise SourceError(f"{folder}: {lack}", "Give the path of a model's folder as Hugging Face has it")
+    try:
+        return digest(folder)
+    except OSError as error:
+        raise SourceError(f"{folder}: {error.strerror}", "Give the path of a readable folder") from error
+
+
 def content_digest(model: ModelSpec, cache: Path | None = None) -> str:
     """64 hex digits for the content of all files that a model is made of: of its `source` and of those that its
     options name. Equals `source_digest` where there are no others. Raises SourceError as the others do.
     """
-    whole = source_digest(model.source, cache)
+    whole = source_digest(model.source, cache, model.engine)
     others = [file_digest(option, path) for option, path in option_files(model)]
     return hashlib.sha256("".join([whole, *others]).encode()).hexdigest() if others else whole
 

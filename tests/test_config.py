@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ from serving.source import (
     model_path,
     source_digest,
 )
+from tests.hf_folders import make_folder
 
 ROOT = Path(__file__).resolve().parent.parent
 DESIGN_KEYS = {
@@ -51,7 +53,8 @@ DESIGN_KEYS = {
         "models",
         "options",
     ): "batch prompt_chunk flash_attention kv_type mlock gpu_layers tensor_split lora chat_template "
-    "exact share_prefix temperature top_p top_k min_p typical_p repeat_penalty",
+    "exact share_prefix python dtype block_size compile kv_memory temperature top_p top_k min_p typical_p "
+    "repeat_penalty",
 }
 
 
@@ -102,11 +105,13 @@ def problems(folder: Path, yaml: str) -> list[str]:
     return [line.removeprefix(str(path)).removeprefix(":").removeprefix(" ") for line in lines]
 
 
+def indented(keys: str) -> str:
+    return "".join(f"    {line}\n" for line in keys.splitlines())
+
+
 def model(extra: str = "", name: str = "tiny") -> str:
     """One model, its `extra` keys from line 4 on."""
-    return f"models:\n  - name: {name}\n    source: tiny.gguf\n" + "".join(
-        f"    {line}\n" for line in extra.splitlines()
-    )
+    return f"models:\n  - name: {name}\n    source: tiny.gguf\n{indented(extra)}"
 
 
 def test_the_file_that_comes_along_is_right_and_says_the_defaults(tmp_path: Path) -> None:
@@ -251,7 +256,7 @@ def test_a_machine_has_the_reserve_of_the_file_or_the_usual_one(folder: Path) ->
         ("machines: {place: x}", "4: models[0].machines: {'place': 'x'} says no machines."),
         ("machines: [a, a]", "4: models[0].machines: a machine is named twice. Name each machine once."),
         ("take: most", "4: models[0].take: most is not possible here. Use 'needs' or 'rest'."),
-        ("engine: ollama", "4: models[0].engine: ollama is not one of llama.cpp, vllm. Use llama.cpp."),
+        ("engine: ollama", "4: models[0].engine: ollama is not possible here. Use 'llama.cpp' or 'vllm'."),
         ("options: {temperature: hot}", "4: models[0].options.temperature: hot is not a number."),
         ("options: {top_p: 0}", "4: models[0].options.top_p: 0 is too small. Use more than 0"),
         ("options: {min_p: 2}", "4: models[0].options.min_p: 2 is too large. Use 1"),
@@ -309,16 +314,63 @@ def test_a_wrong_key_or_value_is_told_with_its_line(folder: Path, extra: str, co
     ("extra", "complaint"),
     [
         (
-            "engine: vllm",
-            "4: models[0].engine: vllm does not work yet in this version. Remove it, or use llama.cpp.",
+            "engine: vllm\nsource: MODEL\noptions: {kv_type: q8_0}",
+            "6: models[0].options.kv_type: vllm has no such option (it is llama.cpp's). Remove it.",
+        ),
+        (
+            "source: tiny.gguf\noptions: {dtype: float32}",
+            "5: models[0].options.dtype: llama.cpp has no such option (it is vllm's). Remove it.",
+        ),
+        (
+            "engine: vllm\nsource: hf:owner/repo:tiny.gguf",
+            "5: models[0].source: homeport brings GGUF files only, which vLLM does not read. Fetch the",
+        ),
+        (
+            "engine: vllm\nsource: MODEL\nsessions: 8\noptions: {batch: 4}",
+            "7: models[0].options.batch: 4 is less than sessions (8), each of which needs a token",
+        ),
+        (
+            "engine: vllm\nsource: MODEL\nneeds: {memory: 4GiB}\noptions: {kv_memory: 4GiB}",
+            "7: models[0].options.kv_memory: it is not less than needs.memory, which holds the weights too.",
+        ),
+        (
+            "engine: vllm\nsource: tiny.gguf",
+            "5: models[0].source: FOLDER/tiny.gguf: it is no folder. Give the path",
+        ),
+        ("engine: vllm\nsource: gone", "5: models[0].source: FOLDER/gone: it does not exist. Give the path"),
+        (
+            "engine: vllm\nsource: MODEL\noptions: {block_size: 33}",
+            "6: models[0].options.block_size: 33 is not possible",
         ),
     ],
 )
-def test_what_does_nothing_yet_is_refused_rather_than_ignored(
-    folder: Path, extra: str, complaint: str
-) -> None:
-    (line,) = problems(folder, model(extra))
-    assert line.startswith(complaint)
+def test_an_engine_has_its_own_options_and_files(folder: Path, extra: str, complaint: str) -> None:
+    made = make_folder(folder / "model")
+    (line,) = problems(
+        folder, "models:\n  - name: tiny\n    # the engine\n" + indented(extra.replace("MODEL", str(made)))
+    )
+    assert line.startswith(complaint.replace("FOLDER", str(folder)))
+
+
+def test_a_vllm_model_is_known_by_its_folders_content(folder: Path) -> None:
+    made = make_folder(folder / "model")
+    (spec,) = load(write(folder, "models:\n  - name: a\n    engine: vllm\n    source: model\n")).models
+    assert (spec.engine, spec.source) == ("vllm", str(made))
+    before = content_digest(spec)
+    assert content_digest(spec) == before
+    (made / "config.json").write_text("{}")
+    assert content_digest(spec) != before
+    assert digest(replace(spec, engine="llama.cpp"), before) != digest(spec, before)
+
+
+def test_the_interpreter_is_taken_as_it_is_written(folder: Path) -> None:
+    make_folder(folder / "model")
+    (folder / "env").symlink_to("/usr")
+    yaml = "models:\n  - {name: a, engine: vllm, source: model, options: {python: env/bin/python}}\n"
+    (spec,) = load(write(folder, yaml)).models
+    assert dict(spec.options)["python"] == str(folder / "env/bin/python"), (
+        "a link in an environment is not followed"
+    )
 
 
 @pytest.mark.parametrize(

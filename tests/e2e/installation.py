@@ -32,7 +32,7 @@ models:
     context: 2048
     hold: {hold}
     queue: {queue}
-{more}"""
+{more}{others}"""
 
 
 @dataclass
@@ -50,6 +50,8 @@ class Homeport:
     drain: str = "1s"
     more: tuple[str, ...] = ()
     """More keys of the model, each as YAML's `key: value`."""
+    others: str = ""
+    """More models, as YAML."""
 
     def __post_init__(self) -> None:
         self.ports = dict(zip(("router", "control", "first", "last"), _free_ports(), strict=True))
@@ -61,7 +63,7 @@ class Homeport:
         """Write the config, with these keys of the model beside `more`."""
         keys = "".join(f"    {key}\n" for key in (*self.more, *more))
         shape = {"replicas": self.count, "cores": self.cores, "memory": self.memory, "more": keys}
-        shape["drain"] = self.drain
+        shape |= {"drain": self.drain, "others": self.others}
         self.config.write_text(CONFIG.format(hold=self.hold, queue=self.queue, **shape, **self.ports))
 
     @property

@@ -1,0 +1,1 @@
+"""vLLM for real, beside llama.cpp: `make test-vllm` sets it up and runs these."""
