@@ -27,6 +27,8 @@ SWAP = (
     "sudo swapon /swapfile"
 )
 NVIDIA = "0x10de"
+SMI_LOST, SMI_TOO_LATE = 15, 124
+"""What nvidia-smi returns for a GPU that is lost, as its manual says; what the probe says where it never returned."""
 NOT_ASLEEP = "sudo systemctl mask sleep.target suspend.target hibernate.target hybrid-sleep.target"
 OR_WAKE = "(or let it: its sessions wait, and a turn of theirs can wake it)"
 SMOOTH = ("performance", "schedutil")
@@ -277,6 +279,14 @@ def _gpu(facts: Facts) -> Iterator[Said]:
     has_card = NVIDIA in gpus["makers"]
     if gpus["nvidia"]:
         yield "ok", f"GPU {'; '.join(gpus['nvidia'])}", ""
+    elif gpus.get("code") == SMI_TOO_LATE:
+        yield "fail", "nvidia-smi does not answer: the driver hangs", "sudo reboot"
+    elif gpus.get("code") == SMI_LOST:
+        yield (
+            "fail",
+            "a GPU is lost: it fell off the bus, or does not work any more",
+            "sudo reboot; where it comes back, see to its seat, its power and its heat (dmesg | grep Xid)",
+        )
     elif gpus["nvidia_smi"] is False:
         yield (
             "fail",

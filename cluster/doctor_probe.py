@@ -10,6 +10,7 @@ Standard library only, from Python 3.8 on.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
 WORD_S = 8.0
 """How long one program that is asked may take."""
+TOO_LATE = 124
+"""As timeout(1) says it."""
 TEXT_MAX = 16384
 CONNECT_S = 2.0
 AT_ONCE = 200
@@ -121,22 +124,30 @@ def ask(*command: str) -> str:
 
 
 def asked(*command: str) -> tuple[int | None, str]:
-    """(its exit code, what it said); (None, "") where it is missing or takes long."""
+    """(its exit code, what it said); (None, "") where it is missing, (TOO_LATE, "") where it takes long."""
     program = shutil.which(command[0], path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if program is None:
         return None, ""
     try:
-        done = subprocess.run(
+        child = subprocess.Popen(
             [program, *command[1:]],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            timeout=WORD_S,
-            check=False,
         )
-    except (OSError, subprocess.TimeoutExpired):
+    except OSError:
         return None, ""
-    return done.returncode, done.stdout[:TEXT_MAX].decode(errors="replace").strip()
+    try:
+        said = child.communicate(timeout=WORD_S)[0]
+    except subprocess.TimeoutExpired:
+        child.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a driver that hangs may hold it
+            child.wait(1.0)
+        return TOO_LATE, ""
+    finally:
+        if child.stdout is not None:
+            child.stdout.close()
+    return child.returncode, said[:TEXT_MAX].decode(errors="replace").strip()
 
 
 def free(folder: Path) -> int:
@@ -187,6 +198,7 @@ def gpus() -> dict[str, Any]:
     driver = read("/proc/driver/nvidia/version").splitlines()[:1]
     return {
         "nvidia_smi": None if code is None else code == 0,
+        "code": code,
         "nvidia": told.splitlines() if code == 0 else [],
         "driver": driver[0] if driver else "",
         "makers": sorted(read(card / "vendor").strip() for card in cards),

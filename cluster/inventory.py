@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import psutil
-import pynvml
 
 from cluster.cgroup import memory_limit
-from cluster.machine import CoreKind, CpuCore, Gpu, Hardware
+from cluster.gpus import measure_gpus
+from cluster.machine import CoreKind, CpuCore, Hardware
 
 SYSFS = Path("/sys/devices")
 INVENTORY = "HOMEPORT_INVENTORY"
@@ -28,13 +28,20 @@ def measure(env: Mapping[str, str]) -> Hardware:
     """The hardware of this machine, or with HOMEPORT_INVENTORY in `env` what that file says, marked as
     simulated.
 
-    GPUs that cannot be asked (no driver, a broken one) are not there. Raises InventoryError for a bad file
-    only.
+    A GPU that does not work is marked, and a driver that does not answer is told of (cluster/gpus.py). Raises
+    InventoryError for a bad file only.
     """
     if path := env.get(INVENTORY):
         return _simulated(Path(path))
     memory = psutil.virtual_memory().total
-    return Hardware(measure_cores(), min(memory, memory_limit() or memory), measure_gpus())
+    found = measure_gpus()
+    return Hardware(
+        measure_cores(),
+        min(memory, memory_limit() or memory),
+        found.gpus,
+        gpu_driver=found.driver,
+        gpu_trouble=found.trouble,
+    )
 
 
 def measure_cores(sysfs: Path = SYSFS, usable: Collection[int] | None = None) -> tuple[CpuCore, ...]:
@@ -56,28 +63,6 @@ def measure_cores(sysfs: Path = SYSFS, usable: Collection[int] | None = None) ->
             cpus = tuple(sorted(siblings & set(usable)))
             cores[core] = CpuCore(core, cpus, kinds.get(cpu, "unknown"), _numa(sysfs, cpu))
     return tuple(cores[core] for core in sorted(cores))
-
-
-def measure_gpus() -> tuple[Gpu, ...]:
-    """The GPUs that NVIDIA's library reports, in its order; () when it cannot be asked."""
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return ()
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
-        return tuple(
-            Gpu(
-                _text(pynvml.nvmlDeviceGetUUID(handle)),
-                _text(pynvml.nvmlDeviceGetName(handle)),
-                int(pynvml.nvmlDeviceGetMemoryInfo(handle).total),
-            )
-            for handle in handles
-        )
-    except pynvml.NVMLError:
-        return ()
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def cpu_list(text: str) -> set[int]:
@@ -147,7 +132,3 @@ def _number_in(path: Path) -> int:
         return int(path.read_text())
     except (OSError, ValueError):
         return 0
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -138,7 +138,7 @@ def books(machine: Machine) -> Books:
     """Logical CPUs and GPUs of a machine for Ray."""
     cpus = sum(len(core.cpus) for core in machine.hardware.cores)
     kept = sum(len(core.cpus) for core in usable_cores(machine.hardware, machine.reserve))
-    gpus = len(machine.hardware.gpus)
+    gpus = sum(gpu.usable for gpu in machine.hardware.gpus)
     return Books(cpus, gpus, kept, gpus)
 
 

@@ -9,6 +9,8 @@ from typing import Any, Literal, Self, get_args
 
 CoreKind = Literal["performance", "efficiency", "unknown"]
 State = Literal["joining", "ready", "cordoned", "draining", "lost"]
+GpuState = Literal["ok", "lost", "hung"]
+GpuKind = Literal["card", "mig", "inventory only"]
 
 GIB = 1024**3
 
@@ -64,13 +66,52 @@ class Gpu:
     uuid: str
     name: str
     memory_bytes: int
+    """0 where it has none of its own, or does not tell."""
+    numa: int | None = None
+    """The NUMA node that it is nearest to; None where the machine does not say."""
+    kind: GpuKind = "card"
+    """`mig`: an instance of a card that is cut into several. `inventory only`: no slice ever has it."""
+    state: GpuState = "ok"
+    """`lost`: it does not work. `hung`: a call about it never returned."""
+    reason: str = ""
+    """Why it is not ok."""
+    card: str = ""
+    """Of an instance: the UUID of its card."""
+
+    @property
+    def usable(self) -> bool:
+        """Whether a slice may have it."""
+        return self.state == "ok" and self.kind != "inventory only"
 
     def to_json(self) -> dict[str, Any]:
-        return {"uuid": self.uuid, "name": self.name, "memory_bytes": self.memory_bytes}
+        return {
+            "uuid": self.uuid,
+            "name": self.name,
+            "memory_bytes": self.memory_bytes,
+            "numa": self.numa,
+            "kind": self.kind,
+            "state": self.state,
+            "reason": self.reason,
+            "card": self.card,
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(str(data["uuid"]), str(data["name"]), int(data["memory_bytes"]))
+        numa = data.get("numa")
+        kind, state = data.get("kind", "card"), data.get("state", "ok")
+        for value, known in ((kind, get_args(GpuKind)), (state, get_args(GpuState))):
+            if value not in known:
+                raise ValueError(f"GPU {data['uuid']}: {value!r} is not one of {', '.join(known)}")
+        return cls(
+            str(data["uuid"]),
+            str(data["name"]),
+            int(data["memory_bytes"]),
+            None if numa is None else int(numa),
+            kind,
+            state,
+            str(data.get("reason", "")),
+            str(data.get("card", "")),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +124,10 @@ class Hardware:
     gpus: tuple[Gpu, ...]
     simulated: bool = False
     """True when it was read from a file instead of measured."""
+    gpu_driver: str = ""
+    """The version of NVIDIA's driver; "" where there is none."""
+    gpu_trouble: str = ""
+    """Why there are no GPUs, or fewer than cards; "" where nothing is wrong."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -90,6 +135,8 @@ class Hardware:
             "memory_bytes": self.memory_bytes,
             "gpus": [gpu.to_json() for gpu in self.gpus],
             "simulated": self.simulated,
+            "gpu_driver": self.gpu_driver,
+            "gpu_trouble": self.gpu_trouble,
         }
 
     @classmethod
@@ -104,11 +151,16 @@ class Hardware:
             seen.update(core.cpus)
         if len({core.id for core in cores}) != len(cores):
             raise ValueError("two cores have the same id")
+        gpus = tuple(Gpu.from_json(gpu) for gpu in data.get("gpus", ()))
+        if len({gpu.uuid for gpu in gpus}) != len(gpus):
+            raise ValueError("two GPUs have the same uuid")
         return cls(
             cores,
             int(data["memory_bytes"]),
-            tuple(Gpu.from_json(gpu) for gpu in data.get("gpus", ())),
+            gpus,
             bool(data.get("simulated", False)),
+            str(data.get("gpu_driver", "")),
+            str(data.get("gpu_trouble", "")),
         )
 
 

@@ -65,6 +65,7 @@ ONE_FILE = {
     "llama_cpp": "serving.llama_engine",
     "huggingface_hub": "serving.hub_fetch",
     "llguidance": "serving.constraint",
+    "pynvml": "cluster.gpu_probe",
     "vllm": None,
     "zeroconf": "cluster.mdns",
 }

@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from cluster import doctor_session, network
+from cluster import doctor_probe, doctor_session, network
 from cluster.doctor import findings, worst
 from cluster.doctor_pairs import PortRange, findings_between
 from cluster.doctor_session import Looked, Target, look, over_ssh
@@ -196,3 +197,14 @@ def test_the_probe_reaches_for_many_at_once_and_says_why_not() -> None:
     assert set(words[:450]) == {"ECONNREFUSED"}
     assert words[450] in ("timeout", "ENETUNREACH", "EHOSTUNREACH", "ECONNREFUSED")
     assert time.monotonic() - begun < 20.0
+
+
+def test_a_driver_that_hangs_holds_up_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nexec sleep 600\n")
+    smi.chmod(0o700)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(doctor_probe, "WORD_S", 0.2)
+    told = doctor_probe.gpus()
+    assert (told["code"], told["nvidia"]) == (doctor_probe.TOO_LATE, [])
+    assert not psutil.Process().children()

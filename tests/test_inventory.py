@@ -7,12 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
-import pynvml
 import pytest
 
 from cluster import inventory
 from cluster.cgroup import enter_ceiling, memory_limit
-from cluster.inventory import InventoryError, cpu_list, measure, measure_cores, measure_gpus
+from cluster.inventory import InventoryError, cpu_list, measure, measure_cores
 from cluster.machine import GIB, CpuCore, Gpu, Hardware
 
 linux = pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs Linux's CPU affinity")
@@ -89,59 +88,6 @@ def test_a_system_without_affinity_counts_its_cores(monkeypatch: pytest.MonkeyPa
 )
 def test_the_kernels_lists_are_read(text: str, cpus: set[int]) -> None:
     assert cpu_list(text) == cpus
-
-
-class FakeNvml:
-    """Two cards that answer, or a driver that fails at the named call."""
-
-    NVMLError = pynvml.NVMLError
-
-    def __init__(self, fails_at: str = "") -> None:
-        self.fails_at = fails_at
-        self.open = 0
-
-    def _call(self, name: str) -> None:
-        if name == self.fails_at:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_DRIVER_NOT_LOADED)
-
-    def nvmlInit(self) -> None:  # noqa: N802
-        self._call("init")
-        self.open += 1
-
-    def nvmlShutdown(self) -> None:  # noqa: N802
-        self.open -= 1
-
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
-        self._call("count")
-        return 2
-
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
-        return index
-
-    def nvmlDeviceGetUUID(self, handle: int) -> str | bytes:  # noqa: N802
-        return b"GPU-zero" if handle == 0 else "GPU-one"
-
-    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
-        return f"Card {handle}"
-
-    def nvmlDeviceGetMemoryInfo(self, handle: int) -> object:  # noqa: N802
-        self._call("memory")
-        return type("Memory", (), {"total": (handle + 1) * GIB})()
-
-
-def test_gpus_are_known_by_uuid(monkeypatch: pytest.MonkeyPatch) -> None:
-    driver = FakeNvml()
-    monkeypatch.setattr(inventory, "pynvml", driver)
-    assert measure_gpus() == (Gpu("GPU-zero", "Card 0", GIB), Gpu("GPU-one", "Card 1", 2 * GIB))
-    assert driver.open == 0
-
-
-@pytest.mark.parametrize("call", ["init", "count", "memory"])
-def test_a_broken_driver_means_no_gpus(monkeypatch: pytest.MonkeyPatch, call: str) -> None:
-    driver = FakeNvml(fails_at=call)
-    monkeypatch.setattr(inventory, "pynvml", driver)
-    assert measure_gpus() == ()
-    assert driver.open == 0
 
 
 def test_an_inventory_file_is_used_instead_and_marked(tmp_path: Path) -> None:
