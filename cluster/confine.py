@@ -320,16 +320,19 @@ def _confine(order: Launch) -> Limits:
     kept: dict[str, Callable[[], bool]] = {
         "cores": lambda: _set_affinity(order.slice.cpus),
         "threads": lambda: True,
-        "gpus": lambda: True,
+        "gpus": lambda: not order.slice.shares_gpu,
         "memory": lambda: cgroup.enter_ceiling(f"homeport-{order.record.stem}", order.slice.memory_bytes),
     }
     done = {name: keep() for name, keep in kept.items()}
     why_not = network.leave() if order.isolate else "network.isolate is false in the config"
     done["network"] = why_not is None
+    notes = [] if why_not is None else [f"network: {why_not}"]
+    if order.slice.shares_gpu:
+        notes.append("gpus: others share its GPU, and nothing but the replica itself keeps it to its share")
     return Limits(
         tuple(name for name, kept in done.items() if kept),
         tuple(name for name, kept in done.items() if not kept),
-        () if why_not is None else (f"network: {why_not}",),
+        tuple(notes),
     )
 
 

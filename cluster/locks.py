@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import MutableMapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.slices import Slice
@@ -33,7 +34,7 @@ class LockTaken(Exception):
 
 def holds_locks(locks: Path, carved: Slice) -> bool:
     """Whether every core and GPU of the slice is held by some process. False for a slice without any."""
-    names = _lock_names(carved)
+    names = [name for name, lock in _lock_names(carved).items() if not lock.shared]
     return bool(names) and all(_held(locks / name) for name in names)
 
 
@@ -56,25 +57,30 @@ def take_slice(locks: Path, carved: Slice, replica: str) -> list[int]:
 
     Returns the descriptors. After LockTaken those that were taken stay open: the caller ends its process.
     """
-    return [take_lock(locks / name, what, replica, 0o666) for name, what in _lock_names(carved).items()]
+    return [
+        take_lock(locks / name, lock.what, replica, 0o666, shared=lock.shared)
+        for name, lock in _lock_names(carved).items()
+    ]
 
 
-def take_lock(path: Path, what: str, replica: str, mode: int) -> int:
+def take_lock(path: Path, what: str, replica: str, mode: int, *, shared: bool = False) -> int:
     """The open, locked file (close-on-exec), or LockTaken. In it stands who has it, for whom it is
-    refused."""
+    refused. Many may have a `shared` one, while nobody has it alone."""
     descriptor = _open_lock(path, mode)
     deadline = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
             break
         except BlockingIOError:
             if time.monotonic() >= deadline:
                 raise LockTaken(what, _holder(descriptor)) from None
             time.sleep(0.02)
+    # Who shares it writes nothing of its own: it may go before the others.
+    holder = {"shared": True} if shared else {"replica": replica, "pid": os.getpid()}
     with contextlib.suppress(OSError):  # opened for reading only, when another user made it
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps({"replica": replica, "pid": os.getpid()}).encode(), 0)
+        os.pwrite(descriptor, json.dumps(holder).encode(), 0)
     return descriptor
 
 
@@ -96,15 +102,31 @@ def _open_lock(path: Path, mode: int) -> int:
 def _holder(descriptor: int) -> str:
     try:
         data = json.loads(os.pread(descriptor, 4096, 0))
+        if data.get("shared"):
+            return "replicas that share it"
         return f"{data['replica']} (pid {int(data['pid'])})"
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return "another process"
 
 
-def _lock_names(carved: Slice) -> dict[str, str]:
-    """File name -> what it stands for, in the order in which they are taken."""
-    cores = {f"core-{core}.lock": f"core {core}" for core in sorted(carved.cores)}
-    return cores | {f"gpu-{uuid.replace('/', '_')}.lock": f"GPU {uuid}" for uuid in sorted(carved.gpus)}
+@dataclass(frozen=True, slots=True)
+class _Lock:
+    what: str
+    shared: bool = False
+
+
+def _lock_names(carved: Slice) -> dict[str, _Lock]:
+    """File name -> what it stands for, in the order in which they are taken.
+
+    Who has parts of a GPU shares the lock of all of it with others that do, and has each part's alone: so nobody
+    takes it whole meanwhile, of an earlier version either.
+    """
+    names = {f"core-{core}.lock": _Lock(f"core {core}") for core in sorted(carved.cores)}
+    for uuid in sorted(carved.gpus):
+        file, parts = f"gpu-{uuid.replace('/', '_')}", carved.parts_of(uuid)
+        names[f"{file}.lock"] = _Lock(f"GPU {uuid}", shared=bool(parts))
+        names |= {f"{file}.part-{part}.lock": _Lock(f"part {part} of GPU {uuid}") for part in parts}
+    return names
 
 
 def _held(path: Path) -> bool:

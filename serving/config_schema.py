@@ -10,8 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainValidator
 
+from cluster.gpu_parts import PARTS
 from serving.config_router import IdentitySection, RouterSection
 from serving.model_files import FORM, NoSource, hub_source
 from serving.schema_values import (
@@ -101,6 +102,19 @@ def _unload(value: object) -> float | None:
     if seconds <= 0:
         raise fault(f"{shown(value)} would never let it load", "Write for example 30m, or never")
     return seconds
+
+
+def _gpus(value: object) -> float:
+    """Whole GPUs, or a share of one."""
+    if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf:
+        if float(value).is_integer():
+            return int(value)
+        if value < 1 and math.isclose(value * PARTS, parts := round(value * PARTS)) and 0 < parts < PARTS:
+            return parts / PARTS
+    raise fault(
+        f"{shown(value)} is neither a number of GPUs nor a share of one",
+        f"Write 0, 1, 2, …, or for a part of one GPU's memory a multiple of {1 / PARTS:g} below 1, for example 0.5",
+    )
 
 
 def _shares(value: object) -> tuple[float, ...]:
@@ -197,7 +211,7 @@ class MachineSection(Section):
 class NeedsSection(Section):
     cores: Annotated[int, Field(ge=1)] = 1
     memory: Bytes = 2**30
-    gpus: Annotated[int, Field(ge=0)] = 0
+    gpus: Annotated[float, PlainValidator(_gpus)] = 0
 
 
 class ParkingSection(Section):
@@ -218,6 +232,7 @@ class OptionsSection(Section):
     kv_type: Literal["f16", "q8_0", "q4_0"] | None = None
     mlock: bool | None = None
     gpu_layers: Annotated[int, Field(ge=0)] | None = None
+    main_gpu: Annotated[int, Field(ge=0)] | None = None
     tensor_split: Annotated[tuple[float, ...] | None, BeforeValidator(_shares)] = None
     lora: Annotated[tuple[str, ...] | None, BeforeValidator(_files)] = None
     chat_template: Annotated[str | None, BeforeValidator(file_value)] = None

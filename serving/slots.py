@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.machine import Hardware, Reserve
-from cluster.slices import Refusal, Slice, carve, still_fits
+from cluster.slices import Refusal, Slice, carve, gpus_exactly, still_fits
 from serving.model import ModelSpec
 
 
@@ -158,6 +158,6 @@ def _as_large(slice_: Slice, wish: Wish) -> bool:
     need = wish.model.need
     return wish.model.take == "rest" or (
         len(slice_.cores) == need.cores
-        and len(slice_.gpus) == need.gpus
+        and gpus_exactly(slice_, need)
         and slice_.memory_bytes == need.memory_bytes
     )

@@ -33,6 +33,7 @@ from cluster.confine import (
     slice_environment,
     tail,
 )
+from cluster.gpu_parts import GpuHold
 from cluster.inventory import measure_cores
 from cluster.machine import GIB
 from cluster.slices import Slice
@@ -237,6 +238,34 @@ def test_a_taken_gpu_is_refused(lab: Laboratory) -> None:
     lab.host(0, card)
     with pytest.raises(LockTaken, match="GPU GPU-1234 is held by den/0"):
         lab.launch(lab.order(1, card, IDLE))
+
+
+def part_of_card(*parts: int) -> Slice:
+    return Slice((), (), ("GPU-1234",), GIB, (GpuHold("GPU-1234", GIB, parts),))
+
+
+def test_a_shared_gpu_has_as_many_hosts_as_parts_and_each_part_one(lab: Laboratory) -> None:
+    """Installations share the folder of locks, so that this holds across them."""
+    record, _ = lab.host(0, part_of_card(0, 1))
+    lab.host(1, part_of_card(2))
+    with pytest.raises(LockTaken, match="part 1 of GPU GPU-1234 is held by den/0"):
+        lab.launch(lab.order(2, part_of_card(1), IDLE))
+    assert holds_locks(lab.locks, part_of_card(0, 1, 2))
+    assert not holds_locks(lab.locks, part_of_card(3))
+    assert ("gpus" in record.limits.watched, "gpus" in record.limits.enforced) == (True, False)
+    assert any("share its GPU" in note for note in record.limits.notes)
+
+
+def test_a_gpu_is_either_held_whole_or_shared(lab: Laboratory) -> None:
+    whole = Slice((), (), ("GPU-1234",), GIB, (GpuHold("GPU-1234", GIB),))
+    record, _ = lab.host(0, part_of_card(0))
+    with pytest.raises(LockTaken, match="GPU GPU-1234 is held by replicas that share it"):
+        lab.launch(lab.order(1, whole, IDLE))
+    end_group(record, 5.0)
+    held, _ = lab.host(2, whole)
+    assert "gpus" in held.limits.enforced
+    with pytest.raises(LockTaken, match="GPU GPU-1234 is held by den/2"):
+        lab.launch(lab.order(3, part_of_card(5), IDLE))
 
 
 def test_one_folder_has_one_host_whatever_its_slice(lab: Laboratory) -> None:

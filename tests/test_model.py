@@ -28,6 +28,15 @@ SPEC = ModelSpec(
 )
 
 
+SHARES = replace(SPEC, need=Need(2, GIB, 0.5))
+
+
+def test_the_digest_of_a_model_is_what_it_was_before_gpus_could_be_shared() -> None:
+    assert digest(SPEC, "content") == "454c0e3ef70671695d18217a69bffcb96df0c59f6d472dc0e2250b03609eba7b"
+    assert digest(SHARES, "content") != digest(SPEC, "content")
+    assert ModelSpec.from_json(json.loads(json.dumps(SHARES.to_json()))) == SHARES
+
+
 @pytest.mark.parametrize("where", ["all", ("den", "attic"), ZoneOf("home")])
 def test_a_spec_survives_json(where: Where) -> None:
     spec = replace(SPEC, machines=where, replicas="fill")

@@ -6,10 +6,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.machine import GIB, CoreKind, CpuCore, Gpu, Hardware, Reserve
-from cluster.slices import Need, Refusal, Slice, Take, bytes_text, carve, still_fits, usable_cores
+from cluster.gpu_parts import PARTS, GpuHold
+from cluster.machine import GIB, CoreKind, CpuCore, Gpu, GpuKind, GpuState, Hardware, Reserve
+from cluster.slices import (
+    Need,
+    Refusal,
+    Slice,
+    Take,
+    bytes_text,
+    carve,
+    gpus_exactly,
+    overlap,
+    still_fits,
+    usable_cores,
+)
 
 NOTHING = Reserve(0, 0)
+ONLY: GpuKind = "inventory only"
+STATES: list[GpuState] = ["ok", "ok", "ok", "lost", "hung"]
+KINDS: list[GpuKind] = ["card", "card", "card", "mig", ONLY]
 
 
 def alike(count: int) -> list[CoreKind]:
@@ -25,6 +40,10 @@ def machine(
         for n, kind in enumerate(kinds)
     )
     return Hardware(cores, memory, tuple(Gpu(f"GPU-{n}", "A card", 8 * GIB) for n in range(gpus)))
+
+
+def gpu(name: str, numa: int | None = None, kind: GpuKind = "card", state: GpuState = "ok") -> Gpu:
+    return Gpu(name, "A card", 8 * GIB, numa, kind, state)
 
 
 def carved(result: Slice | Refusal) -> Slice:
@@ -43,17 +62,29 @@ def machines(draw: st.DrawFn) -> Hardware:
         st.lists(st.sampled_from(["performance", "efficiency", "unknown"]), min_size=1, max_size=12)
     )
     nodes = draw(st.lists(st.integers(0, 2), min_size=len(kinds), max_size=len(kinds)))
-    return machine(
-        *kinds,
-        numa=tuple(nodes),
-        smt=draw(st.integers(1, 2)),
-        memory=draw(st.integers(0, 32)) * GIB,
-        gpus=draw(st.integers(0, 3)),
+    cards = draw(
+        st.lists(
+            st.tuples(
+                st.sampled_from([None, 0, 1, 2]),
+                st.sampled_from(KINDS),
+                st.sampled_from(STATES),
+            ),
+            max_size=4,
+        )
     )
+    made = machine(
+        *kinds, numa=tuple(nodes), smt=draw(st.integers(1, 2)), memory=draw(st.integers(0, 32)) * GIB
+    )
+    return replace(made, gpus=tuple(gpu(f"GPU-{n}", *card) for n, card in enumerate(cards)))
 
 
 reserves = st.builds(Reserve, st.integers(0, 4), st.integers(0, 4).map(lambda n: n * GIB))
-needs = st.builds(Need, st.integers(1, 4), st.integers(1, 8).map(lambda n: n * GIB), st.integers(0, 2))
+needs = st.builds(
+    Need,
+    st.integers(1, 4),
+    st.integers(1, 8).map(lambda n: n * GIB),
+    st.sampled_from([0, 0, 1, 2, 0.5, 0.25, 0.05, 0.95]),
+)
 takes: st.SearchStrategy[Take] = st.sampled_from(["needs", "needs", "needs", "rest"])
 orders = st.lists(st.tuples(needs, takes, st.integers(0, 6)), max_size=12)
 
@@ -74,24 +105,46 @@ def test_slices_never_overlap_and_the_reserve_is_never_given_away(
             enough_memory = need.memory_bytes <= (
                 hardware.memory_bytes - reserve.memory_bytes - sum(other.memory_bytes for other in held)
             )
-            free_gpus = len(hardware.gpus) - sum(len(other.gpus) for other in held)
-            short = (free_cores < need.cores, not enough_memory, free_gpus < need.gpus)
+            short = (free_cores < need.cores, not enough_memory, not enough_gpus(hardware, held, need))
             assert len(result.reasons) == sum(short) > 0
         else:
             assert still_fits(result, hardware, reserve, need)
             if take == "needs":
-                assert (len(result.cores), len(result.gpus)) == (need.cores, need.gpus)
+                assert len(result.cores) == need.cores
+                assert gpus_exactly(result, need)
+            assert not any(overlap(result, other) for other in held)
             held.append(result)
         check(hardware, reserve, held)
+
+
+def enough_gpus(hardware: Hardware, held: list[Slice], need: Need) -> bool:
+    """Worked out apart from how it is carved."""
+    free = {each.uuid: set(range(PARTS)) for each in hardware.gpus if each.usable}
+    for hold in (hold for other in held for hold in other.gpu_holds):
+        free[hold.uuid] -= set(hold.parts or range(PARTS))
+    if need.gpu_parts:
+        return any(len(parts) >= need.gpu_parts for parts in free.values())
+    whole = [each for each in hardware.gpus if len(free.get(each.uuid, ())) == PARTS]
+    cards = sum(each.kind == "card" for each in whole)
+    return need.gpus <= (max(cards, 1) if whole else 0)
 
 
 def check(hardware: Hardware, reserve: Reserve, held: list[Slice]) -> None:
     cores = [core for other in held for core in other.cores]
     cpus = [cpu for other in held for cpu in other.cpus]
-    gpus = [gpu for other in held for gpu in other.gpus]
+    holds = [hold for other in held for hold in other.gpu_holds]
+    parts = [(hold.uuid, part) for hold in holds for part in hold.parts or range(PARTS)]
+    usable_gpus = {each.uuid: each for each in hardware.gpus if each.usable}
     assert len(set(cores)) == len(cores)
     assert len(set(cpus)) == len(cpus)
-    assert len(set(gpus)) == len(gpus)
+    assert len(set(parts)) == len(parts)
+    assert all(tuple(hold.uuid for hold in other.gpu_holds) == other.gpus for other in held)
+    for uuid in {hold.uuid for hold in holds}:
+        told = sum(hold.memory_bytes for hold in holds if hold.uuid == uuid)
+        assert told <= usable_gpus[uuid].memory_bytes
+    for other in held:
+        kinds = [usable_gpus[uuid].kind for uuid in other.gpus]
+        assert "mig" not in kinds or len(kinds) == 1, "CUDA sees one instance only"
     by_id = {core.id: core for core in hardware.cores}
     assert sorted(cpus) == sorted(cpu for core in cores for cpu in by_id[core].cpus)
     if held:
@@ -137,6 +190,103 @@ def test_cores_come_from_one_numa_node_when_one_has_enough() -> None:
 def test_a_small_slice_goes_where_the_larger_gap_stays() -> None:
     uneven = machine(*alike(5), numa=(0, 0, 0, 1, 1))
     assert carved(carve(uneven, NOTHING, [], Need(1, GIB))).cores == (3,)
+
+
+NEAR = replace(
+    machine(*alike(6), numa=(0, 0, 0, 1, 1, 1)), gpus=(gpu("GPU-a", 0), gpu("GPU-b", 1), gpu("GPU-c", 1))
+)
+
+
+def test_cores_are_near_the_gpu() -> None:
+    first = carved(carve(NEAR, NOTHING, [], Need(2, GIB, 1)))
+    second = carved(carve(NEAR, NOTHING, [first], Need(2, GIB, 1)))
+    assert (first.gpus, first.cores) == (("GPU-a",), (0, 1))
+    assert (second.gpus, second.cores) == (("GPU-b",), (3, 4))
+
+
+def test_a_gpu_whose_node_has_no_cores_left_comes_after_one_that_has() -> None:
+    elsewhere = Slice((0, 1, 2), (0, 1, 2), (), GIB)
+    assert carved(carve(NEAR, NOTHING, [elsewhere], Need(2, GIB, 1))).gpus == ("GPU-b",)
+
+
+def test_two_gpus_are_of_one_node_where_one_has_two() -> None:
+    part = carved(carve(NEAR, NOTHING, [], Need(2, GIB, 2)))
+    assert (part.gpus, part.cores) == (("GPU-b", "GPU-c"), (3, 4))
+
+
+def test_near_cores_come_first_where_they_do_not_suffice() -> None:
+    part = carved(carve(replace(NEAR, gpus=NEAR.gpus[1:2]), NOTHING, [], Need(4, GIB, 1)))
+    assert part.cores == (0, 3, 4, 5)
+
+
+def test_a_gpu_is_shared_only_where_that_is_asked_for_and_says_how_much_of_it() -> None:
+    two = machine(*alike(4), gpus=2)
+    half = carved(carve(two, NOTHING, [], Need(1, GIB, 0.5)))
+    assert half.gpu_holds == (GpuHold("GPU-0", 4 * GIB, tuple(range(10))),)
+    assert half.shares_gpu
+    quarter = carved(carve(two, NOTHING, [half], Need(1, GIB, 0.25)))
+    assert quarter.gpu_holds == (GpuHold("GPU-0", 2 * GIB, tuple(range(10, 15))),), "the one that is shared"
+    whole = carved(carve(two, NOTHING, [half, quarter], Need(1, GIB, 1)))
+    assert whole.gpu_holds == (GpuHold("GPU-1", 8 * GIB),)
+    assert not whole.shares_gpu
+    assert refused(carve(two, NOTHING, [half, quarter, whole], Need(1, GIB, 1))) == ("needs 1 GPU, 0 free",)
+    assert refused(carve(two, NOTHING, [half, quarter, whole], Need(1, GIB, 0.5))) == (
+        "needs 0.5 of a GPU, 0.25 free",
+    )
+
+
+def test_the_rest_of_a_machine_is_no_more_of_a_shared_gpu_than_was_asked_for() -> None:
+    rest = carved(carve(machine(*alike(4), gpus=2), NOTHING, [], Need(1, GIB, 0.5), "rest"))
+    assert (rest.cores, rest.gpu_holds) == ((0, 1, 2, 3), (GpuHold("GPU-0", 4 * GIB, tuple(range(10))),))
+
+
+def test_the_rest_has_whole_gpus_only() -> None:
+    two = machine(*alike(4), gpus=2)
+    half = carved(carve(two, NOTHING, [], Need(1, GIB, 0.5)))
+    assert carved(carve(two, NOTHING, [half], Need(1, GIB, 0), "rest")).gpus == ("GPU-1",)
+
+
+CUT = replace(machine(*alike(4)), gpus=(gpu("MIG-a", kind="mig"), gpu("MIG-b", kind="mig")))
+
+
+def test_an_instance_is_a_gpu_of_its_own() -> None:
+    first = carved(carve(CUT, NOTHING, [], Need(1, GIB, 1)))
+    second = carved(carve(CUT, NOTHING, [first], Need(1, GIB, 1)))
+    assert (first.gpus, second.gpus) == (("MIG-a",), ("MIG-b",))
+
+
+def test_nobody_gets_two_instances_of_which_it_would_see_one() -> None:
+    assert refused(carve(CUT, NOTHING, [], Need(1, GIB, 2))) == (
+        "needs 2 GPUs, 0 free (2 instances of cut cards, of which a process can use one)",
+    )
+    assert carved(carve(CUT, NOTHING, [], Need(1, GIB, 0), "rest")).gpus == ("MIG-a",)
+
+
+def test_a_lost_gpu_is_never_given_and_a_refusal_says_so() -> None:
+    ill = replace(
+        machine(*alike(4)), gpus=(gpu("GPU-a", state="lost"), gpu("GPU-b"), gpu("AMD-c", kind=ONLY))
+    )
+    part = carved(carve(ill, NOTHING, [], Need(1, GIB, 1)))
+    assert part.gpus == ("GPU-b",)
+    assert refused(carve(ill, NOTHING, [part], Need(1, GIB, 1))) == ("needs 1 GPU, 0 free (1 lost or hung)",)
+    assert not still_fits(part, replace(ill, gpus=ill.gpus[:1]), NOTHING, Need(1, GIB, 1))
+
+
+def test_a_slice_of_an_earlier_version_has_its_gpus_whole() -> None:
+    old = Slice.from_json({"cores": [0], "cpus": [0], "gpus": ["GPU-0"], "memory_bytes": GIB})
+    two = machine(*alike(4), gpus=2)
+    assert not old.shares_gpu
+    assert still_fits(old, two, NOTHING, Need(1, GIB, 1))
+    assert not still_fits(old, two, NOTHING, Need(1, GIB, 0.5))
+    assert carved(carve(two, NOTHING, [old], Need(1, GIB, 0.5))).gpus == ("GPU-1",)
+    assert overlap(old, replace(old, cores=(1,), gpu_holds=(GpuHold("GPU-0", GIB, (3,)),)))
+
+
+def test_parts_of_one_gpu_do_not_overlap() -> None:
+    one = Slice((0,), (0,), ("GPU-0",), GIB, (GpuHold("GPU-0", GIB, (0, 1)),))
+    beside = Slice((1,), (1,), ("GPU-0",), GIB, (GpuHold("GPU-0", GIB, (2, 3)),))
+    assert not overlap(one, beside)
+    assert overlap(one, replace(beside, gpu_holds=(GpuHold("GPU-0", GIB, (1, 2)),)))
 
 
 def test_a_refusal_names_everything_that_is_short() -> None:

@@ -58,6 +58,15 @@ class Machine(RuleBasedStateMachine):
             self.hardware = replace(self.hardware, cores=left)
             self.carry_out()
 
+    @rule(which=st.integers(0, 3))
+    def lose_a_gpu(self, which: int) -> None:
+        gpus = tuple(
+            replace(gpu, state="lost", reason="GPU is lost") if gpu.uuid == f"GPU-{which}" else gpu
+            for gpu in self.hardware.gpus
+        )
+        self.hardware = replace(self.hardware, gpus=gpus)
+        self.carry_out()
+
     @rule(reserve=reserves)
     def reserve_other(self, reserve: Reserve) -> None:
         self.reserve = reserve
@@ -84,6 +93,9 @@ class Machine(RuleBasedStateMachine):
         for slot in self.slots:
             assert usable >= set(slot.slice.cores)
             assert still_fits(slot.slice, self.hardware, self.reserve, slot.model.need)
+            assert slot.slice.shares_gpu == (0 < slot.model.need.gpus < 1), (
+                "shared only where the config says so"
+            )
 
     @invariant()
     def numbers_and_ports_are_one_slots_each(self) -> None:
