@@ -223,6 +223,8 @@ def _params(lib: Any, options: EngineOptions) -> tuple[Any, Any]:
     params.load_mode = lib.LLAMA_LOAD_MODE_MMAP_MLOCK if options.mlock else lib.LLAMA_LOAD_MODE_MMAP
     if options.gpu_layers is not None:
         params.n_gpu_layers = options.gpu_layers
+    if options.main_gpu is not None:
+        params.main_gpu, params.split_mode = options.main_gpu, lib.LLAMA_SPLIT_MODE_NONE
     shares = None
     if options.tensor_split:
         devices = lib.llama_max_devices()

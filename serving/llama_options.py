@@ -29,6 +29,8 @@ class EngineOptions:
     """Layers on the GPUs; None: all that fit."""
     tensor_split: tuple[float, ...] = ()
     """Shares of the GPUs, in their order; empty: by their free memory."""
+    main_gpu: int | None = None
+    """The one of its GPUs, from 0, that has the model whole; None: it is split over all of them."""
     lora: tuple[str, ...] = ()
     """Paths of adapters, each applied in full."""
     exact: bool = False

@@ -120,10 +120,23 @@ def _steps(model: ModelSpec, options: EngineOptions) -> Iterator[Finding]:
 
 
 def _gpus(model: ModelSpec, options: EngineOptions) -> Iterator[Finding]:
-    gpus = model.need.gpus
-    if options.gpu_layers and not gpus:
-        message = f"{options.gpu_layers} layers have no GPU: needs.gpus is 0"
-        yield Finding(("options", "gpu_layers"), message, "Set needs.gpus, or remove it")
+    gpus = model.need.gpu_count
+    if not gpus:
+        for key, what in (
+            ("gpu_layers", f"{options.gpu_layers} layers have no GPU" if options.gpu_layers else ""),
+            ("main_gpu", "" if options.main_gpu is None else "there is no GPU to be the main one"),
+            ("tensor_split", "there is no GPU to get a share" if options.tensor_split else ""),
+        ):
+            if what:
+                yield Finding(("options", key), f"{what}: needs.gpus is 0", "Set needs.gpus, or remove it")
+        return
+    of_them = f"{gpus} GPU{'s' * (gpus > 1)} (needs.gpus)"
     if options.tensor_split and len(options.tensor_split) != gpus:
-        message = f"{len(options.tensor_split)} shares for {gpus} GPUs (needs.gpus)"
+        message = f"{len(options.tensor_split)} shares for {of_them}"
         yield Finding(("options", "tensor_split"), message, "Write one share for each GPU")
+    if options.main_gpu is not None and options.main_gpu >= gpus:
+        message = f"there is no GPU {options.main_gpu} among {of_them}: the first is 0"
+        yield Finding(("options", "main_gpu"), message, f"Use {gpus - 1} or less")
+    if options.main_gpu is not None and options.tensor_split:
+        message = "the model is either whole on one GPU or split over all of them (tensor_split)"
+        yield Finding(("options", "main_gpu"), message, "Remove one of the two")

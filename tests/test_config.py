@@ -52,7 +52,7 @@ DESIGN_KEYS = {
     (
         "models",
         "options",
-    ): "batch prompt_chunk flash_attention kv_type mlock gpu_layers tensor_split lora chat_template "
+    ): "batch prompt_chunk flash_attention kv_type mlock gpu_layers main_gpu tensor_split lora chat_template "
     "exact share_prefix python dtype block_size compile kv_memory temperature top_p top_k min_p typical_p "
     "repeat_penalty",
 }
@@ -246,6 +246,14 @@ def test_a_machine_has_the_reserve_of_the_file_or_the_usual_one(folder: Path) ->
         ("queue: 5 parsecs", "4: models[0].queue: 5 parsecs is not a duration."),
         ("needs:\n  memory: 2", "5: models[0].needs.memory: 2 is not a size. Write a number and a unit"),
         ("needs: {cores: 0}", "4: models[0].needs.cores: 0 is too small. Use 1 or more."),
+        *(
+            (
+                f"needs: {{gpus: {value}}}",
+                f"4: models[0].needs.gpus: {value} is neither a number of GPUs nor a share of one. Write 0, 1, 2,",
+            )
+            for value in ("-1", "1.5", "0.33", "0.01", "0.999", "much", "true", "[1]")
+        ),
+        ("options: {main_gpu: -1}", "4: models[0].options.main_gpu: -1 is too small. Use 0 or more."),
         ("needs: 2", "4: models[0].needs: 2 has no keys in it. Write `key: value` pairs below it."),
         (
             "replicas: many",
@@ -697,6 +705,26 @@ def test_hold_must_be_less_than_queue(folder: Path) -> None:
             "needs: {gpus: 2}\noptions: {tensor_split: [1, 2, 3]}",
             "5: models[0].options.tensor_split: 3 shares for 2 GPUs (needs.gpus). Write one share for each GPU.",
         ),
+        (
+            "needs: {gpus: 0.5}\noptions: {tensor_split: [1, 1]}",
+            "5: models[0].options.tensor_split: 2 shares for 1 GPU (needs.gpus). Write one share for each GPU.",
+        ),
+        (
+            "options: {tensor_split: [1]}",
+            "4: models[0].options.tensor_split: there is no GPU to get a share: needs.gpus is 0. Set needs.gpus, or",
+        ),
+        (
+            "options: {main_gpu: 0}",
+            "4: models[0].options.main_gpu: there is no GPU to be the main one: needs.gpus is 0. Set needs.gpus, or",
+        ),
+        (
+            "needs: {gpus: 2}\noptions: {main_gpu: 2}",
+            "5: models[0].options.main_gpu: there is no GPU 2 among 2 GPUs (needs.gpus): the first is 0. Use 1",
+        ),
+        (
+            "needs: {gpus: 2}\noptions: {main_gpu: 1, tensor_split: [1, 1]}",
+            "5: models[0].options.main_gpu: the model is either whole on one GPU or split over all of them",
+        ),
     ],
 )
 def test_values_that_do_not_go_together_are_told(folder: Path, extra: str, complaint: str) -> None:
@@ -712,11 +740,21 @@ def test_values_that_do_not_go_together_are_told(folder: Path, extra: str, compl
         "options: {kv_type: q4_0}",
         "options: {gpu_layers: 0}",
         "needs: {gpus: 2}\noptions: {gpu_layers: 20, tensor_split: [3, 1]}",
+        "needs: {gpus: 2}\noptions: {main_gpu: 1}",
+        "needs: {gpus: 0.5}\noptions: {gpu_layers: 20, main_gpu: 0}",
         "sessions: 64\noptions: {batch: 64, prompt_chunk: 64}",
     ],
 )
 def test_values_that_go_together_are_taken(folder: Path, extra: str) -> None:
     load(write(folder, model(extra)))
+
+
+@pytest.mark.parametrize(
+    ("text", "gpus", "parts"), [("0", 0, 0), ("2", 2, 0), ("1.0", 1, 0), ("0.5", 0.5, 10), ("0.15", 0.15, 3)]
+)
+def test_gpus_are_whole_or_a_share_of_one(folder: Path, text: str, gpus: float, parts: int) -> None:
+    need = load(write(folder, model(f"needs: {{gpus: {text}}}"))).models[0].need
+    assert (need.gpus, type(need.gpus), need.gpu_parts) == (gpus, type(gpus), parts)
 
 
 def test_prefixes_are_not_shared_where_yaml_reads_off_as_false(folder: Path) -> None:

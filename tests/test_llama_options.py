@@ -24,6 +24,14 @@ def test_gpus_get_the_layers_and_shares_that_are_asked_for(monkeypatch: pytest.M
     usual, _ = llama_model._params(lib, EngineOptions())
     assert usual.n_gpu_layers == lib.llama_model_default_params().n_gpu_layers
     assert not usual.tensor_split
+    assert usual.n_gpu_layers < 0, "all layers, where there is a GPU"
+
+
+def test_the_main_gpu_has_the_model_whole() -> None:
+    params, _ = llama_model._params(lib, EngineOptions(main_gpu=1))
+    assert (params.main_gpu, params.split_mode) == (1, lib.LLAMA_SPLIT_MODE_NONE)
+    usual, _ = llama_model._params(lib, EngineOptions())
+    assert usual.split_mode == lib.LLAMA_SPLIT_MODE_LAYER
 
 
 @pytest.mark.parametrize("slow", [{"flash_attention": False}, {"exact": True}])
