@@ -63,6 +63,7 @@ def shared_parts(holds: Iterable[GpuHold]) -> dict[str, set[int]]:
     return found
 
 
-def gpu_text(uuid: str, hold: Mapping[str, Any] | None) -> str:
-    """For a person: a GPU of a slice, `GPU-…`, or `GPU-… (0.5, shared)`; `hold` as JSON."""
-    return f"{uuid} ({hold['share']:g}, shared)" if hold and hold.get("shared") else uuid
+def gpu_texts(carved: Mapping[str, Any]) -> list[str]:
+    """The GPUs of a slice, given as JSON, for a person: `GPU-…`, or `GPU-… (0.5, shared)`."""
+    shared = {hold["uuid"]: hold["share"] for hold in carved.get("gpu_holds", ()) if hold["shared"]}
+    return [f"{uuid} ({shared[uuid]:g}, shared)" if uuid in shared else uuid for uuid in carved["gpus"]]

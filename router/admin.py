@@ -185,7 +185,8 @@ def _machine(machine: ListedMachine, wall_s: float, all_of_it: bool) -> dict[str
 
 def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[str, Any]:
     plain: dict[str, Any] = msgspec.structs.asdict(known.listed)
-    plain["foreign"] = [msgspec.structs.asdict(each) for each in known.listed.foreign]
+    for key in ("foreign", "foreign_gpu"):
+        plain[key] = [msgspec.structs.asdict(each) for each in getattr(known.listed, key)]
     replica, host = known.replica(), known.state
     residents = [
         {
@@ -224,7 +225,7 @@ def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[s
 def _unlogged(replica: dict[str, Any]) -> dict[str, Any]:
     """Without what may come from a host's log, and without the programs that its machine's person runs."""
     detail = ADMIN_SEES if replica["state"] == "failed" else ""
-    told = {key: value for key, value in replica.items() if key != "foreign"}
+    told = {key: value for key, value in replica.items() if key not in ("foreign", "foreign_gpu")}
     return told | {"detail": detail, "stderr": []}
 
 

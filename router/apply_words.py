@@ -60,17 +60,22 @@ def patience_lines(models: Iterable[ModelSpec], first_token_s: float) -> list[st
 def _row(step: Step) -> tuple[str, str, str]:
     match step:
         case Start():
-            return step.replica, "start", step.model
+            return step.replica, "start", step.model + _on(step)
         case Stop():
             return step.replica, "stop", step.model
         case Drain():
-            return step.replica, "drain", f"{step.model}, then restart: {', '.join(step.changed)}"
+            changed = ", ".join(step.changed)
+            return step.replica, "drain", f"{step.model}, then restart{_on(step)}: {changed}"
         case Live():
             return step.replica, "live", f"{step.model}: {', '.join(step.changed)}"
         case Keep():
             return step.replica, "nothing", step.model
         case _:
             assert_never(step)
+
+
+def _on(step: Start | Drain) -> str:
+    return f" on {', '.join(step.gpus)}" if step.gpus else ""
 
 
 def outcome(step: Step, fleet: Mapping[str, Any], revision: int) -> tuple[bool, str] | None:

@@ -386,7 +386,13 @@ class Fleet:
                     yielded=None,
                     replicas=tuple(
                         msgspec.structs.replace(
-                            replica, stderr=(), state="unknown", progress=0.0, detail="", foreign=()
+                            replica,
+                            stderr=(),
+                            state="unknown",
+                            progress=0.0,
+                            detail="",
+                            foreign=(),
+                            foreign_gpu=(),
                         )
                         for replica in machine.replicas
                     ),

@@ -12,6 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from cluster.gpu_parts import gpu_texts
 from cluster.slices import bytes_text
 from router import moves_words
 from serving.model_room import words
@@ -251,7 +252,7 @@ def until_text(until_s: float, now_s: float) -> str:
 
 
 def _onlooker_lines(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is enforced on a machine and what is only watched; and who else runs on a replica's cores."""
+    """What is enforced on a machine and what is only watched; who else is on a replica's cores and GPUs; ill GPUs."""
     limits = machine.get("limits") or {"enforced": (), "watched": ()}
     enforced, watched = (", ".join(limits[kind]) or "nothing" for kind in ("enforced", "watched"))
     lines = [(f"enforced: {enforced}; only watched: {watched}", "dim")] if any(limits.values()) else []
@@ -259,6 +260,30 @@ def _onlooker_lines(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
         if foreign := replica.get("foreign"):
             told = ", ".join(f"{each['program']} {each['share']:.0%} of a core" for each in foreign)
             lines.append((f"on the cores of {replica['name']}: {told}", "yellow"))
+        if foreign := replica.get("foreign_gpu"):
+            told = ", ".join(_on_gpu_text(each) for each in foreign)
+            lines.append((f"on the GPUs of {replica['name']}: {told}", "yellow"))
+    return [*lines, *_gpu_lines(machine)]
+
+
+def _on_gpu_text(each: Mapping[str, Any]) -> str:
+    """`blender (pid 4711) 2 GiB`."""
+    held = each.get("memory_bytes")
+    return f"{each['program']} (pid {each['pid']})" + ("" if held is None else f" {bytes_text(held)}")
+
+
+def _gpu_lines(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with a machine's GPUs, as it was measured and as it is now, and which no slice ever has."""
+    hardware, now = machine.get("hardware") or {}, machine.get("gpus") or {}
+    trouble, lines = hardware.get("gpu_trouble"), list[tuple[str, str]]()
+    if trouble:
+        lines.append((f"GPUs: {trouble}", "yellow"))
+    for gpu in hardware.get("gpus", ()):
+        seen = {**gpu, **now.get(gpu["uuid"], {})}
+        if seen.get("state", "ok") != "ok":
+            lines.append((f"GPU {gpu['uuid']} is {seen['state']}: {seen['reason']}", "red"))
+        elif gpu.get("kind") == "inventory only":
+            lines.append((f"GPU {gpu['uuid']} ({gpu['name']}): no slice has it (inventory only)", "dim"))
     return lines
 
 
@@ -277,7 +302,7 @@ def _hardware_facts(machine: Mapping[str, Any]) -> list[str]:
         return []
     facts = [f"{len(hardware['cores'])} cores", bytes_text(hardware["memory_bytes"])]
     if reserve:
-        facts.append(f"{len(hardware['gpus'])} GPUs")
+        facts.append(f"{sum(gpu.get('kind') != 'inventory only' for gpu in hardware['gpus'])} GPUs")
         facts.append(f"reserve {reserve['cores']} cores and {bytes_text(reserve['memory_bytes'])}")
     return [*facts, "simulated"] if hardware.get("simulated") else facts
 
@@ -303,7 +328,7 @@ def _slices_table(machine: Mapping[str, Any]) -> Table:
             replica["model"],
             _state_seen(replica),
             ",".join(map(str, held["cores"])) or "-",
-            ",".join(held["gpus"]) or "-",
+            ",".join(gpu_texts(held)) or "-",
             bytes_text(held["memory_bytes"]),
             ", ".join(replica.get("owners") or ()) or "free",
             ", ".join(limits["enforced"]) or "-",

@@ -80,6 +80,15 @@ class ListedForeign(msgspec.Struct, frozen=True):
     share: float
 
 
+class ListedOnGpu(msgspec.Struct, frozen=True):
+    """A process that is nobody's of homeport on a GPU of the replica. `memory_bytes`: what it holds there."""
+
+    gpu: str
+    pid: int
+    program: str
+    memory_bytes: int | None = None
+
+
 class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
     """A replica as the controller lists it: the keeper's account."""
 
@@ -98,6 +107,7 @@ class ListedReplica(msgspec.Struct, frozen=True, kw_only=True):
     slice: Any = None
     limits: Any = None
     foreign: tuple[ListedForeign, ...] = ()
+    foreign_gpu: tuple[ListedOnGpu, ...] = ()
 
 
 class ListedYield(msgspec.Struct, frozen=True):
@@ -131,6 +141,8 @@ class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     """What it serves is of this revision."""
     hardware: Any = None
     reserve: Any = None
+    gpus: Any = None
+    """Those of its slices that do not work, as its keeper sees it now: {uuid: {"state", "reason"}}."""
     models: Any = None
     """What it has and gets from Hugging Face, as its keeper reports (serving/model_store.py)."""
     replicas: tuple[ListedReplica, ...] = ()

@@ -27,6 +27,7 @@ from cluster.processes import ROLE, RUN, clean_environment, mark
 from cluster.record import boot_id
 from cluster.slices import overlap
 from serving.before_sleep import BeforeSleep
+from serving.gpu_watch import GpuLook
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
 from serving.model_store import ModelStore
@@ -67,6 +68,7 @@ class Keeper:
         self.watches: dict[int, HostWatch] = {}
         self.owner = OwnerWatch(self.paths, self.watches, self._heard)
         self._foreign = ForeignLook(self._served, self.watches, self._publish)
+        self._gpus = GpuLook(self._with_gpus, self.watches, self._publish)
         self._news = threading.Condition()
         self._version = self._told = 0
         self._report: dict[str, Any] = {}
@@ -194,6 +196,7 @@ class Keeper:
             "yield_to": self.owner.programs,
             "boot": self._boot,
             **carved,
+            "gpus": self._gpus.ill,
             "networks": list(magic_packet.networks()),
             "sleeping": self.sleep.going,
             "power": self.sleep.detail(),
@@ -220,7 +223,7 @@ class Keeper:
 
     async def _live(self) -> None:
         try:
-            await asyncio.gather(self._keep(), self.owner.run(), self._foreign.run())
+            await asyncio.gather(self._keep(), self.owner.run(), self._foreign.run(), self._gpus.run())
         finally:
             await self.models.end()
             for watch in self.watches.values():
@@ -238,6 +241,10 @@ class Keeper:
     def _served(self) -> Mapping[int, Slot]:
         """The slots, while this machine is not its person's: then nobody is foreign there."""
         return {} if self.owner.yielded else self.book.slots
+
+    def _with_gpus(self) -> Mapping[int, Slot]:
+        """None where the GPUs are made up: the driver does not know them."""
+        return {} if self.book.hardware.simulated else self._served()
 
     async def _keep(self) -> None:
         while True:
@@ -415,5 +422,6 @@ class Keeper:
             if watch and watch.life == "alive"
             else None,
             "foreign": self._foreign.of(slot.number),
+            "foreign_gpu": self._gpus.of(slot.number),
             **told,
         }

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cluster.fit import fit_each
+from cluster.gpu_parts import gpu_texts
 from cluster.machine import Machine
 from cluster.slices import Need, Slice
 from serving.model import ModelSpec
@@ -32,6 +33,8 @@ class Start:
     replica: str
     model: str
     digest: str
+    gpus: tuple[str, ...] = ()
+    """As a person reads them, with what is shared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +56,8 @@ class Drain:
     digest: str
     changed: tuple[str, ...]
     """What needs the restart: `context 2048 -> 4096`."""
+    gpus: tuple[str, ...] = ()
+    """Those that it has then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,14 +202,15 @@ def _on_machine(
         assert slot is not None
         name = f"{machine.name}/{number}"
         at = (machine.name, name, slot.model.name)
+        gpus = tuple(gpu_texts(slot.slice.to_json()))
         match actions.get(number):
             case Missing():
-                steps.append(Start(*at, slot.digest))
+                steps.append(Start(*at, slot.digest, gpus))
             case Unwanted() if number not in after:
                 steps.append(Stop(*at))
             case Outdated() | Unwanted():
                 changed = _needs_restart(current[number], slot, known)
-                steps.append(Drain(*at, slot.digest, changed))
+                steps.append(Drain(*at, slot.digest, changed, gpus))
             case None if number not in after:
                 steps.append(Stop(*at))  # It does not run: its slot alone goes.
             case None:
@@ -239,14 +245,22 @@ def _needs_restart(current: Slot, after: Slot, known: Mapping[str, Mapping[str, 
         return ("its configuration",)
     changed = changes(former["spec"], after.model.to_json(), RESTARTS)
     if current.slice != after.slice and not changed:
-        return (f"cores {_cores(current.slice)} -> {_cores(after.slice)}",)
+        return _carved_anew(current.slice, after.slice)
     if current.digest != after.digest and not changed:
         return ("the content of its files",)
     return changed or ("its configuration",)
 
 
-def _cores(slice_: Slice) -> str:
-    return ",".join(map(str, slice_.cores)) or "none"
+def _carved_anew(current: Slice, after: Slice) -> tuple[str, ...]:
+    words = [
+        (kind, ",".join(before) or "none", ",".join(then) or "none")
+        for kind, before, then in (
+            ("cores", map(str, current.cores), map(str, after.cores)),
+            ("GPUs", gpu_texts(current.to_json()), gpu_texts(after.to_json())),
+        )
+    ]
+    changed = tuple(f"{kind} {before} -> {then}" for kind, before, then in words if before != then)
+    return changed or ("its share of the hardware",)
 
 
 def _slot(replica: Mapping[str, Any], known: Mapping[str, Mapping[str, Any]]) -> Slot:

@@ -128,17 +128,24 @@ async def test_questions_that_all_hosts_are_asked_count_as_requests(tmp_path: Pa
             assert (await router.get("/api/sessions", headers=own)).status == 200
 
 
+ON_GPU = {"gpu": "GPU-a", "pid": 4711, "program": "blender", "memory_bytes": 2**30}
+
+
 class SharedHost(AnswersHost):
     """Its machine's person runs something on its cores."""
 
     def listed(self) -> dict[str, Any]:
-        return super().listed() | {"foreign": [{"program": "blender", "share": 0.75}]}
+        return super().listed() | {
+            "foreign": [{"program": "blender", "share": 0.75}],
+            "foreign_gpu": [ON_GPU],
+        }
 
 
 async def test_which_programs_a_person_runs_is_told_to_admins_alone(tmp_path: Path, keys_file: Path) -> None:
     async with routed(tmp_path, SharedHost("m0/0", zone="home"), keys_file=keys_file) as router:
         fleet = (await router.get("/api/fleet", headers=bearer("boss"))).json()
         assert fleet["machines"][0]["replicas"][0]["foreign"] == [{"program": "blender", "share": 0.75}]
+        assert fleet["machines"][0]["replicas"][0]["foreign_gpu"] == [ON_GPU]
         assert fleet["machines"][0]["limits"] == {"enforced": ["cores"], "watched": ["memory"]}
         router.controller.yielded["m0"] = {"by": "blender", "until": None}
         await router.until(lambda: router.parts.fleet.snapshot().machines["m0"].state == "yielded")

@@ -164,6 +164,41 @@ def test_status_shows_who_else_runs_there_and_what_is_only_watched() -> None:
     assert "on the cores of" not in text
 
 
+def test_status_shows_gpus_who_shares_them_who_else_is_on_them_and_which_do_not_work() -> None:
+    hold = {"uuid": "GPU-a", "memory_bytes": 2**33, "parts": [0, 1], "shared": True, "share": 0.1}
+    held = {"cores": [0], "gpus": ["GPU-a"], "memory_bytes": 2**30, "gpu_holds": [hold]}
+    game = {"gpu": "GPU-a", "pid": 4711, "program": "blender", "memory_bytes": 3 * 2**30}
+    unknown = {"gpu": "GPU-a", "pid": 4712, "program": "?", "memory_bytes": None}
+    there = {**replica("ready", 1.0), "slice": held, "foreign_gpu": [game, unknown]}
+    hardware = {
+        "cores": [0],
+        "memory_bytes": 2**33,
+        "gpu_trouble": "an NVIDIA card without its driver: it is not used",
+        "gpus": [
+            {"uuid": "GPU-a", "name": "A card", "memory_bytes": 2**34},
+            {"uuid": "GPU-b", "name": "A card", "memory_bytes": 0, "state": "lost", "reason": "GPU is lost"},
+            {"uuid": "AMD-c", "name": "A card", "memory_bytes": 0, "kind": "inventory only"},
+        ],
+    }
+    machine = {
+        "name": "den",
+        "zone": "home",
+        "state": "ready",
+        "hardware": hardware,
+        "reserve": {"cores": 0, "memory_bytes": 0},
+        "replicas": [there],
+        "gpus": {"GPU-a": {"state": "hung", "reason": "no answer for 10 s"}},
+    }
+    text = seen(live.status_view({"machines": [machine]}, {"url": "http://x"}), width=160)
+    assert "2 GPUs" in text
+    assert "GPU-a (0.1, shared)" in text
+    assert "on the GPUs of den/0: blender (pid 4711) 3 GiB, ? (pid 4712)" in text
+    assert "GPUs: an NVIDIA card without its driver: it is not used" in text
+    assert "GPU GPU-a is hung: no answer for 10 s" in text
+    assert "GPU GPU-b is lost: GPU is lost" in text
+    assert "GPU AMD-c (A card): no slice has it (inventory only)" in text
+
+
 def test_what_a_machine_fetches_and_what_is_wrong_with_it_is_in_the_status() -> None:
     waits = {**replica("starting", 0.43), "detail": "fetching 43 % of 1.2 GiB from den-pc"}
     failed = {**replica("failed", 0.0), "name": "den/1", "detail": "o/r has no file x.gguf. Look there"}

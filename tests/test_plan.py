@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.join import enter
-from cluster.machine import Machine, Reserve
+from cluster.machine import Gpu, Machine, Reserve
 from cluster.paths import Paths
 from cluster.slices import Need
+from router.apply_words import plan_lines
 from serving.keeper import Keeper
 from serving.model import ModelSpec, ParkingSpec, digest
 from serving.model_changes import LIVE, RESTARTS, changes
@@ -132,6 +133,23 @@ def test_a_slice_that_is_carved_anew_needs_a_restart() -> None:
     lab.apply(second)
     assert [slot.slice.cores for slot in lab.lives().values()] == [(0,), (1, 2, 3)]
     assert plan(second, second, lab.fleet()).changes == ()
+
+
+def test_which_gpus_a_replica_gets_is_told_and_what_of_them_is_shared() -> None:
+    cards = tuple(Gpu(f"GPU-{n}", "A card", 8 * GIB) for n in range(2))
+    lab, nothing = Lab(hardware=replace(FOUR, gpus=cards)), revision(1)
+    shares_one, whole = replace(M, need=Need(1, GIB, 0.5)), replace(N, need=Need(1, GIB, 1))
+    first = revision(2, shares_one, whole)
+    found = plan(first, nothing, lab.fleet())
+    assert plan_lines(found)[1:] == [
+        "  den/0  start  m on GPU-0 (0.5, shared)",
+        "  den/1  start  n on GPU-1",
+    ]
+    lab.apply(first)
+    second = plan(revision(3, replace(M, need=Need(1, GIB, 0.25)), whole), first, lab.fleet())
+    assert plan_lines(second)[1] == (
+        "  den/0  drain    m, then restart on GPU-0 (0.25, shared): needs.gpus 0.5 -> 0.25"
+    )
 
 
 def test_machines_that_are_away_are_told_and_their_steps_are_those_of_their_last_report() -> None:
