@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose check bench bench-controller bench-engine bench-relay bench-sessions clean lock python
+.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-relay bench-sessions clean lock python
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -55,6 +55,10 @@ test-schedules: python ## play 10,000 random schedules of the whole thing on a s
 test-compose: python ## build the image of configs/compose with Docker, run it, and see a session outlive it
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m pytest -s -m docker tests/test_compose.py $(ARGS)
+
+test-gpu: python ## run what needs an NVIDIA GPU; without one, say why and succeed
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m pytest -m gpu tests/gpu $(ARGS)
 
 check: python ## format, lint, types, import rules: the gate of every change
 	@$(PYTHON) -m $(SETUP) dev --quiet

@@ -77,6 +77,7 @@ class NvidiaDriver:
                 told,
                 gpus=(*found.gpus, *told.gpus),
                 driver=told.driver or found.driver,
+                trouble="; ".join(filter(None, (found.trouble, told.trouble))),
                 processes=(*found.processes, *told.processes),
             )
             if told.hung is None:

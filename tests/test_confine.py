@@ -349,6 +349,11 @@ def test_the_host_gets_its_slice_in_its_environment_and_nothing_of_the_launchers
     assert told["stdin"] == "/dev/null"
 
 
+def test_an_instance_of_a_cut_card_is_visible_by_its_own_uuid() -> None:
+    part = Slice((0,), (0,), ("MIG-c1a0",), GIB, (GpuHold("MIG-c1a0", GIB),))
+    assert slice_environment(part)["CUDA_VISIBLE_DEVICES"] == "MIG-c1a0"
+
+
 def test_a_slice_without_gpus_hides_them_all() -> None:
     assert slice_environment(Slice((0, 1, 2), (0, 1, 2), (), GIB))["CUDA_VISIBLE_DEVICES"] == ""
     assert slice_environment(Slice((0, 1, 2), (0, 1, 2), (), GIB))["OMP_NUM_THREADS"] == "3"

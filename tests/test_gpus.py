@@ -11,7 +11,8 @@ import pytest
 
 from cluster import gpus, inventory
 from cluster.gpus import Found, NvidiaDriver, amd, measure_gpus, numa_of
-from cluster.machine import Gpu
+from cluster.join import books
+from cluster.machine import CpuCore, Gpu, Hardware, Machine, Reserve
 from tests.nvml.probe import command
 
 MIB, GIB = 2**20, 2**30
@@ -205,6 +206,13 @@ def test_a_machine_whose_driver_hangs_is_measured_all_the_same(
     hardware = inventory.measure({})
     assert hardware.cores
     assert "has not answered" in hardware.gpu_trouble
+
+
+def test_rays_books_have_the_gpus_that_slices_may_have(sysfs: Path) -> None:
+    amds = Gpu("AMD-1", "A card", GIB, kind="inventory only")
+    hardware = Hardware((CpuCore(0, (0,), "unknown", 0),), GIB, (*found("one_lost", sysfs).gpus, amds))
+    machine = Machine("id", "den", "default", "127.0.0.1", hardware, Reserve(0, 0), "ready")
+    assert (books(machine).gpus, books(machine).keeper_gpus) == (1, 1)
 
 
 @pytest.fixture(autouse=True)
