@@ -119,7 +119,7 @@ def test_a_driver_that_hangs_holds_up_neither_the_keeper_nor_the_next(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rig.keeper.close()
-    monkeypatch.setattr(gpus, "SILENT_S", 0.5)
+    monkeypatch.setattr(gpus, "SILENT_S", 3.0)
     rig.keeper = Keeper()
     rig.needs(1)
     rig.lives(0, 1)

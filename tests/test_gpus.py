@@ -112,9 +112,9 @@ def test_a_driver_that_hangs_is_told_of_and_its_child_ended(sysfs: Path) -> None
 
 
 def test_a_gpu_that_hangs_is_left_out_and_the_other_asked_anew(sysfs: Path) -> None:
-    told = found("one_hangs", sysfs, silent_s=2.0)
+    told = found("one_hangs", sysfs, silent_s=4.0)
     assert [(gpu.uuid, gpu.state) for gpu in told.gpus] == [(FIRST, "hung"), (SECOND, "ok")]
-    assert told.gpus[0].reason == "NVIDIA's driver has not answered for 2 s"
+    assert told.gpus[0].reason == "NVIDIA's driver has not answered for 4 s"
     assert not ours()
 
 
