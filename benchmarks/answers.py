@@ -23,6 +23,9 @@ class Server:
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
     session: str | None = None
+    model: str = "smollm2"
+    socket: str | None = None
+    """A Unix socket to ask it on; None: what `url` says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,9 @@ class Client:
         self._server = server
         timeout = aiohttp.ClientTimeout(total=PATIENCE_S)
         # The C++ server closes a connection after a stream without saying so before.
-        connector = aiohttp.TCPConnector(limit=0, force_close=True)
+        connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0, force_close=True)
+        if server.socket is not None:
+            connector = aiohttp.UnixConnector(server.socket, limit=0, force_close=True)
         self._http = aiohttp.ClientSession(timeout=timeout, connector=connector)
 
     async def __aenter__(self) -> "Client":
@@ -77,7 +82,7 @@ class Client:
         usage: dict[str, Any] = {}
         began = time.perf_counter()
         async with self._http.post(
-            f"{server.url}/v1/chat/completions", json=_body(messages, tokens), headers=headers
+            f"{server.url}/v1/chat/completions", json=_body(server.model, messages, tokens), headers=headers
         ) as answer:
             if answer.status != 200:
                 raise RuntimeError(f"{answer.status}: {await answer.text()}")
@@ -123,9 +128,9 @@ async def together(*asks: Any) -> list[Any]:
     return list(await asyncio.gather(*asks))
 
 
-def _body(messages: Messages, tokens: int) -> dict[str, Any]:
+def _body(model: str, messages: Messages, tokens: int) -> dict[str, Any]:
     return {
-        "model": "smollm2",
+        "model": model,
         "messages": list(messages),
         "stream": True,
         "stream_options": {"include_usage": True},

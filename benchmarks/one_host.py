@@ -25,10 +25,13 @@ SHORT_HOLD_S = 0.0
 class MeasuredHost(HostProcess):
     """Started again by `start` after `stop`."""
 
-    def __init__(self, folder: Path, cores: Cores, context: int, sessions: int, **more: Any) -> None:
+    def __init__(
+        self, folder: Path, cores: Cores, context: int, sessions: int, source: Path | None = None, **more: Any
+    ) -> None:
+        """`source`: the model; None: the bundled one."""
         fields = {"sessions": sessions, "hold_s": SHORT_HOLD_S, **more}
         model = replace(model_spec(context=context), **fields)
-        super().__init__(folder, model, str(bundled_model()), None)
+        super().__init__(folder, model, str(source or bundled_model()), None)
         self._cores = cores
         told = folder / "spec.json"
         spec = json.loads(told.read_text())

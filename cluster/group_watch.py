@@ -71,9 +71,11 @@ def start_watched(argv: Sequence[str], env: Mapping[str, str], folder: Path, out
     """Start `argv` in `folder`, which goes with it in the end; what it prints goes to `out`. Raises OSError."""
     ours = [sys.executable, "-P", "-m", "cluster.group_watch"]
     our_env = {**env, "PYTHONPATH": str(ROOT)}
+    # Nobody's mark is on it, or `homeport down` would end it with those that it has to clean up after.
+    unmarked = {name: value for name, value in our_env.items() if not name.startswith("HOMEPORT_")}
     watch = subprocess.Popen(
         [*ours, "watch", str(folder)],
-        env=our_env,
+        env=unmarked,
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=out,

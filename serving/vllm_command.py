@@ -16,7 +16,7 @@ GIB = 1024**3
 BASE_BYTES = 2 * GIB
 """What its processes take beside weights and KV cache on a CPU (measured with vLLM 0.32: 1.6 to 1.9 GiB)."""
 GPU_USED = 0.92
-"""The part of a GPU's memory that vLLM may take, as it chooses itself: the rest is the driver's and CUDA's."""
+"""The part of a GPU's memory that vLLM takes where nobody tells it: the rest is the driver's and CUDA's."""
 KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_HOME")
 KEPT_FROM = ("OMP_", "MKL_", "OPENBLAS_", "NCCL_", "CUDA_VISIBLE_DEVICES", "HOMEPORT_RUN", "HOMEPORT_ROLE")
 """Of the host's environment: what else would change what vLLM does."""
@@ -101,8 +101,16 @@ def command(
     if kv_cache_bytes is not None:
         argv.append(f"--kv-cache-memory-bytes={kv_cache_bytes}")
     else:
-        argv += [f"--gpu-memory-utilization={GPU_USED}", f"--tensor-parallel-size={len(carved.gpus)}"]
+        argv += [
+            f"--gpu-memory-utilization={gpu_share(carved):.3f}",
+            f"--tensor-parallel-size={len(carved.gpus)}",
+        ]
     return Command(tuple(argv), _environment(place, carved, host_env))
+
+
+def gpu_share(carved: Slice) -> float:
+    """The part of each GPU's memory that vLLM is told to take: as much as the slice holds of it."""
+    return GPU_USED * min((hold.share for hold in carved.gpu_holds), default=1.0)
 
 
 def _environment(place: Place, carved: Slice, host_env: Mapping[str, str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ from typing import Any
 
 import aiohttp
 import msgspec
+import uvloop
 
 from cluster.slices import Slice
 from serving.chat_format import ChatFormat
@@ -239,7 +240,8 @@ class VllmEngine:
                     task.cancel()
                 await asyncio.gather(watching, *tasks, return_exceptions=True)
 
-        asyncio.run(main())
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(main())
 
     def _stop(self) -> None:
         self._stopped.set()

@@ -96,6 +96,7 @@ class HostProcess:
         self.model = model
         self.port = free_port()
         self.incarnation = 0
+        self.start_s = START_S
         self.process: subprocess.Popen[bytes] | None = None
         self._streams: list[Stream] = []
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +139,7 @@ class HostProcess:
             self.process = subprocess.Popen(
                 self.command, env=env, stdin=subprocess.DEVNULL, stderr=errors, start_new_session=True
             )
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + self.start_s
         while until is not None:
             assert self.process.poll() is None, self.errors()
             assert time.monotonic() < deadline, "the host did not come up"

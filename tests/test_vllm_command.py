@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import pytest
 
+from cluster.gpu_parts import hold_of
+from cluster.machine import Gpu
 from cluster.slices import Slice
 from serving.hf_config import read_config
 from serving.vllm_command import GIB, NoRoom, Place, command, kv_bytes, omp_cpus, progress
@@ -66,7 +68,13 @@ def test_options_become_flags() -> None:
 
 def test_gpus_get_a_share_and_one_process_each() -> None:
     argv = command(PLACE, replace(CARVED, gpus=("GPU-a", "GPU-b")), 2048, 4, USUAL, None, KEPT).argv
-    assert {"--gpu-memory-utilization=0.92", "--tensor-parallel-size=2"} <= set(argv)
+    assert {"--gpu-memory-utilization=0.920", "--tensor-parallel-size=2"} <= set(argv)
+
+
+def test_of_a_shared_gpu_it_takes_the_slices_part() -> None:
+    card = Gpu("GPU-a", "card", 24 * GIB)
+    shared = replace(CARVED, gpus=("GPU-a",), gpu_holds=(hold_of(card, 10),))
+    assert "--gpu-memory-utilization=0.460" in command(PLACE, shared, 2048, 4, USUAL, None, KEPT).argv
 
 
 def test_the_cache_holds_what_all_sessions_need_as_far_as_the_slice_has_it() -> None:

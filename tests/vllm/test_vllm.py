@@ -60,13 +60,17 @@ def server(pid: int) -> psutil.Process:
     return found
 
 
+def socket_of(process: psutil.Process) -> Path:
+    (path,) = [word.removeprefix("--uds=") for word in process.cmdline() if word.startswith("--uds=")]
+    return Path(path)
+
+
 def metric(process: psutil.Process, name: str) -> float:
     """What vLLM itself counts; asked past its host, as nobody but root or its person can."""
     key = process.environ()["VLLM_API_KEY"]
-    (path,) = [word.removeprefix("--uds=") for word in process.cmdline() if word.startswith("--uds=")]
     connection = HTTPConnection("vllm")
     connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.connect(path)
+    connection.sock.connect(str(socket_of(process)))
     try:
         connection.request("GET", "/metrics", headers={"authorization": f"Bearer {key}"})
         lines = connection.getresponse().read().decode().splitlines()
@@ -249,3 +253,13 @@ def is_back(installed: Homeport, before: dict[str, Any]) -> None:
         return now["state"] == "ready" and now["pid"] != before["pid"]
 
     eventually(again, LOADS_S)
+
+
+def test_down_leaves_nothing_of_it(installed: Homeport, vllm: dict[str, Any]) -> None:
+    """The last one: what was installed for the others ends here."""
+    processes = family(vllm["pid"])
+    own = socket_of(server(vllm["pid"])).parent
+    shared = shared_memory(process.pid for process in processes)
+    assert installed.run("down").returncode == 0
+    assert all_gone(processes) <= GONE_S
+    eventually(lambda: not own.exists() and not any(file.exists() for file in shared), GONE_S)
