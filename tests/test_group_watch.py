@@ -88,7 +88,7 @@ def test_shared_memory_goes_also_where_the_group_was_killed_first(
     assert starter.stdin is not None
     starter.stdin.write(b"\n")
     starter.stdin.flush()
-    time.sleep(0.5)  # the watch looks
+    time.sleep(3)  # until the watch has begun, and has looked
     os.killpg(leader, signal.SIGKILL)
     starter.send_signal(signal.SIGKILL)
     wait_until(lambda: not shared.exists() and not (tmp_path / "own").exists())
