@@ -47,10 +47,12 @@ class Watched:
 
     def end(self, grace_s: float) -> bool:
         """End all of it, and have the watch clean up. Whether nothing is left. Safe to call twice."""
-        self.settled()
+        shared = shared_memory(self.pids())
         _end_but_trackers(self.process.pid)
         ended = group.end(self.process.pid, self._start_time, grace_s) if self._start_time else True
         self.process.wait()
+        for file in shared:
+            file.unlink(missing_ok=True)
         if self._watch.stdin is not None and not self._watch.stdin.closed:
             self._watch.stdin.close()
         self._watch.wait()

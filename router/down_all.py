@@ -48,7 +48,8 @@ def ask_all(paths: Paths, say: Say, hurried: Callable[[], bool]) -> Leaving:
             "for this machine alone."
         )
     end_router(paths, say, hurried)
-    say("asking the other machines to end their part")
+    if run is not None:
+        say("asking the other machines to end their part")
     try:
         told = api_client.ask_control(paths, "POST", "/leave", {}, ANSWER_S)
         return Leaving({name: list(map(_host, hosts)) for name, hosts in told["hosts"].items()}, told["away"])
