@@ -158,6 +158,18 @@ def test_a_second_turn_evaluates_only_what_is_new(vllm: dict[str, Any], sdk: Ope
     assert told["reused_tokens"] + told["evaluated_tokens"] == second.usage.prompt_tokens
 
 
+def test_a_session_that_gave_way_is_found_again(vllm: dict[str, Any], sdk: OpenAI) -> None:
+    """There are four places; the fifth session takes the one that was quiet longest."""
+    story = "Tell me a long story about ship number {}. " * 6
+    for number in range(5):
+        ask(sdk, story.format(*[number] * 6), f"way-{number}", max_tokens=4)
+        time.sleep(1.1)  # hold
+    told = ask(sdk, story.format(*[0] * 6), "way-0", max_tokens=4).model_extra["homeport"]
+    assert (told["pin"], told["context"]) == ("kept", "resumed")
+    assert told["reused_tokens"] >= 32
+    assert told["evaluated_tokens"] < told["reused_tokens"]
+
+
 def test_both_engines_read_the_same_prompt_and_mostly_say_the_same(sdk: OpenAI, vllm: dict[str, Any]) -> None:
     same, tokens, agreed = 0, 0, 0
     for words in QUESTIONS:
