@@ -25,6 +25,8 @@ from cluster import group
 SHARED = Path("/dev/shm")  # noqa: S108  where Linux keeps it
 TRACKER = b"multiprocessing.resource_tracker"
 TRACKER_S = 1.0
+END_S = 5.0
+"""Who does not end within so long after SIGKILL hangs in the kernel."""
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -48,14 +50,16 @@ class Watched:
     def end(self, grace_s: float) -> bool:
         """End all of it, and have the watch clean up. Whether nothing is left. Safe to call twice."""
         shared = shared_memory(self.pids())
-        _end_but_trackers(self.process.pid)
+        _end_but_trackers(self.process.pid, self._start_time)
         ended = group.end(self.process.pid, self._start_time, grace_s) if self._start_time else True
-        self.process.wait()
-        for file in shared:
-            file.unlink(missing_ok=True)
+        _unlink(shared)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_S)
         if self._watch.stdin is not None and not self._watch.stdin.closed:
-            self._watch.stdin.close()
-        self._watch.wait()
+            with contextlib.suppress(OSError):
+                self._watch.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._watch.wait(END_S)
         return ended
 
     def _tell(self, line: str) -> None:
@@ -121,13 +125,19 @@ def shared_memory(pids: Iterable[int]) -> set[Path]:
     return found
 
 
-def _end_but_trackers(leader: int) -> None:
+def _unlink(files: Iterable[Path]) -> None:
+    for file in files:
+        with contextlib.suppress(OSError):
+            file.unlink(missing_ok=True)
+
+
+def _end_but_trackers(leader: int, start_time: int) -> None:
     """Kill all of the group but Python's resource trackers: those then unlink what the others had made (semaphores
     too, which nobody has mapped any more), and end."""
-    seen = group.members(leader)
+    seen = [each for each in group.members(leader) if each.start_time >= start_time]
     trackers = [each.pid for each in seen if TRACKER in _command(each.pid)]
     for each in seen:
-        if each.pid not in trackers:
+        if each.pid not in trackers and group.runs(each.pid, each.start_time):
             with contextlib.suppress(OSError):
                 os.kill(each.pid, signal.SIGKILL)
     deadline = time.monotonic() + TRACKER_S
@@ -153,10 +163,9 @@ def _watch(folder: Path) -> None:
             shared |= shared_memory(seen.pid for seen in group.members(leader[0]))
     if leader is not None:
         shared |= shared_memory(seen.pid for seen in group.members(leader[0]))
-        _end_but_trackers(leader[0])
+        _end_but_trackers(*leader)
         group.end(*leader, 0.0)
-    for file in shared:
-        file.unlink(missing_ok=True)
+    _unlink(shared)
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -7,7 +7,6 @@ import fcntl
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -54,7 +53,10 @@ class VllmSetup:
     def _install(self) -> None:
         target, name = self.target, f"{DISTRIBUTIONS[self.kind]}=={VERSION}"
         shutil.rmtree(target.folder, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", str(target.folder)], check=True, env=self._pip_env())
+        target.folder.mkdir()
+        self._run(
+            [sys.executable, "-m", "venv", str(target.folder)], lambda _: "making an environment for it"
+        )
         fetched = 0
 
         def heard(line: str) -> None:

@@ -104,12 +104,13 @@ class Followed:
         self._matcher.consume_token(token)
 
 
-def faults(grammar: str) -> str | None:
-    """What is wrong with a grammar in itself, whatever the model's tokens are; None: nothing."""
+def checked(grammar: str) -> str:
+    """The grammar, if the library takes it, whatever the model's tokens are. Raises PromptError with its words."""
     from llguidance import LLMatcher
 
-    told = LLMatcher.validate_grammar(grammar, None)
-    return _shortened(told) if told else None
+    if told := LLMatcher.validate_grammar(grammar, None):
+        raise PromptError(f"this constraint cannot be used: {_shortened(told)}")
+    return grammar
 
 
 def _words(matcher: Any) -> str:

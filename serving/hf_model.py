@@ -27,18 +27,21 @@ class HfModel:
             self.config: HfConfig = read_config(
                 described, _json(folder / "generation_config.json", {}), weight_bytes(folder), dtype
             )
-            self._named = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            self._plain = Tokenizer.from_file(str(folder / "tokenizer.json"))
+            self._named = _tokenizer(folder)
+            self._plain = _tokenizer(folder)
+            settings = _json(folder / "tokenizer_config.json", {})
+            decoder = _json(folder / "tokenizer.json").get("decoder")
         except NotServed as refused:
             raise LoadError(f"{folder.name}: {refused}.") from None
         except Exception as error:  # the tokenizer's library raises plain ones
             raise LoadError(f"{folder} cannot be read as a model: {error}. Fetch it again.") from error
         self._plain.encode_special_tokens = True
-        settings = _json(folder / "tokenizer_config.json", {})
+        self._is_of_bytes = "ByteLevel" in json.dumps(decoder)
         self.specials = _specials(self._named)
         self.size = max(self.config.vocabulary, self._named.get_vocab_size())
         names = {token: text for text, token in self.specials.items()}
-        self.begin = _text(settings.get("bos_token")) or names.get(self.config.begin or -1, "")
+        begin = -1 if self.config.begin is None else self.config.begin
+        self.begin = _text(settings.get("bos_token")) or names.get(begin, "")
         end = _text(settings.get("eos_token"))
         # What the tokenizer calls the end may be another token than the model's own.
         known = self._named.token_to_id(end) if end else None
@@ -69,9 +72,10 @@ class HfModel:
         found = self._pieces.get(token)
         if found is None:
             written = self._named.id_to_token(token) or ""
-            found = self._pieces[token] = _bytes_of(written) or self._named.decode(
-                [token], skip_special_tokens=False
-            ).encode(errors="replace")
+            special = token in self.specials.values()
+            found = self._pieces[token] = (
+                written.encode() if special else _bytes_of(written, self._is_of_bytes)
+            )
         return found
 
     def _format(
@@ -139,10 +143,18 @@ def _byte_letters() -> dict[str, int]:
 _BYTES = _byte_letters()
 
 
-def _bytes_of(written: str) -> bytes | None:
-    """A token's bytes where its text is of byte letters, or SentencePiece's `<0x0A>`; None else."""
+def _bytes_of(written: str, is_of_bytes: bool) -> bytes:
+    """A token's bytes: letters that stand for bytes, or SentencePiece's text with `▁` for a blank and `<0x0A>`."""
     if len(written) == 6 and written.startswith("<0x") and written.endswith(">"):
         return bytes([int(written[3:5], 16)])
-    if written and all(letter in _BYTES for letter in written) and "▁" not in written:
+    if is_of_bytes and all(letter in _BYTES for letter in written):
         return bytes(_BYTES[letter] for letter in written)
-    return None
+    return written.replace("▁", " ").encode()
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    # What is too long is refused, and not cut.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer

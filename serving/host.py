@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -58,6 +58,7 @@ STDERR_BYTES = 1 * 2**20
 KEEP_ALIVE_S = 75
 """Longer than a router keeps an idle connection, so that none is closed under a request."""
 LOAD_FAILED = 78
+VLLM_LOG = "vllm.log"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,13 +131,15 @@ def vllm_engine(spec: HostSpec) -> Engine:
         os.kill(os.getpid(), signal.SIGTERM)
 
     return VllmEngine(
-        vllm_env(os.environ).python if options.python is None else Path(options.python),
+        vllm_env(os.environ, "cuda" if spec.slice.gpus else "cpu").python
+        if options.python is None
+        else Path(options.python),
         spec.model_path,
         model.context,
         model.sessions,
         spec.slice,
         options=options,
-        log=spec.folder / "vllm.log",
+        log=spec.folder / VLLM_LOG,
         on_death=died,
     )
 
@@ -196,7 +199,7 @@ def run_host(
         return _say(1, reason)
     engine = make_engine(spec)
     watch = MemoryWatch(spec.slice.memory_bytes)
-    host = _Host(listener, spec.folder / "host.err", watch, shown)
+    host = _Host(listener, (spec.folder / "host.err", spec.folder / VLLM_LOG), watch, shown)
     about = About(
         replica=spec.replica,
         machine=spec.machine,
@@ -220,11 +223,11 @@ class _Host:
     """One life of the process: load, serve, stop. `serve` is called once."""
 
     def __init__(
-        self, listener: socket.socket, errors: Path, watch: MemoryWatch, shown: tls.ServerTls | None
+        self, listener: socket.socket, logs: Sequence[Path], watch: MemoryWatch, shown: tls.ServerTls | None
     ) -> None:
         self._listener = listener
         self._shown = shown
-        self._errors = errors
+        self._logs = logs
         self._watch = watch
         self._code = 0
         self._patience = STOP
@@ -275,8 +278,9 @@ class _Host:
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING_S)
-            if self._errors.exists():
-                cap_file(self._errors, STDERR_BYTES)
+            for log in self._logs:
+                cap_file(log, STDERR_BYTES)
+            await asyncio.to_thread(self._watch.look)
             if warning := self._watch.check():
                 _say(0, warning)
             if self._shown is not None:

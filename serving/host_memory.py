@@ -3,7 +3,6 @@
 Only reports: it limits and ends nothing.
 """
 
-import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +10,6 @@ from typing import Any
 
 import psutil
 
-CHILDREN_S = 10.0
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -24,7 +22,6 @@ class MemoryWatch:
         self._process = psutil.Process()
         self._loaded_bytes = 0
         self._above = False
-        self._children_at = 0.0
         self._children_bytes = 0
 
     def report(self) -> Mapping[str, Any]:
@@ -40,7 +37,7 @@ class MemoryWatch:
 
     def note_loaded(self) -> int:
         """The engine is loaded: what the process takes with it. Any thread."""
-        self._children_at = 0.0
+        self.look()
         self._loaded_bytes = self._used()
         return self._loaded_bytes
 
@@ -53,14 +50,14 @@ class MemoryWatch:
         limit = f"{self.limit_bytes / 2**20:.0f} MiB of its slice; raise `needs.memory` of its model"
         return f"this host uses {rss_bytes / 2**20:.0f} MiB, more than the {limit}"
 
+    def look(self) -> None:
+        """See what its engine's processes take: the kernel counts that page by page, since what they share is nobody's
+        alone. Any thread."""
+        with suppress(psutil.Error):
+            self._children_bytes = sum(map(used_bytes, self._process.children(recursive=True)))
+
     def _used(self) -> int:
-        """Bytes of them all. What its children take is looked up only now and then: the kernel counts it page by page,
-        since what they share is nobody's alone."""
-        now = time.monotonic()
-        if now - self._children_at > CHILDREN_S or not self._children_at:
-            self._children_at, self._children_bytes = now, 0
-            with suppress(psutil.Error):
-                self._children_bytes = sum(map(used_bytes, self._process.children(recursive=True)))
+        """Bytes of them all, as seen last."""
         return int(self._process.memory_info().rss) + self._children_bytes
 
 

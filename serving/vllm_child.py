@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import socket
 import tempfile
 import threading
@@ -23,13 +24,15 @@ from cluster.group_watch import Watched, start_watched
 from cluster.slices import Slice
 from serving.engine import LoadError
 from serving.hf_model import HfModel
-from serving.vllm_command import NAME, Place, command, kv_bytes, progress
+from serving.vllm_command import LOGGING, LOGGING_FILE, NAME, Place, command, kv_bytes, progress
 from serving.vllm_options import VllmOptions
 
 LOOK_S = 0.2
 ASK_S = 5.0
 TOKEN_S = 120.0
 """Its first token may take that long: kernels are made for it."""
+QUIET_S = 900.0
+"""While it loads, it may say nothing for so long: kernels are compiled."""
 GRACE_S = 0.0
 """Asked to end, it waits for its clients for ever, and its engine is gone before (vLLM 0.32)."""
 ERROR = re.compile(r"(?:\w+Error|\w*Exception): (.+)")
@@ -59,7 +62,8 @@ class VllmChild:
         log: Path,
     ) -> "VllmChild":
         """Raises OSError, and NoRoom where the slice is too small."""
-        kv = None if carved.gpus else kv_bytes(carved, model.config, context, sessions, options)
+        # Of a GPU's memory vLLM finds out by itself what is left.
+        kv = options.kv_memory if carved.gpus else kv_bytes(carved, model.config, context, sessions, options)
         own = Path(tempfile.mkdtemp(prefix="homeport-vllm-"))
         place = Place(
             python,
@@ -70,9 +74,14 @@ class VllmChild:
             secrets.randbelow(2**31),
         )
         wanted = command(place, carved, context, sessions, options, kv, os.environ)
-        descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb", buffering=0) as out:
-            return cls(start_watched(wanted.argv, wanted.env, own, out), place, log, kv)
+        try:
+            (own / LOGGING_FILE).write_text(json.dumps(LOGGING))
+            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC, 0o600)
+            with os.fdopen(descriptor, "wb", buffering=0) as out:
+                return cls(start_watched(wanted.argv, wanted.env, own, out), place, log, kv)
+        except BaseException:
+            shutil.rmtree(own, ignore_errors=True)
+            raise
 
     @property
     def code(self) -> int | None:
@@ -94,17 +103,23 @@ class VllmChild:
         return self._watched.process.wait()
 
     def until_ready(self, report: Callable[[float], None], closed: Callable[[], bool]) -> None:
-        """Until it has made a token. Raises LoadError where it cannot be, or `closed` says so meanwhile."""
-        share = 0.0
+        """Until it has made a token. Raises LoadError where it cannot be, or `closed` says so meanwhile; RuntimeError
+        where another start may help."""
+        share, spoke_s = 0.0, time.monotonic()
         with self._log.open("rb") as log:
             while not self._answers():
                 for line in log.read().decode(errors="replace").splitlines():
-                    share = progress(line, share)
+                    share, spoke_s = progress(line, share), time.monotonic()
                 report(share)
                 if closed():
                     raise LoadError("loading was given up: the engine was closed")
                 if self.code is not None:
-                    raise LoadError(f"vLLM ended while it loaded: {self.last_words()}")
+                    error = (
+                        LoadError if self.code > 0 else RuntimeError
+                    )  # killed: for want of memory, it may be
+                    raise error(f"vLLM ended while it loaded: {self.last_words()}")
+                if time.monotonic() - spoke_s > QUIET_S:
+                    raise RuntimeError(f"vLLM has said nothing for {QUIET_S / 60:.0f} minutes while it loads")
                 time.sleep(LOOK_S)
         body = {"model": NAME, "prompt": "a", "max_tokens": 1, "temperature": 0.0, "cache_salt": "first"}
         status, told = self.ask("POST", "/v1/completions", body, TOKEN_S)

@@ -5,6 +5,7 @@ Starts nothing (see vllm_child.py). The flags and variables are those of vLLM 0.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from cluster.slices import Slice, bytes_text
 from serving.hf_config import HfConfig
@@ -15,6 +16,8 @@ NAME = "model"
 GIB = 1024**3
 BASE_BYTES = 2 * GIB
 """What its processes take beside weights and KV cache on a CPU (measured with vLLM 0.32: 1.6 to 1.9 GiB)."""
+CPU_BATCH = 512
+"""Tokens of a step where the config does not say: a neighbour waits for a step, and so does who watches for a hang."""
 GPU_USED = 0.92
 """The part of a GPU's memory that vLLM takes where nobody tells it: the rest is the driver's and CUDA's."""
 KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_HOME")
@@ -56,11 +59,13 @@ def kv_bytes(carved: Slice, config: HfConfig, context: int, sessions: int, optio
     wanted = options.kv_memory or sessions * per_session + spare
     if min(room, wanted) < per_session + spare:
         least = config.weight_bytes + BASE_BYTES + per_session + spare
-        what = "options.kv_memory" if wanted < per_session + spare else "the slice"
+        takes = f"a context of {context} tokens takes {bytes_text(per_session + spare)} of KV cache"
+        if wanted < per_session + spare:
+            raise NoRoom(f"{takes}, and options.kv_memory is less. Make it larger, or remove it")
         raise NoRoom(
-            f"a context of {context} tokens takes {bytes_text(per_session)} of KV cache beside "
-            f"{bytes_text(config.weight_bytes)} of weights and {bytes_text(BASE_BYTES)} for vLLM itself, and {what} "
-            f"has not that much. Give it needs.memory: {bytes_text(least)} or more, or a smaller context"
+            f"{takes} beside {bytes_text(config.weight_bytes)} of weights and {bytes_text(BASE_BYTES)} for vLLM "
+            f"itself, and the slice has not that much. Give it needs.memory: {bytes_text(least)} or more, or a "
+            "smaller context"
         )
     return min(room, wanted)
 
@@ -74,7 +79,7 @@ def command(
     kv_cache_bytes: int | None,
     host_env: Mapping[str, str],
 ) -> Command:
-    """`kv_cache_bytes`: None on GPUs, whose share decides."""
+    """`kv_cache_bytes`: None where the share of the GPUs decides."""
     argv = [
         place.python,
         "-m",
@@ -94,13 +99,14 @@ def command(
         "--disable-uvicorn-access-log",
         "--disable-fastapi-docs",
     ]
-    if options.batch is not None:
-        argv.append(f"--max-num-batched-tokens={max(options.batch, sessions)}")
+    batch = options.batch or (None if carved.gpus else CPU_BATCH)
+    if batch is not None:
+        argv.append(f"--max-num-batched-tokens={max(batch, sessions)}")
     if not options.compile:
         argv.append("--enforce-eager")
     if kv_cache_bytes is not None:
         argv.append(f"--kv-cache-memory-bytes={kv_cache_bytes}")
-    else:
+    if carved.gpus:
         argv += [
             f"--gpu-memory-utilization={gpu_share(carved):.3f}",
             f"--tensor-parallel-size={len(carved.gpus)}",
@@ -127,6 +133,7 @@ def _environment(place: Place, carved: Slice, host_env: Mapping[str, str]) -> di
         "VLLM_SERVER_DEV_MODE": "0",
         "VLLM_CONFIGURE_LOGGING": "1",
         "VLLM_LOGGING_COLOR": "0",
+        "VLLM_LOGGING_CONFIG_PATH": f"{place.folder}/{LOGGING_FILE}",
         "HF_HUB_OFFLINE": "1",
         "TRANSFORMERS_OFFLINE": "1",
         "OMP_NUM_THREADS": threads,
@@ -142,6 +149,20 @@ def omp_cpus(carved: Slice) -> tuple[int, ...]:
     return tuple(named) if len(named) == len(carved.cores) else carved.cpus[: max(1, len(carved.cores))]
 
 
+LOGGING_FILE = "logging.json"
+LOGGING: Mapping[str, Any] = {
+    "version": 1,
+    "formatters": {"plain": {"format": "%(levelname)s %(asctime)s %(message)s"}},
+    "handlers": {
+        "out": {"class": "logging.StreamHandler", "formatter": "plain", "stream": "ext://sys.stdout"}
+    },
+    "loggers": {
+        "vllm": {"handlers": ["out"], "level": "INFO", "propagate": False},
+        # When its engine breaks it would print what was asked of it: stop strings, tools, schemas.
+        "vllm.logging_utils.dump_input": {"level": "CRITICAL", "handlers": [], "propagate": False},
+    },
+}
+"""What LOGGING_FILE in its folder holds."""
 STEPS = (
     ("Starting vLLM", 0.02),
     ("vLLM server version", 0.05),

@@ -5,6 +5,7 @@ that both engines are one to a client. Speaks no HTTP (see vllm_engine.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -151,20 +152,33 @@ def words(error: Mapping[str, Any]) -> str:
     return text if len(text) <= WORDS else text[:WORDS] + "…"
 
 
-def held(kept: Sequence[int], prompt: Sequence[int], reused: int, block: int) -> int:
-    """How many tokens of a context there were to use again, given how many were: vLLM counts whole blocks only.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What vLLM still had of a context, in the words of `engine.Began`."""
 
-    `kept`: what was there once. `reused`, where all of it that could be was used; 0 where vLLM had dropped it; else all
-    that was kept: the prompt is another.
+    held: int
+    shared: int
+    whole: bool
+    """All of it that the prompt could use was there."""
+
+
+def found(kept: Sequence[int], prompt: Sequence[int], reused: int, block: int) -> Found:
+    """`kept`: what a sequence held, as far as anybody knows. vLLM counts whole blocks, and drops them as it needs room:
+    `reused` tokens were there, which may be of another sequence's where they are not all of this one's.
     """
+    if not kept:
+        return Found(0, reused, whole=False)
     common = common_prefix(kept, prompt)
     # Of the last token that was made nothing is kept, and the prompt's last one is always evaluated.
     usable = min(common, len(kept) - 1, len(prompt) - 1) // block * block
-    if reused == 0 and usable > 0:
-        return 0
-    return reused if common >= len(kept) - 1 and reused >= usable else len(kept)
+    is_edited = common < len(kept) - 1
+    if usable == 0:
+        return Found(len(kept) if is_edited else 0, reused, whole=False)
+    if reused < usable:
+        return Found(0, reused, whole=False)
+    return Found(len(kept) if is_edited else reused, 0, whole=True)
 
 
-def is_ours(code: int | None) -> bool:
-    """Whether what was asked for cannot be done, and not vLLM's own fault."""
-    return code is not None and 400 <= code < 500
+def is_clients(status: int) -> bool:
+    """Whether what was asked for cannot be done, by an HTTP status: it is neither vLLM's fault nor its host's."""
+    return status in (400, 413, 422)

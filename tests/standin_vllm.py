@@ -1,7 +1,8 @@
 """Stands in for vLLM where its faults are wanted: it takes vLLM's command line and serves on its socket.
 
 Its answers are the prompt's tokens again, one chunk each, as vLLM streams them. A fault is asked for by a file
-`fault` beside the model: `dies`, `refuses to load`, `hangs` (its /health says nothing of it), `breaks off`.
+`fault` beside the model: `dies`, `refuses to load`, `hangs` (its /health says nothing of it), `reads on` (a prompt that
+takes long), `breaks off`.
 """
 
 import asyncio
@@ -49,8 +50,8 @@ async def completions(request: web.Request) -> web.StreamResponse:
     await response.prepare(request)
     request.app["running"] += 1
     try:
-        if fault(model) == "hangs":
-            await asyncio.sleep(3600)
+        while fault(model) in ("hangs", "reads on"):  # noqa: ASYNC110  a file tells
+            await asyncio.sleep(0.05)
         await answer(response, body, fault(model), seen)
     finally:
         request.app["running"] -= 1
@@ -96,7 +97,10 @@ async def event(response: web.StreamResponse, told: dict[str, Any]) -> None:
 
 
 async def metrics(request: web.Request) -> web.Response:
-    return web.Response(text=f"vllm:num_requests_running {request.app['running']}\n")
+    model, told = request.app["model"], f"vllm:num_requests_running {request.app['running']}\n"
+    if fault(model) == "reads on":  # as a prompt of many chunks does, which are no tokens yet
+        told += f"vllm:kv_cache_usage_perc {time.monotonic()}\n"
+    return web.Response(text=told)
 
 
 def main() -> None:

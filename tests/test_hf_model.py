@@ -40,6 +40,23 @@ def test_pieces_are_the_bytes_of_the_text(folder: Path, text: str) -> None:
     assert b"".join(map(model.piece, tokens)) == text.encode()
 
 
+def test_pieces_of_a_vocabulary_of_text_are_its_text(folder: Path) -> None:
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["decoder"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}
+    told["pre_tokenizer"] = None
+    told["model"]["vocab"] = {"é": 0, "▁a": 1, "<0x0A>": 2}
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    model = HfModel(folder)
+    assert [model.piece(token) for token in (0, 1, 2)] == ["é".encode(), b" a", b"\n"]
+
+
+def test_a_prompt_is_never_cut(folder: Path) -> None:
+    told = json.loads((folder / "tokenizer.json").read_text())
+    told["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (folder / "tokenizer.json").write_text(json.dumps(told))
+    assert len(HfModel(folder).tokenize("abcdefgh", 1000, begin=False, special=True)) == 8
+
+
 def test_what_cannot_fit_is_not_tokenized(folder: Path) -> None:
     model = HfModel(folder)
     with pytest.raises(PromptTooLong) as refused:
@@ -75,6 +92,12 @@ def test_a_named_template_replaces_its_own(folder: Path, tmp_path: Path) -> None
 def test_a_broken_template_is_named(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"options\.chat_template"):
         HfModel(make_folder(tmp_path / "broken", template="{% for %}"))
+
+
+def test_settings_that_are_no_json_are_named(folder: Path) -> None:
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(LoadError, match="cannot be read as a model"):
+        HfModel(folder)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json"])

@@ -8,7 +8,7 @@ from cluster.gpu_parts import hold_of
 from cluster.machine import Gpu
 from cluster.slices import Slice
 from serving.hf_config import read_config
-from serving.vllm_command import GIB, NoRoom, Place, command, kv_bytes, omp_cpus, progress
+from serving.vllm_command import GIB, LOGGING, NoRoom, Place, command, kv_bytes, omp_cpus, progress
 from serving.vllm_options import VllmOptions
 from tests.hf_folders import CONFIG
 
@@ -63,12 +63,14 @@ def test_options_become_flags() -> None:
         f"--kv-cache-memory-bytes={GIB}",
     } <= set(argv)
     assert "--enforce-eager" not in argv
+    assert "--max-num-batched-tokens=512" in command(PLACE, CARVED, 2048, 4, USUAL, GIB, KEPT).argv
     assert "--enforce-eager" in command(PLACE, CARVED, 2048, 4, USUAL, GIB, KEPT).argv
 
 
 def test_gpus_get_a_share_and_one_process_each() -> None:
     argv = command(PLACE, replace(CARVED, gpus=("GPU-a", "GPU-b")), 2048, 4, USUAL, None, KEPT).argv
     assert {"--gpu-memory-utilization=0.920", "--tensor-parallel-size=2"} <= set(argv)
+    assert not any(word.startswith(("--kv-cache", "--max-num-batched")) for word in argv)
 
 
 def test_of_a_shared_gpu_it_takes_the_slices_part() -> None:
@@ -104,3 +106,9 @@ def test_a_start_goes_forwards_only() -> None:
         before, share = share, progress(line, share)
         assert share >= before
     assert share == 0.9
+
+
+def test_what_was_asked_is_not_printed_when_its_engine_breaks() -> None:
+    made = command(PLACE, CARVED, 2048, 2, USUAL, GIB, KEPT)
+    assert made.env["VLLM_LOGGING_CONFIG_PATH"] == f"{PLACE.folder}/logging.json"
+    assert LOGGING["loggers"]["vllm.logging_utils.dump_input"]["level"] == "CRITICAL"

@@ -6,7 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serving.engine import Sampling, Turn
-from serving.vllm_wire import Logprobs, Split, chunks, held, request, sampled, unfit, words
+from serving.vllm_wire import (
+    Found,
+    Logprobs,
+    Split,
+    chunks,
+    found,
+    is_clients,
+    request,
+    sampled,
+    unfit,
+    words,
+)
 
 GREEDY = Sampling(temperature=0.0)
 
@@ -73,41 +84,50 @@ def test_events_are_read_however_the_bytes_are_cut(cuts: list[int]) -> None:
     stream = (
         b"".join(b"data: " + msgspec.json.encode(event) + b"\n\n" for event in events) + b"data: [DONE]\n\n"
     )
-    split, found = Split(), list[bytes]()
+    split, read = Split(), list[bytes]()
     for size in (*cuts, len(stream)):
-        found += split.push(stream[:size])
+        read += split.push(stream[:size])
         stream = stream[size:]
-    assert found.pop() == b"[DONE]"
-    assert [chunks.decode(each).choices[0].text for each in found] == ["a", "ä🙂", "\n\n"]
+    assert read.pop() == b"[DONE]"
+    assert [chunks.decode(each).choices[0].text for each in read] == ["a", "ä🙂", "\n\n"]
 
 
 def test_log_probabilities_are_told_by_token() -> None:
     told = Logprobs(
         ["token_id:65"], [-0.5], [{"token_id:66": -0.1, "token_id:65": -0.5, "token_id:67": -3.0}]
     )
-    (found,) = sampled(told, 2, lambda token: bytes([token]))
-    assert (found.chosen.token, found.chosen.piece, found.chosen.logprob) == (65, b"A", -0.5)
-    assert [each.token for each in found.top] == [66, 65]
+    (only,) = sampled(told, 2, lambda token: bytes([token]))
+    assert (only.chosen.token, only.chosen.piece, only.chosen.logprob) == (65, b"A", -0.5)
+    assert [each.token for each in only.top] == [66, 65]
     assert sampled(told, 0, lambda _: b"")[0].top == ()
 
 
 @pytest.mark.parametrize(
     ("kept", "prompt", "reused", "there"),
     [
-        (range(100), range(120), 96, 96),  # all whole blocks of it
-        (range(97), range(120), 96, 96),  # of the last token made nothing is kept
-        (range(20), range(30), 0, 0),  # shorter than a block: nothing was kept
-        (range(100), range(120), 0, 0),  # dropped
-        (range(100), range(120), 64, 100),  # dropped in part
-        (range(100), [*range(50), *range(500, 560)], 32, 100),  # edited
-        (range(65), range(65), 64, 64),  # the same again
-        ((), range(10), 0, 0),
+        (range(100), range(120), 96, Found(96, 0, whole=True)),  # all whole blocks of it
+        (range(97), range(120), 96, Found(96, 0, whole=True)),  # of the last token made nothing is kept
+        (range(20), range(30), 0, Found(0, 0, whole=False)),  # shorter than a block: nothing was kept
+        (range(100), range(120), 0, Found(0, 0, whole=False)),  # dropped
+        (range(100), range(120), 64, Found(0, 64, whole=False)),  # dropped in part, or a neighbour's
+        (range(100), [*range(50), *range(500, 560)], 32, Found(100, 0, whole=True)),  # edited
+        (range(100), range(500, 560), 0, Found(100, 0, whole=False)),  # edited at its first token
+        (range(65), range(65), 64, Found(64, 0, whole=True)),  # the same again
+        ((), range(50), 32, Found(0, 32, whole=False)),  # a neighbour's beginning
     ],
 )
 def test_what_was_there_to_use_again_is_counted_in_blocks(
-    kept: range, prompt: range, reused: int, there: int
+    kept: range, prompt: range, reused: int, there: Found
 ) -> None:
-    assert held(tuple(kept), tuple(prompt), reused, 32) == there
+    assert found(tuple(kept), tuple(prompt), reused, 32) == there
+
+
+def test_what_a_client_asked_wrongly_is_told_from_what_broke() -> None:
+    assert [status for status in (400, 401, 404, 413, 422, 429, 500, 503) if is_clients(status)] == [
+        400,
+        413,
+        422,
+    ]
 
 
 def test_its_words_are_short_and_on_one_line() -> None:
