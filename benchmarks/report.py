@@ -24,18 +24,21 @@ class Figure:
 
 def table(figures: Sequence[Figure], date: str) -> str:
     """Markdown: the machine in a line, then a row for each figure."""
-    memory_gib = psutil.virtual_memory().total / 1024**3
-    machine = (
-        f"{psutil.cpu_count()} CPUs, {memory_gib:.0f} GiB, {platform.system()} {platform.machine()}, no GPU"
-    )
     rows = [
         f"| {f.question} | {f.target} | {f.measured} | {'met' if f.met else '**missed**'} | {f.how} |"
         for f in figures
     ]
     head = ["| figure | target | measured | | how |", "| --- | --- | --- | --- | --- |"]
-    return "\n".join(
-        [f"Measured on {date}, on {machine}, Python {platform.python_version()}.", "", *head, *rows]
+    return "\n".join([measured_on(date), "", *head, *rows])
+
+
+def measured_on(date: str) -> str:
+    """The machine in a line."""
+    memory_gib = psutil.virtual_memory().total / 1024**3
+    machine = (
+        f"{psutil.cpu_count()} CPUs, {memory_gib:.0f} GiB, {platform.system()} {platform.machine()}, no GPU"
     )
+    return f"Measured on {date}, on {machine}, Python {platform.python_version()}."
 
 
 def write(name: str, text: str) -> None:

@@ -19,6 +19,7 @@ import httpx2
 from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils._headers import build_hf_headers
+from huggingface_hub.utils._http import get_session, hf_raise_for_status
 
 from serving.model_files import HubSource
 from serving.model_trouble import Trouble
@@ -75,6 +76,42 @@ def download(hub: HubSource, found: Found, file: BinaryIO, at: int, wrote: Calla
             expected_size=found.size,
             displayed_filename=found.name,
         )
+
+
+def read_part(hub: HubSource, name: str, begin: int, end: int) -> tuple[bytes, int]:
+    """Bytes `begin` to `end` of a file of this repository, and the size of all of it. Raises Trouble."""
+    with _told(hub, name, None):
+        headers = build_hf_headers(token=None, user_agent=USER_AGENT)
+        return _part(_url(hub, name, None), headers, begin, end)
+
+
+def read_web_part(url: str, begin: int, end: int) -> tuple[bytes, int]:
+    """The same of a file anywhere; no token is sent. Raises Trouble."""
+    try:
+        return _part(url, {"user-agent": USER_AGENT}, begin, end)
+    except errors.HfHubHTTPError as error:
+        words = f"{url}: the server answered with status {error.response.status_code}"
+        raise Trouble("hub", words, "Correct the address") from None
+    except (httpx2.HTTPError, httpx2.InvalidURL, errors.OfflineModeIsEnabled, OSError, ValueError) as error:
+        raise Trouble("network", f"{url} cannot be reached ({_words(error)})", _REACH) from None
+
+
+def _part(url: str, headers: dict[str, str], begin: int, end: int) -> tuple[bytes, int]:
+    """Leaves a server that sends everything after what it was asked for."""
+    asked = {**headers, "range": f"bytes={begin}-{end - 1}", "accept-encoding": "identity"}
+    with get_session().stream("GET", url, headers=asked, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT) as answer:
+        hf_raise_for_status(answer)
+        _, _, size = answer.headers.get("content-range", "").rpartition("/")
+        if answer.status_code != 206 or not size.isdecimal():
+            raise Trouble(
+                "hub", f"{url}: the server gives files as a whole only", "Fetch it, and give its path"
+            )
+        data = bytearray()
+        for piece in answer.iter_bytes():
+            data += piece
+            if len(data) >= end - begin:
+                break
+    return bytes(data[: end - begin]), int(size)
 
 
 class _Counted:
@@ -145,11 +182,16 @@ def _told(hub: HubSource, name: str, commit: str | None) -> Iterator[None]:
     except errors.HfHubHTTPError as error:
         raise _refusal(error, page) from None
     except (httpx2.HTTPError, errors.OfflineModeIsEnabled, OSError, ValueError) as error:
-        words = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        if "bearer" in words.lower():  # a header that cannot be sent is quoted, and that one is the token
-            words = f"{type(error).__name__}: see that HF_TOKEN holds nothing but the token"
-        remedy = "See that this machine reaches it, and that HF_HUB_OFFLINE is not set"
-        raise Trouble("network", f"{constants.ENDPOINT} cannot be reached ({words})", remedy) from None
+        raise Trouble(
+            "network", f"{constants.ENDPOINT} cannot be reached ({_words(error)})", _REACH
+        ) from None
+
+
+def _words(error: Exception) -> str:
+    words = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    if "bearer" in words.lower():  # a header that cannot be sent is quoted, and that one is the token
+        words = f"{type(error).__name__}: see that HF_TOKEN holds nothing but the token"
+    return words
 
 
 def _refusal(error: Any, page: str) -> Trouble:
@@ -163,6 +205,7 @@ def _refusal(error: Any, page: str) -> Trouble:
     return Trouble("hub", f"{page}: the hub answered with status {status}", "It is tried again")
 
 
+_REACH = "See that this machine reaches it, and that HF_HUB_OFFLINE is not set"
 _LOG_IN = "Run `.venv/bin/hf auth login` on this machine, or start homeport there with HF_TOKEN set"
 
 

@@ -16,10 +16,11 @@ import psutil
 from serving.backend import Span
 from serving.chat_format import ChatFormat, TemplateBroken
 from serving.constraint import Constraint, Grammars, tokenizer_of
+from serving.embed_room import USUAL_TOKENS, output_bytes, rows_of
 from serving.engine import LoadError, MemoryUse, ModelFacts, PromptError, Sampled, Turn
 from serving.likely import Scores
 from serving.llama_context import Abort, Context, Sizes, context_params
-from serving.llama_embed import POOLING, USUAL_TOKENS, Embedder, Pooling, output_bytes, rows_of
+from serving.llama_embed import POOLING, Embedder, Pooling
 from serving.llama_log import LlamaLog
 from serving.llama_memory import measured, mib, too_much
 from serving.llama_model import LlamaModel, check_file, check_options

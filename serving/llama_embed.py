@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serving.backend import Span
+from serving.embed_room import USUAL_TOKENS, rows_of
 from serving.llama_context import Batch, floats
 
 Pooling = Literal["mean", "cls", "last"]
@@ -23,12 +24,6 @@ POOLING: dict[str, Pooling | None] = {
     "4": None,
 }
 """By the model's metadata, enum llama_pooling_type. None: it ranks, and embeds nothing."""
-
-USUAL_TOKENS = 2048
-"""A context for texts of so many tokens is kept; for a longer one another is made, and freed after it."""
-
-OUTPUT_BYTES = 32 * 2**20
-"""Room for the logits that llama.cpp works out beside every embedding, whether they are wanted or not."""
 
 
 class Embedder:
@@ -107,13 +102,3 @@ class Embedder:
         if not pointer:
             raise RuntimeError("llama.cpp gave no embeddings")
         return floats(pointer, count * self._width).reshape(count, self._width)
-
-
-def rows_of(batch: int, vocabulary: int) -> int:
-    """Tokens of a text that one decode takes."""
-    return max(1, min(batch, OUTPUT_BYTES // (4 * vocabulary)))
-
-
-def output_bytes(rows: int, vocabulary: int, width: int) -> int:
-    """What llama.cpp keeps the outputs of `rows` tokens in. Not told when a context is made, as it grows then."""
-    return 4 * rows * (vocabulary + width)

@@ -133,8 +133,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _give(self, file: HubFile, with_body: bool) -> None:
         size = file.path.stat().st_size
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("range", ""))
+        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("range", ""))
         first = int(asked[1]) if asked and not file.ignores_ranges else 0
+        end = min(size, int(asked[2]) + 1) if asked and asked[2] and not file.ignores_ranges else size
         self.send_response(206 if asked and not file.ignores_ranges else 200)
         self.send_header("etag", f'"{file.etag}"')
         self.send_header("x-repo-commit", COMMIT)
@@ -142,22 +143,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("x-linked-etag", f'"{file.sha256}"')
             self.send_header("x-linked-size", str(size))
         if asked and not file.ignores_ranges:
-            self.send_header("content-range", f"bytes {first}-{size - 1}/{size}")
-        self.send_header("content-length", str(size - first + (file.excess if with_body else 0)))
+            self.send_header("content-range", f"bytes {first}-{end - 1}/{size}")
+        self.send_header("content-length", str(end - first + (file.excess if with_body else 0)))
         self.send_header("accept-ranges", "bytes")
         self.end_headers()
         if with_body:
             sent = 0
             try:
-                sent = self._send(file, first)
+                sent = self._send(file, first, end)
             finally:
                 self.hub.note(self.client_address[0], self.path, sent)
 
-    def _send(self, file: HubFile, first: int) -> int:
+    def _send(self, file: HubFile, first: int, end: int) -> int:
         sent, dies_at = 0, file.dies_at
         with file.path.open("rb") as content:
             content.seek(first)
-            while data := content.read(BLOCK):
+            while data := content.read(min(BLOCK, end - first - sent)):
                 if dies_at is not None and sent + len(data) > dies_at:
                     file.dies_at = None
                     self.wfile.write(data[: dies_at - sent])
