@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from tests.random_gguf import Shape, write
 
 SHAPES = (
-    Shape("10M F16, every head its own keys", 256, 6, 8, 8, 704, 8192, "F16"),
+    Shape("10M F16, every head its own keys", 256, 6, 4, 4, 704, 8192, "F16"),
     Shape("70M Q8_0, 2 heads a key, output of its own", 512, 12, 8, 4, 1536, 32000, "Q8_0", output="Q8_0"),
     Shape("140M Q4_0, 3 heads a key", 768, 16, 12, 4, 2048, 49152, "Q4_0"),
     Shape(

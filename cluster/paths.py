@@ -40,6 +40,11 @@ class Paths:
         return self.home / "machine.json"
 
     @property
+    def bench(self) -> Path:
+        """What `homeport bench machine` measured here last."""
+        return self.home / "bench.json"
+
+    @property
     def joined(self) -> Path:
         """Which head this machine joined."""
         return self.home / "joined.json"

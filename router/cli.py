@@ -22,9 +22,11 @@ from cluster.ray_cluster import forget_state
 from router import (
     api_client,
     apply_commands,
+    bench_commands,
     doctor_commands,
     down_all,
     drain_commands,
+    fit_commands,
     following,
     join_commands,
     key_commands,
@@ -51,6 +53,7 @@ app = typer.Typer(
 )
 app.add_typer(key_commands.app, name="key")
 app.add_typer(service_commands.app, name="service")
+app.add_typer(bench_commands.app, name="bench")
 app.command(name="apply")(apply_commands.apply)
 app.command(name="yield")(yield_commands.yield_machine)
 app.command(name="doctor")(doctor_commands.doctor)
@@ -58,6 +61,7 @@ app.command(name="wake")(wake_commands.wake)
 app.command(name="cordon")(drain_commands.cordon)
 app.command(name="uncordon")(drain_commands.uncordon)
 app.command(name="drain")(drain_commands.drain)
+app.command(name="fit")(fit_commands.fit)
 app.command(name="join")(join_commands.join)
 app.command(name="setup-vllm")(vllm_commands.setup_vllm)
 app.command(name="join-token")(join_commands.join_token)

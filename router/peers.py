@@ -145,6 +145,8 @@ class ListedMachine(msgspec.Struct, frozen=True, kw_only=True):
     """Those of its slices that do not work, as its keeper sees it now: {uuid: {"state", "reason"}}."""
     models: Any = None
     """What it has and gets from Hugging Face, as its keeper reports (serving/model_store.py)."""
+    bench: Any = None
+    """What `homeport bench machine` measured there last (serving/machine_figures.py)."""
     replicas: tuple[ListedReplica, ...] = ()
 
 

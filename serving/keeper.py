@@ -22,7 +22,7 @@ from typing import Any, assert_never
 from cluster import confine, machine_tls, magic_packet, tls
 from cluster.inventory import measure
 from cluster.offline import offline
-from cluster.paths import Paths, secret, write_private
+from cluster.paths import Paths, read_json, secret, write_private
 from cluster.processes import ROLE, RUN, clean_environment, mark
 from cluster.record import boot_id
 from cluster.slices import overlap
@@ -202,6 +202,7 @@ class Keeper:
             "power": self.sleep.detail(),
             "ending": [n for n, watch in list(self.watches.items()) if n not in slots and watch.lives],
             "models": self.models.report(),
+            "bench": read_json(self.paths.bench),
             "replicas": [self._replica(slot) for slot in slots.values()],
         }
         with self._news:

@@ -1,0 +1,73 @@
+"""`homeport bench`: measures this machine, for `homeport fit` and `homeport advise`. Exit codes as in `router.cli`."""
+
+import json
+import os
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cluster.paths import Paths
+from router.command_line import FAILED, PLAIN, err, out, refuse, say
+from serving.bench_kept import take
+from serving.machine_bench import BenchFailed
+from serving.machine_figures import MachineFigures
+
+app = typer.Typer(help="Measure what this machine can do.", no_args_is_help=True)
+
+
+@app.callback()
+def bench() -> None:
+    """Measure what this machine can do."""
+
+
+@app.command()
+def machine(
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only try whether all of it runs: the figures are worth little.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Measure this machine's memory, disk and llama.cpp on its cores, and keep that. Takes about a minute; what else
+    runs makes the figures worse."""
+    paths = Paths.from_env(os.environ)
+    shown = (
+        (lambda _: None) if as_json else (lambda what: err.print(f"measuring {what}", style="dim", **PLAIN))
+    )
+    try:
+        figures = take(paths, quick, shown)
+    except BenchFailed as failed:
+        refuse(f"{failed}. Free some memory and cores, then try again.", FAILED)
+    except OSError as error:
+        refuse(f"{error.filename or paths.home}: {error.strerror or error}.", FAILED)
+    if as_json:
+        print(json.dumps(figures.to_json()))
+        return
+    show(figures)
+    say(f"Kept in {paths.bench}. `homeport fit MODEL` and `homeport advise` use it.")
+
+
+def show(figures: MachineFigures) -> None:
+    """What was measured, as tables."""
+    memory = ", ".join(
+        f"{rate / 1e9:.1f} GB/s with {count} core{'' if count == 1 else 's'}"
+        for count, rate in figures.memory_bytes_s.items()
+    )
+    say(f"{figures.cpu or 'this machine'}: memory {memory}")
+    say(
+        f"disk {'not measured' if figures.disk_bytes_s is None else f'{figures.disk_bytes_s / 1e9:.1f} GB/s'}"
+    )
+    table = Table("weights", box=None, header_style="bold")
+    for engine in figures.engine:
+        table.add_column(f"decoding, {engine.cores} core{'' if engine.cores == 1 else 's'}", justify="right")
+        table.add_column("prompts", justify="right")
+    for kind in figures.engine[0].kinds:
+        cells: list[str] = []
+        for engine in figures.engine:
+            rate = engine.kinds[kind]
+            cells += [f"{rate.bytes_s / 1e9:.1f} GB/s", f"{rate.flops / 1e9:,.0f} GFLOP/s"]
+        table.add_row(kind, *cells)
+    out.print(table)
+    for gpu in figures.gpus:
+        speed = "unknown" if gpu.bytes_s is None else f"{gpu.bytes_s / 1e9:,.0f} GB/s by its driver"
+        say(f"{gpu.name}: {gpu.memory_bytes / 2**30:.0f} GiB, memory {speed}; not measured")
