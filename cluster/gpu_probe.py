@@ -16,6 +16,8 @@ from typing import Any
 
 import pynvml
 
+TRANSFERS = 2
+
 
 def main() -> None:
     for line in sys.stdin:
@@ -81,7 +83,8 @@ def _instances(card: Any, told: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _filled(handle: Any) -> dict[str, Any]:
-    """Its memory, 0 where it has none of its own, and the processes on it, by pid, with the bytes that each holds."""
+    """Its memory, 0 where it has none of its own, how fast that is, where it says so, and the processes on it, by pid,
+    with the bytes that each holds."""
     total = _known(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).total), 0)
     processes: dict[int, int | None] = {}
     for process in [
@@ -90,7 +93,15 @@ def _filled(handle: Any) -> dict[str, Any]:
     ]:
         held, before = process.usedGpuMemory, processes.get(int(process.pid))
         processes[int(process.pid)] = before if held is None else max(int(held), before or 0)
-    return {"memory_bytes": total, "processes": [[pid, held] for pid, held in processes.items()]}
+    listed = [[pid, held] for pid, held in processes.items()]
+    return {"memory_bytes": total, "processes": listed, "bytes_s": _known(lambda: _bytes_s(handle), None)}
+
+
+def _bytes_s(handle: Any) -> float:
+    """How fast its memory is: bus width times clock, which transfers at both edges."""
+    bits = int(pynvml.nvmlDeviceGetMemoryBusWidth(handle))
+    mhz = int(pynvml.nvmlDeviceGetMaxClockInfo(handle, pynvml.NVML_CLOCK_MEM))
+    return bits / 8 * mhz * 1e6 * TRANSFERS
 
 
 def _known(ask: Callable[[], Any], otherwise: Any) -> Any:

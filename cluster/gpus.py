@@ -54,6 +54,8 @@ class Found:
     trouble: str = ""
     """Why there are none, or fewer than there are cards."""
     processes: tuple[GpuProcess, ...] = ()
+    bytes_s: Mapping[str, float] = field(default_factory=dict)
+    """By UUID, how fast its memory is as the driver says it; without those that do not say."""
     hung: int | None = field(default=None, compare=False)
     """The index of the GPU at which the driver stopped answering."""
 
@@ -182,7 +184,7 @@ def measure_gpus(sysfs: Path = SYSFS) -> Found:
 def read(lines: Sequence[Mapping[str, Any]], why: str, sysfs: Path = SYSFS) -> Found:
     """What the lines of gpu_probe.py say. `why`: for what reason there are no more of them; "" where it said all."""
     gpus, processes, cut, trouble = list[Gpu](), list[GpuProcess](), dict[str, str](), list[str]()
-    driver = ""
+    driver, rates = "", dict[str, float]()
     at: Mapping[str, Any] = {}
     for line in lines:
         if "none" in line:
@@ -197,13 +199,15 @@ def read(lines: Sequence[Mapping[str, Any]], why: str, sysfs: Path = SYSFS) -> F
             continue
         cut.pop(told.get("card", ""), None)
         gpus.append(_gpu(told, sysfs))
+        if told.get("bytes_s"):
+            rates[told["uuid"]] = told["bytes_s"]
         processes += [GpuProcess(told["uuid"], pid, held) for pid, held in told.get("processes", ())]
     hung = at["at"] if why and at and not _is_told(at, gpus, lines) else None
     if hung is not None:
         gpus.append(Gpu(at["uuid"] or _nameless(hung), "", 0, state="hung", reason=why))
     elif why:
         trouble.append(why)
-    return Found(tuple(gpus), driver, "; ".join([*trouble, *cut.values()]), tuple(processes), hung)
+    return Found(tuple(gpus), driver, "; ".join([*trouble, *cut.values()]), tuple(processes), rates, hung)
 
 
 def amd(sysfs: Path = SYSFS) -> tuple[Gpu, ...]:

@@ -7,8 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 from tempfile import TemporaryDirectory
 
 from cluster.cpu import cpu_model
-from cluster.gpu_rates import gpu_bytes_s
-from cluster.inventory import measure_cores, measure_gpus
+from cluster.gpus import measure_gpus
+from cluster.inventory import measure_cores
 from cluster.paths import Paths, read_json, write_private
 from serving.machine_bench import (
     DISK_BYTES,
@@ -37,7 +37,7 @@ def take(paths: Paths, quick: bool, say: Say) -> MachineFigures:
     disk = disk_rate(paths.home, QUICK_DISK_BYTES if quick else DISK_BYTES)
     with TemporaryDirectory(prefix="homeport-bench-") as folder:
         timings = [time_engine(cores[:count], quick, folder, say) for count in sorted({1, len(cores)})]
-    rates = gpu_bytes_s()
+    found = measure_gpus()
     figures = MachineFigures(
         taken_at=datetime.now(UTC).isoformat(timespec="seconds"),
         version=_version(),
@@ -45,7 +45,7 @@ def take(paths: Paths, quick: bool, say: Say) -> MachineFigures:
         memory_bytes_s=memory,
         disk_bytes_s=disk,
         engine=tuple(engine_figures(each) for each in timings),
-        gpus=tuple(GpuFigures(g.uuid, g.name, g.memory_bytes, rates.get(g.uuid)) for g in measure_gpus()),
+        gpus=tuple(GpuFigures(g.uuid, g.name, g.memory_bytes, found.bytes_s.get(g.uuid)) for g in found.gpus),
     )
     write_private(paths.bench, json.dumps(figures.to_json(), indent=1))
     return figures
