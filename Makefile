@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-relay bench-sessions clean lock python
+.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-relay bench-sessions bench-vllm clean lock python
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -87,6 +87,11 @@ bench-controller: python ## measure what 50 machines with 400 replicas cost the 
 bench-relay: python ## measure the router beside nginx, HAProxy, two Rust routers and LiteLLM, and write the table (15 min)
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m benchmarks.relay $(ARGS)
+
+bench-vllm: python ## set up vLLM for CPUs, measure what a host in front of it takes, and write the table (6 min)
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@.venv/bin/python -m tests.vllm.prepare
+	@exec .venv/bin/python -m benchmarks.vllm $(ARGS)
 
 clean: ## stop what runs, remove .venv and the tools' caches (wheels, models and state stay)
 	@if [ -x .venv/bin/homeport ]; then .venv/bin/homeport down || true; fi
