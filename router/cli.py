@@ -20,6 +20,7 @@ from cluster.paths import Paths, read_json
 from cluster.processes import ours
 from cluster.ray_cluster import forget_state
 from router import (
+    advise_commands,
     api_client,
     apply_commands,
     bench_commands,
@@ -54,6 +55,7 @@ app = typer.Typer(
 app.add_typer(key_commands.app, name="key")
 app.add_typer(service_commands.app, name="service")
 app.add_typer(bench_commands.app, name="bench")
+app.command(name="advise")(advise_commands.advise)
 app.command(name="apply")(apply_commands.apply)
 app.command(name="yield")(yield_commands.yield_machine)
 app.command(name="doctor")(doctor_commands.doctor)

@@ -116,10 +116,10 @@ def find(paths: Paths, name: str, config: Path | None) -> Asked:
     said."""
     if name == BUNDLED or name.startswith((HUB, "https://", "http://")) or "/" in name or Path(name).exists():
         return Asked(name, "llama.cpp", Plan(0), None, None)
-    specs = _specs(paths, config)
-    spec = next((each for each in specs if each.name == name), None)
+    models = specs(paths, config)
+    spec = next((each for each in models if each.name == name), None)
     if spec is None:
-        known = ", ".join(each.name for each in specs) or "none"
+        known = ", ".join(each.name for each in models) or "none"
         refuse(
             f"There is no file {name}, and the config has no such model; it has: {known}. Give `bundled`, a path, "
             "hf:OWNER/REPO:FILE, hf:OWNER/REPO or https://…",
@@ -130,7 +130,8 @@ def find(paths: Paths, name: str, config: Path | None) -> Asked:
     return Asked(spec.source, spec.engine, plan, cores, spec.name)
 
 
-def _specs(paths: Paths, config: Path | None) -> list[ModelSpec]:
+def specs(paths: Paths, config: Path | None) -> list[ModelSpec]:
+    """The models that run, or of the file; exits where it is wrong."""
     revision = read_json(paths.revision)
     if config is None and _running(paths) is not None and revision:
         return [ModelSpec.from_json(model["spec"]) for model in revision.get("models", ())]

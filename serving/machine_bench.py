@@ -173,6 +173,7 @@ def models(effort: Effort, cache_bytes: int) -> Iterator[tuple[str, str, BenchSh
     for heads in (KIND_HEADS, KIND_HEADS // 2):
         looking = BenchShape("Q8_0", KIND_WIDTH, 2, heads, heads // 4, 256, 512)
         yield f"f16/{KIND_WIDTH // heads}", "f16", looking
+    yield "f16/far", "f16", BenchShape("Q8_0", 2 * KIND_WIDTH, 4, 2 * KIND_HEADS, 2 * KIND_KV_HEADS, 256, 512)
     for kv_type in ("q8_0", "q4_0"):
         looking = BenchShape("Q8_0", KIND_WIDTH, 2, KIND_HEADS, KIND_KV_HEADS, 256, 512)
         yield f"{kv_type}/{KIND_WIDTH // KIND_HEADS}", kv_type, looking

@@ -22,11 +22,23 @@ class KindRate:
 @dataclass(frozen=True, slots=True)
 class AttentionRate:
     """Seconds for one position that a token looks back on: for each head, and for each number of its key and value;
-    and for such a number in a prompt, where many tokens look back at once."""
+    and for such a number in a prompt, where many tokens look back at once. `line_s`: for each 64 bytes of keys and
+    values, where those of one head lie so far apart that the CPU does not fetch them ahead (see `far`)."""
 
     head_s: float
     number_s: float
     prompt_number_s: float
+    line_s: float = 0.0
+
+
+LINE_BYTES = 64
+NEAR_BYTES, FAR_BYTES = 512, 1024
+
+
+def far(row_bytes: float) -> float:
+    """How much of `line_s` counts where one position's keys (of all heads) take so many bytes: none up to 512, all from
+    1,024 on."""
+    return min(1.0, max(0.0, (row_bytes - NEAR_BYTES) / (FAR_BYTES - NEAR_BYTES)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +129,7 @@ class MachineFigures:
                     time(least.attention[kind].head_s, each.head_s),
                     time(least.attention[kind].number_s, each.number_s),
                     time(least.attention[kind].prompt_number_s, each.prompt_number_s),
+                    time(least.attention[kind].line_s, each.line_s),
                 )
                 for kind, each in most.attention.items()
                 if kind in least.attention
@@ -227,12 +240,24 @@ def _attention(timings: Timings) -> dict[str, AttentionRate]:
     one, other = _position_s(small), _position_s(large)
     number_s = max(0.0, (other - one) / (2 * (large.head - small.head)))
     head_s = max(0.0, one - 2 * small.head * number_s)
-    found["f16"] = AttentionRate(head_s, number_s, _pair_s(small))
+    found["f16"] = AttentionRate(head_s, number_s, _pair_s(small), _line_s(timings, one))
     for kv_type in ("q8_0", "q4_0"):
         if (timing := timings.named(f"{kv_type}/64")) is not None and one > 0:
             more = _position_s(timing) / one
-            found[kv_type] = AttentionRate(head_s * more, number_s * more, _pair_s(timing))
+            found[kv_type] = AttentionRate(
+                head_s * more, number_s * more, _pair_s(timing), found["f16"].line_s
+            )
     return found
+
+
+def _line_s(timings: Timings, near_s: float) -> float:
+    """By how much a head's position takes longer where keys lie far apart, for each 64 bytes that are fetched for it:
+    the heads that share them fetch them once."""
+    wide = timings.named("f16/far")
+    if wide is None:
+        return 0.0
+    lines = 2 * wide.head * 2 / LINE_BYTES
+    return max(0.0, _position_s(wide) - near_s) * KIND_HEADS / KIND_KV_HEADS / lines
 
 
 def _position_s(timing: Timing) -> float:

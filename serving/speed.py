@@ -9,7 +9,8 @@ they were off.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from serving.machine_figures import EngineFigures, KindRate
+from serving.machine_figures import LINE_BYTES, AttentionRate, EngineFigures, KindRate, far
+from serving.model_memory import KV_BYTES
 from serving.model_shape import Group, ModelShape
 
 BITS = {
@@ -69,6 +70,7 @@ def speed(shape: ModelShape, figures: EngineFigures, kv_type: str, depth: int) -
     seen = [min(depth, shape.window) if windowed else depth for windowed in shape.windowed]
     looks = sum(positions for positions, kept in zip(seen, attending(shape), strict=True) if kept)
     looking_s = shape.heads * looks * (attention.head_s + numbers * attention.number_s)
+    looking_s += looks * _far_s(shape, attention, kv_type)
     pairs = sum(
         _pairs(depth, positions) for positions, kept in zip(seen, attending(shape), strict=True) if kept
     )
@@ -83,6 +85,14 @@ def speed(shape: ModelShape, figures: EngineFigures, kv_type: str, depth: int) -
         fixed_s=fixed_s,
         stand_ins=tuple(stand_ins.items()),
     )
+
+
+def _far_s(shape: ModelShape, attention: AttentionRate, kv_type: str) -> float:
+    """Of one position in one layer: what it takes longer because its keys lie far from the next one's."""
+    heads = max(shape.kv_heads, default=0)
+    row_bytes = heads * shape.key_size * KV_BYTES[kv_type]
+    lines = heads * (shape.key_size + shape.value_size) * KV_BYTES[kv_type] / LINE_BYTES
+    return far(row_bytes) * lines * attention.line_s
 
 
 def used_share(shape: ModelShape, group: Group) -> float:
