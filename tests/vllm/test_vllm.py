@@ -267,6 +267,19 @@ def is_back(installed: Homeport, before: dict[str, Any]) -> None:
     eventually(again, LOADS_S)
 
 
+def test_the_machines_person_has_its_memory_within_5_s(installed: Homeport, vllm: dict[str, Any]) -> None:
+    processes = engines(vllm["pid"])
+    yielding = installed.popen("yield")
+    try:
+        took_s = all_gone(processes)
+        print(f"\nyielded: all of vLLM gone after {took_s:.2f} s")
+        assert took_s <= GONE_S
+    finally:
+        yielding.communicate(timeout=60)
+        assert installed.run("yield", "--end").returncode == 0
+    is_back(installed, vllm)
+
+
 def test_down_leaves_nothing_of_it(installed: Homeport, vllm: dict[str, Any]) -> None:
     """The last one: what was installed for the others ends here."""
     processes = family(vllm["pid"])
