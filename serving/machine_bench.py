@@ -42,6 +42,8 @@ MODEL_BYTES_MAX = 512 * 2**20
 ENGINE_S = 300.0
 CACHES_OF_CPU = Path("/sys/devices/system/cpu/cpu0/cache")
 PROMPTS = 2
+DEEP_CONTEXT = 8192
+"""More than is looked back on: a large block of memory is in large pages, as a real model's contexts are."""
 SMALL = ("few", "many", "words")
 """Models whose step is a fraction of a millisecond, timed more often."""
 Say = Callable[[str], None]
@@ -144,7 +146,13 @@ def time_engine(cores: Sequence[CpuCore], quick: bool, folder: str, say: Say) ->
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment(os.environ)
     )
     timings: list[Timing] = []
-    over = threading.Timer(ENGINE_S, process.kill)
+    late = threading.Event()
+
+    def give_up() -> None:
+        late.set()
+        process.kill()
+
+    over = threading.Timer(ENGINE_S, give_up)
     over.start()
     try:
         with process:
@@ -158,6 +166,8 @@ def time_engine(cores: Sequence[CpuCore], quick: bool, folder: str, say: Say) ->
     finally:
         over.cancel()
         process.kill()
+    if late.is_set():
+        raise BenchFailed(f"the engine took longer than {ENGINE_S:.0f} s: something else uses these cores")
     if process.returncode != 0:
         raise BenchFailed(
             f"the engine could not be timed: {(errors.strip().splitlines() or ['it said nothing'])[-1]}"
@@ -171,11 +181,11 @@ def models(effort: Effort, cache_bytes: int) -> Iterator[tuple[str, str, BenchSh
     yield "many", "f16", BenchShape("Q8_0", 64, 64, 2, 2, 128, 512)
     yield "words", "f16", BenchShape("Q8_0", 32, 4, 1, 1, 32, 131072)
     for heads in (KIND_HEADS, KIND_HEADS // 2):
-        looking = BenchShape("Q8_0", KIND_WIDTH, 2, heads, heads // 4, 256, 512)
+        looking = BenchShape("Q8_0", KIND_WIDTH, 6, heads, heads // 4, 256, 512)
         yield f"f16/{KIND_WIDTH // heads}", "f16", looking
     yield "f16/far", "f16", BenchShape("Q8_0", 2 * KIND_WIDTH, 4, 2 * KIND_HEADS, 2 * KIND_KV_HEADS, 256, 512)
     for kv_type in ("q8_0", "q4_0"):
-        looking = BenchShape("Q8_0", KIND_WIDTH, 2, KIND_HEADS, KIND_KV_HEADS, 256, 512)
+        looking = BenchShape("Q8_0", KIND_WIDTH, 6, KIND_HEADS, KIND_KV_HEADS, 256, 512)
         yield f"{kv_type}/{KIND_WIDTH // KIND_HEADS}", kv_type, looking
     for kind in effort.kinds:
         shape = BenchShape(kind, KIND_WIDTH, 1, KIND_HEADS, KIND_KV_HEADS, KIND_FORWARD, KIND_VOCABULARY)
@@ -217,7 +227,7 @@ def _timed(name: str, kv_type: str, shape: BenchShape, path: Path, threads: int,
 
     depth, is_deep = 16, "/" in name
     options = EngineOptions(prompt_chunk=64, kv_type=kv_type)  # type: ignore[arg-type]  # one of its own
-    engine = TimedEngine(path, max(512, effort.deep + 64), threads, options)
+    engine = TimedEngine(path, DEEP_CONTEXT if is_deep else 512, threads, options)
     weights, weight_bytes = bench_sizes(shape)
     try:
         is_small = name in SMALL
