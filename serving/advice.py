@@ -124,7 +124,7 @@ class Use:
 def use_of(view: MachineView) -> Use:
     """Of one machine on its cores, by its memory, the rate at which it goes through Q4_K weights, and arithmetic."""
     bits, figures = BITS["Q4"], view.figures
-    free = max([view.free_bytes, *(gpu.memory_bytes for gpu in view.hardware.gpus)])
+    free = max([view.free_bytes, *(gpu.memory_bytes for gpu in view.hardware.gpus if gpu.usable)])
     fits = _largest(bits, free)
     if figures is None or view.cores < 1 or not figures.engine[0].kinds:
         return Use(view.name, fits, None, None, None, ("not measured: run `homeport bench machine` there",))

@@ -45,7 +45,11 @@ def take(paths: Paths, quick: bool, say: Say) -> MachineFigures:
         memory_bytes_s=memory,
         disk_bytes_s=disk,
         engine=tuple(engine_figures(each) for each in timings),
-        gpus=tuple(GpuFigures(g.uuid, g.name, g.memory_bytes, found.bytes_s.get(g.uuid)) for g in found.gpus),
+        gpus=tuple(
+            GpuFigures(g.uuid, g.name, g.memory_bytes, found.bytes_s.get(g.uuid))
+            for g in found.gpus
+            if g.usable
+        ),
     )
     write_private(paths.bench, json.dumps(figures.to_json(), indent=1))
     return figures

@@ -129,7 +129,7 @@ def machine_fit(
     room = view.free_bytes
     context = largest_context(shape, plan, room, engine)
     gpus = []
-    for gpu in view.hardware.gpus:
+    for gpu in (each for each in view.hardware.gpus if each.usable):
         fit = _gpu_fit(shape, plan, engine, gpu.memory_bytes, rates.get(gpu.uuid), depth)
         gpus.append(GpuFit(gpu.uuid, gpu.name, *fit))
         share = VLLM_SHARE if engine == "vllm" else 1.0
