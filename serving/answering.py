@@ -210,9 +210,7 @@ class Answering:
             case Embedded():
                 self.form.embedded(happening)
             case Broke(_, message, asked=True):
-                constrained = isinstance(job, Turn) and job.constraint is not None
-                remedy = "; ask for less with 'response_format' or 'tools'" if constrained else ""
-                raise Problem(400, f"{message}{remedy}", "invalid_value")
+                raise Problem(400, message, "invalid_value")
             case Broke(_, message):
                 raise Problem(500, f"the engine failed this turn: {message}", "engine_failed")
             case Refused(code):

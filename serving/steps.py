@@ -244,7 +244,8 @@ class Steps:
         self._free_of(run)
         del self._runs[run.turn.id]
         if isinstance(error, PromptError):
-            events.append(Broke(run.turn.id, str(error), asked=True))
+            message = f"{error}; ask for less with 'response_format' or 'tools'"
+            events.append(Broke(run.turn.id, message, asked=True))
         else:
             logger.error("the engine failed at one turn:\n%s", trace_of(error))
             message = "the engine failed in the middle of this answer; its log says where"

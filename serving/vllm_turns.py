@@ -7,6 +7,7 @@ does), and knows neither flags nor templates.
 import asyncio
 import hashlib
 import hmac
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,7 @@ from serving.engine import (
     Turn,
     Usage,
 )
+from serving.trouble import trace_of
 from serving.vllm_options import VllmOptions
 from serving.vllm_wire import (
     FINISHED,
@@ -43,6 +45,8 @@ from serving.vllm_wire import (
     unfit,
     words,
 )
+
+logger = logging.getLogger(__name__)
 
 JSON = {"content-type": "application/json"}
 NOT_LOADED = "the engine is not loaded"
@@ -126,7 +130,7 @@ class VllmTurns:
         run = self._runs[turn.id] = _Run(turn)
         run.task = asyncio.get_running_loop().create_task(self._turn(run))
         # A task that is cancelled before its first step never runs.
-        run.task.add_done_callback(lambda _: self._cancelled(run))
+        run.task.add_done_callback(lambda task: self._over_without_end(run, task))
 
     def cancel(self, turn: int) -> None:
         run = self._runs.get(turn)
@@ -221,9 +225,13 @@ class VllmTurns:
                 events.append(ChoiceEnded(turn.id, choice.index, run.finished[choice.index]))
         self._emit(events)
 
-    def _cancelled(self, run: _Run) -> None:
-        """Its task is over. Where that has not ended the turn, it was cancelled."""
+    def _over_without_end(self, run: _Run, task: "asyncio.Task[None]") -> None:
+        """Where its task has not ended the turn, it was cancelled, or there is a fault in what is written here."""
         if run.turn.id not in self._runs:
+            return
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logger.error("a turn failed:\n%s", trace_of(error))
+            self._break(run, Broke(run.turn.id, "the engine failed at this answer; its log says where"))
             return
         # Only at its end vLLM says how much it used again: so all of it counts as evaluated.
         prompt = len(run.turn.prompt)

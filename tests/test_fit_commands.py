@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.machine import CpuCore, Hardware
-from router import cli
+from router import cli, command_line
 from tests.test_cli import FakeRouter, router
 from tests.test_machine_figures import FIGURES
 
@@ -40,6 +40,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     inventory.write_text(json.dumps(machine("den", 8 * GIB)["hardware"]))
     monkeypatch.setenv("HOMEPORT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HOMEPORT_INVENTORY", str(inventory))
+    monkeypatch.setattr(command_line.out, "width", 200)
     return tmp_path
 
 
