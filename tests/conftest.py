@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 
-# Whoever runs the tests may have us ignore it (nohup), and what we start would inherit that.
+# Whoever runs the tests may have us ignore these (nohup, a shell's background), and what we start would inherit that.
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 HOMEPORTS = "tests/e2e/"
 
