@@ -3,6 +3,7 @@
 Knows nothing of what is set up. A command gets a session of processes of its own, and all of it ends with it.
 """
 
+import fcntl
 import os
 import selectors
 import shutil
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -113,6 +115,18 @@ def _started(command: Sequence[str], env: Mapping[str, str], cwd: Path) -> subpr
         cwd=cwd,
         start_new_session=True,
     )
+
+
+@contextmanager
+def alone(lock: Path, progress: Progress, waiting: str) -> Iterator[None]:
+    """One set-up at a time: a second one says that it is `waiting`, and then finds its work done."""
+    with lock.open("w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            progress.say(waiting)
+            fcntl.flock(held, fcntl.LOCK_EX)
+        yield
 
 
 def end(process: subprocess.Popen[bytes]) -> None:

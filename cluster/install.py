@@ -6,7 +6,6 @@ Standard library only, and no Windows. Which Python runs this is `bootstrap.py`'
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -14,14 +13,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NoReturn
 
 from cluster import llama_wheel, wheelhouse
-from cluster.commands import Progress, SetupError, run
+from cluster.commands import Progress, SetupError, alone, run
 from cluster.llama_build import NO_SPACE, duration, locked
 from cluster.stamp import BUILD_LOCK, LOCKS, NODEPS_LOCK, Profile, Stamp, kept, wanted
 
@@ -112,7 +110,8 @@ class Setup:
                 self.progress.say("Everything is set up; nothing to do.")
             return
         self.venv.mkdir(exist_ok=True)
-        with self._alone():
+        waiting = "Another set-up is at work in this clone; waiting for it."
+        with alone(self.venv / "homeport.lock", self.progress, waiting):
             if not self._done(target):
                 self._set_up(target, requirement)
 
@@ -176,17 +175,6 @@ class Setup:
 
     def _stamp(self) -> Stamp | None:
         return kept(self.stamp_file)
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """One set-up a clone: a second one waits, and then finds its work done."""
-        with (self.venv / "homeport.lock").open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.progress.say("Another set-up is at work in this clone; waiting for it.")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
 
     def _check_room(self, cache: Path, builds: bool) -> None:
         needs: dict[int, tuple[Path, int]] = {}

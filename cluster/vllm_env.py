@@ -49,8 +49,7 @@ def kind_of(env: Mapping[str, str]) -> Kind:
     return "cuda" if shutil.which("nvidia-smi", path=env.get("PATH")) else "cpu"
 
 
-def vllm_env(env: Mapping[str, str], kind: Kind | None = None) -> VllmEnv:
-    kind = kind or kind_of(env)
+def vllm_env(env: Mapping[str, str], kind: Kind) -> VllmEnv:
     tag = f"{DISTRIBUTIONS[kind]}-{VERSION}-py{sys.version_info[0]}.{sys.version_info[1]}"
     return VllmEnv(cache_folder(env) / "vllm" / tag)
 

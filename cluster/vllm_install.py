@@ -3,21 +3,18 @@
 Goes on where an earlier run was interrupted. Decides nothing about who uses it (see vllm_env.py).
 """
 
-import fcntl
 import json
-import os
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.build import ROOT
-from cluster.commands import Progress, SetupError, run
+from cluster.commands import Progress, SetupError, alone, run
 from cluster.llama_build import duration
 from cluster.vllm_env import DISTRIBUTIONS, VERSION, Kind, VllmEnv, bundled_folder, vllm_env
-from cluster.wheelhouse import UNWANTED
+from cluster.wheelhouse import pip_environment
 
 ROOM_BYTES: Mapping[Kind, int] = {"cpu": 6 << 30, "cuda": 20 << 30}
 """What it takes while it is made: 2.5 GiB in the end on a CPU, some 10 with CUDA, and the downloads."""
@@ -44,7 +41,8 @@ class VllmSetup:
         """Set up what is missing. `model`: the bundled model's GGUF; None: it is not made. Raises SetupError or
         OSError."""
         self.target.folder.parent.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        waiting = "Another set-up of vLLM runs here; waiting for it."
+        with alone(self.target.folder.parent / "setup.lock", self.progress, waiting):
             if not self.target.is_whole:
                 self._check_room()
                 self._install()
@@ -99,10 +97,10 @@ class VllmSetup:
         )
 
     def _pip_env(self) -> dict[str, str]:
-        env = {name: value for name, value in self.env.items() if name not in UNWANTED}
         temporary = self.target.folder / "tmp"
         temporary.mkdir(parents=True, exist_ok=True)
-        return {**env, "TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        env = pip_environment(self.env, temporary, None)
+        return {**env, "PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
 
     def _check_room(self) -> None:
         free, least = shutil.disk_usage(self.target.folder.parent).free, ROOM_BYTES[self.kind]
@@ -111,16 +109,3 @@ class VllmSetup:
                 f"vLLM needs {least >> 30} GiB of disk and {self.target.folder.parent} has {free / 2**30:.1f}: free "
                 "some, or set HOMEPORT_CACHE to a folder on another disk."
             )
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        lock = os.open(self.target.folder.parent / "setup.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                self.progress.say("Another set-up of vLLM runs here; waiting for it.")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(lock)

@@ -4,26 +4,21 @@ Nobody is asked while no slice has a GPU. What is foreign is cluster/gpu_foreign
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from cluster.gpu_foreign import OnGpu, Told, ill, news, on_gpus
 from cluster.gpus import Found, GpuProcess, NvidiaDriver, program
 from cluster.group import look
 from serving.host_watch import HostWatch
+from serving.slice_look import SliceLook
 from serving.slots import Slot
 
-GPU_S = 5.0
-"""How often it is looked."""
 UNSEEN = "?"
 """The name of a process that cannot be seen from here: it has ended, or runs in another container."""
 
-log = logging.getLogger(__name__)
 
-
-class GpuLook:
-    """`slots`: those whose GPUs are looked at, and `told` is called after each look."""
+class GpuLook(SliceLook):
+    """At the GPUs of slices."""
 
     def __init__(
         self,
@@ -31,31 +26,23 @@ class GpuLook:
         watches: Mapping[int, HostWatch],
         told: Callable[[], object],
     ) -> None:
-        self._slots = slots
-        self._watches = watches
-        self._told = told
+        super().__init__(slots, watches, told)
         self._driver = NvidiaDriver()
         self._found: Told = {}
         self.ill: dict[str, dict[str, str]] = {}
         """The GPUs of slices that do not work, as the keeper reports it: {uuid: {"state", "reason"}}."""
 
+    @property
+    def found(self) -> Told:
+        return self._found
+
     async def run(self) -> None:
-        """For ever."""
         try:
-            while True:
-                try:
-                    await self._look()
-                except Exception:
-                    log.exception("a look at the GPUs failed; the keeper goes on")
-                await asyncio.sleep(GPU_S)
+            await super().run()
         finally:
             self._driver.close()
 
-    def of(self, slot: int) -> list[dict[str, Any]]:
-        """Who else is on the slot's GPUs, as the keeper reports it."""
-        return [each.to_json() for each in self._found.get(slot, ())]
-
-    async def _look(self) -> None:
+    async def look(self) -> None:
         gpus = {number: slot.slice.gpus for number, slot in self._slots().items() if slot.slice.gpus}
         if not gpus and not self._found and not self.ill:
             return

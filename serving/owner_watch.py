@@ -15,13 +15,12 @@ from cluster.foreign_watch import ForeignWatch
 from cluster.paths import Paths
 from serving.host_watch import HostWatch
 from serving.owner import Owner
+from serving.slice_look import SliceLook
 from serving.slots import Slot
 from serving.yielding import PERSON, Yielded
 
 LOOK_S = 1.0
 """How often it is looked whether this machine's person wants it."""
-FOREIGN_S = 5.0
-"""How often it is looked who else runs on the slices."""
 
 log = logging.getLogger(__name__)
 
@@ -86,8 +85,8 @@ class OwnerWatch:
         self._changed()
 
 
-class ForeignLook:
-    """`slots`: those whose CPUs are looked at, and `told` is called after each look."""
+class ForeignLook(SliceLook):
+    """At the CPUs of slices."""
 
     def __init__(
         self,
@@ -95,26 +94,18 @@ class ForeignLook:
         watches: Mapping[int, HostWatch],
         told: Callable[[], object],
     ) -> None:
-        self._slots = slots
-        self._watches = watches
-        self._told = told
+        super().__init__(slots, watches, told)
         self._watch = ForeignWatch()
         self._found: Mapping[int, tuple[Foreign, ...]] = {}
 
-    async def run(self) -> None:
-        """For ever."""
-        while True:
-            try:
-                places = {number: self._place(number, slot) for number, slot in self._slots().items()}
-                self._found = self._watch.look(places, time.monotonic())
-                self._told()
-            except Exception:
-                log.exception("a look at foreign processes failed; the keeper goes on")
-            await asyncio.sleep(FOREIGN_S)
+    @property
+    def found(self) -> Mapping[int, tuple[Foreign, ...]]:
+        return self._found
 
-    def of(self, slot: int) -> list[dict[str, Any]]:
-        """Who else ran on the slot's CPUs, as the keeper reports it."""
-        return [each.to_json() for each in self._found.get(slot, ())]
+    async def look(self) -> None:
+        places = {number: self._place(number, slot) for number, slot in self._slots().items()}
+        self._found = self._watch.look(places, time.monotonic())
+        self._told()
 
     def _place(self, number: int, slot: Slot) -> Place:
         watch = self._watches.get(number)

@@ -114,9 +114,8 @@ class VllmChild:
                 if closed():
                     raise LoadError("loading was given up: the engine was closed")
                 if self.code is not None:
-                    error = (
-                        LoadError if self.code > 0 else RuntimeError
-                    )  # killed: for want of memory, it may be
+                    # One that was killed may have wanted memory.
+                    error = LoadError if self.code > 0 else RuntimeError
                     raise error(f"vLLM ended while it loaded: {self.last_words()}")
                 if time.monotonic() - spoke_s > QUIET_S:
                     raise RuntimeError(f"vLLM has said nothing for {QUIET_S / 60:.0f} minutes while it loads")

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.machine import GIB
 from cluster.slices import Slice, bytes_text
 from serving.hf_config import HfConfig
 from serving.vllm_options import VllmOptions
 
 NAME = "model"
 """What its own API calls the model: nobody but its host sees it."""
-GIB = 1024**3
 BASE_BYTES = 2 * GIB
 """What its processes take beside weights and KV cache on a CPU (measured with vLLM 0.32: 1.6 to 1.9 GiB)."""
 CPU_BATCH = 512

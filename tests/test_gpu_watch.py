@@ -16,7 +16,7 @@ from cluster import gpus
 from cluster.inventory import measure
 from cluster.slices import Need
 from router.lifecycle import end_everything
-from serving import gpu_watch
+from serving import slice_look
 from serving.keeper import Keeper
 from tests.host_process import model_spec
 from tests.nvml.library import FOLDER
@@ -35,7 +35,7 @@ class Rig(Machine):
         self.cards: dict[str, Any] = json.loads((FOLDER / "two_80gib.json").read_text())
         self.tell()
         monkeypatch.setattr(gpus, "COMMAND", command(self.answers))
-        monkeypatch.setattr(gpu_watch, "GPU_S", 0.2)
+        monkeypatch.setattr(slice_look, "EVERY_S", 0.2)
         super().__init__(root, monkeypatch)
         self.behaviours = [TALKS, TALKS]
 

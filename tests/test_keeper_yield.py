@@ -18,7 +18,7 @@ from cluster import confine
 from cluster.join import note_programs
 from cluster.processes import ours
 from router.lifecycle import end_everything
-from serving import owner_watch, yielding
+from serving import owner_watch, slice_look, yielding
 from serving.keeper import Keeper
 from serving.owner import end_hosts, read_order, write_order
 from serving.source import SourceError, bundled_model
@@ -335,7 +335,7 @@ def test_a_full_disk_does_not_keep_the_machine_from_its_person(
 
 
 def test_who_else_runs_on_a_slice_is_in_the_report(den: Den, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner_watch, "FOREIGN_S", 1.0)
+    monkeypatch.setattr(slice_look, "EVERY_S", 1.0)
     den.keeper.close()
     den.keeper = Keeper()
     den.serve(1)

@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 
 from cluster.gpu_parts import hold_of
-from cluster.machine import Gpu
+from cluster.machine import GIB, Gpu
 from cluster.slices import Slice
 from serving.hf_config import read_config
-from serving.vllm_command import GIB, LOGGING, NoRoom, Place, command, kv_bytes, omp_cpus, progress
+from serving.vllm_command import LOGGING, NoRoom, Place, command, kv_bytes, omp_cpus, progress
 from serving.vllm_options import VllmOptions
 from tests.hf_folders import CONFIG
 
