@@ -218,6 +218,7 @@ def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[s
             "tokens_generated": host.tokens_generated,
             "tokens_evaluated": host.tokens_evaluated,
             "memory": host.memory,
+            "rates": host.rates,
         }
     return plain
 

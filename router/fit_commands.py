@@ -22,7 +22,7 @@ from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG, err, out, 
 from serving.bench_kept import figures_of, kept
 from serving.config import ConfigError, load
 from serving.llama_options import EngineOptions, KvType
-from serving.machine_fit import EngineWord, MachineFit, MachineView, machine_fit, off_by
+from serving.machine_fit import EngineWord, MachineFit, MachineView, faster_by, machine_fit, off_by
 from serving.model import ModelSpec
 from serving.model_files import HUB
 from serving.model_head import NoHead, read_shape
@@ -92,7 +92,7 @@ def fit(
     at = min(depth or max(1, plan.context // 4), plan.context)
     views, fleet = machines(paths)
     fits = [machine_fit(shape, plan, engine, view, cores or asked.cores, at) for view in views]
-    met = measured(fleet, asked.model, shape, plan)
+    met = measured(fleet, asked.model, shape, plan, {view.name: view for view in views})
     if as_json:
         told = {
             "source": asked.source,
@@ -176,18 +176,28 @@ def machines(paths: Paths) -> tuple[list[MachineView], Mapping[str, Any]]:
 
 
 def measured(
-    fleet: Mapping[str, Any], model: str | None, shape: ModelShape, plan: Plan
+    fleet: Mapping[str, Any],
+    model: str | None,
+    shape: ModelShape,
+    plan: Plan,
+    views: Mapping[str, MachineView],
 ) -> dict[str, dict[str, float]]:
-    """By replica of this model that runs: what its engine took, and by what share that is more than was foretold for
-    this plan on a CPU such as this machine's. Only llama.cpp tells."""
+    """By replica of this model that runs: `bytes` that its engine took, and `off`, by what share that is more than was
+    foretold for this plan on a CPU such as this machine's (only llama.cpp tells); `decode_per_s` of its last turns that
+    ran alone, `depth`, the tokens that they held, and `decode_off`, by what share that is faster than was foretold."""
     predicted = llama_memory(shape, plan, cpu_flags()).told.total
     found = {}
     for machine in fleet.get("machines", ()):
         for replica in machine["replicas"]:
-            if model is not None and replica.get("model") == model:
-                off = off_by(predicted, replica.get("memory"))
-                if off is not None:
-                    found[replica["name"]] = {"off": round(off, 4), "bytes": round(predicted * (1 + off))}
+            if model is None or replica.get("model") != model:
+                continue
+            told: dict[str, float] = {}
+            off = off_by(predicted, replica.get("memory"))
+            if off is not None:
+                told = {"off": round(off, 4), "bytes": round(predicted * (1 + off))}
+            told |= faster_by(shape, plan, replica, views.get(machine["name"]))
+            if told:
+                found[replica["name"]] = told
     return found
 
 
@@ -240,9 +250,17 @@ def _show(
         if each.why_no_speed:
             err.print(f"{each.machine}: speed {each.why_no_speed}", style="yellow", **PLAIN)
     for replica, told in met.items():
-        say(
-            f"{replica} runs it: its engine took {bytes_text(int(told['bytes']))}, {told['off']:+.1%} against this"
-        )
+        say(f"{replica} runs it: {_met(told)}")
+
+
+def _met(told: Mapping[str, float]) -> str:
+    parts = []
+    if "bytes" in told:
+        parts.append(f"its engine took {bytes_text(int(told['bytes']))}, {told['off']:+.1%} against this")
+    if "decode_per_s" in told:
+        off = f" ({told['decode_off']:+.0%} against what is foretold)" if "decode_off" in told else ""
+        parts.append(f"{told['decode_per_s']:,.1f} tokens/s after {told['depth']:,}{off}")
+    return "; ".join(parts)
 
 
 def _left(each: MachineFit) -> str:

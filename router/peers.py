@@ -71,6 +71,7 @@ class HostState(msgspec.Struct, frozen=True):
     tokens_generated: int = 0
     tokens_evaluated: int = 0
     memory: Any = None
+    rates: Any = None
 
 
 class ListedForeign(msgspec.Struct, frozen=True):

@@ -32,7 +32,7 @@ def take(paths: Paths, quick: bool, say: Say) -> MachineFigures:
     cores = measure_cores()
     effort = QUICK if quick else FULL
     say("memory")
-    memory = {count: memory_rate(cores[:count], effort.repeats + 1) for count in core_counts(len(cores))}
+    memory = {count: memory_rate(cores[:count], effort.rounds + 1) for count in core_counts(len(cores))}
     say("disk")
     disk = disk_rate(paths.home, QUICK_DISK_BYTES if quick else DISK_BYTES)
     with TemporaryDirectory(prefix="homeport-bench-") as folder:

@@ -355,6 +355,7 @@ class HostApp:
             },
             "awake": self._awake.report(),
             "turns": turns.finished,
+            "rates": turns.rates.report(),
             "recent": [
                 {
                     "request_id": turn.request_id,

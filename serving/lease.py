@@ -12,6 +12,7 @@ from serving.admission_events import RefusalCode
 from serving.engine import Began
 from serving.parking_plan import Missing
 from serving.places import USUAL, Standing
+from serving.rates import Pace
 from serving.remembered import Remembered
 
 Context = Literal["resident", "resumed", "evaluated"]
@@ -102,6 +103,7 @@ class Lease:
         """Set once nothing more is to be done for it: the client left, or the host stops."""
         self.seen = 0
         """Tokens behind the text that came so far."""
+        self.pace = Pace()
         self.made_at_leaving: int | None = None
         """The engine's count of tokens, and `seen`, when the client left."""
         self.seen_at_leaving = 0

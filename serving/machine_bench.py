@@ -41,7 +41,6 @@ CACHES = 2
 MODEL_BYTES_MAX = 512 * 2**20
 ENGINE_S = 300.0
 CACHES_OF_CPU = Path("/sys/devices/system/cpu/cpu0/cache")
-PROMPTS = 2
 DEEP_CONTEXT = 8192
 """More than is looked back on: a large block of memory is in large pages, as a real model's contexts are."""
 SMALL = ("few", "many", "words")
@@ -51,9 +50,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is done: of each thing the best of `repeats`."""
+    """How much is done: of each thing the best of `rounds`. All of it is timed once in a round, since a machine that is
+    slow for some seconds would else be slow at one thing in all of its repeats."""
 
-    repeats: int
+    rounds: int
     kinds: Sequence[str]
     prompt: int
     deep: int
@@ -145,7 +145,7 @@ def time_engine(cores: Sequence[CpuCore], quick: bool, folder: str, say: Say) ->
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=clean_environment(os.environ)
     )
-    timings: list[Timing] = []
+    timings: dict[str, Timing] = {}
     late = threading.Event()
 
     def give_up() -> None:
@@ -160,8 +160,9 @@ def time_engine(cores: Sequence[CpuCore], quick: bool, folder: str, say: Say) ->
             assert process.stderr is not None
             for line in process.stdout:
                 timing = Timing(**json.loads(line))
-                say(f"{timing.name} on {len(cores)} core{'s' if len(cores) > 1 else ''}")
-                timings.append(timing)
+                if timing.name not in timings:
+                    say(f"{timing.name} on {len(cores)} core{'s' if len(cores) > 1 else ''}")
+                timings[timing.name] = best(timing, timings.get(timing.name, timing))
             errors = process.stderr.read()
     finally:
         over.cancel()
@@ -172,7 +173,13 @@ def time_engine(cores: Sequence[CpuCore], quick: bool, folder: str, say: Say) ->
         raise BenchFailed(
             f"the engine could not be timed: {(errors.strip().splitlines() or ['it said nothing'])[-1]}"
         )
-    return Timings(len(cores), tuple(timings))
+    return Timings(len(cores), tuple(timings.values()))
+
+
+def best(one: Timing, other: Timing) -> Timing:
+    """The shorter of both times of each thing."""
+    times = ("step_s", "prompt_s", "deep_step_s", "deep_prompt_s")
+    return replace(one, **{name: min(getattr(one, name), getattr(other, name)) for name in times})
 
 
 def models(effort: Effort, cache_bytes: int) -> Iterator[tuple[str, str, BenchShape]]:
@@ -214,7 +221,7 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     effort = QUICK if given["quick"] else FULL
     folder = Path(given["folder"])
-    for name, kv_type, shape in models(effort, last_cache_bytes()):
+    for name, kv_type, shape in [*models(effort, last_cache_bytes())] * effort.rounds:
         path = folder / f"{shape.kind}-{shape.width}-{shape.layers}-{shape.heads}-{shape.vocabulary}.gguf"
         if not path.exists():
             write_model(path, shape)
@@ -232,11 +239,11 @@ def _timed(name: str, kv_type: str, shape: BenchShape, path: Path, threads: int,
     try:
         is_small = name in SMALL
         tokens = effort.step_tokens * (4 if is_small else 1)
-        best = _best(effort.repeats)
-        prompt_s = 0.0 if is_small else min(engine.prompt_s(effort.prompt) for _ in range(PROMPTS))
-        step_s = best(lambda: engine.step_s(depth, tokens))
-        deep_prompt_s = min(engine.prompt_s(effort.deep) for _ in range(PROMPTS)) if is_deep else 0.0
-        deep_step_s = best(lambda: engine.step_s(effort.deep, effort.step_tokens)) if is_deep else 0.0
+        engine.prompt_s(depth)  # What is read first comes from the disk.
+        prompt_s = 0.0 if is_small else engine.prompt_s(effort.prompt)
+        step_s = engine.step_s(depth, tokens)
+        deep_prompt_s = engine.prompt_s(effort.deep) if is_deep else 0.0
+        deep_step_s = engine.step_s(effort.deep, effort.step_tokens) if is_deep else 0.0
     finally:
         engine.close()
     head = shape.width // shape.heads
@@ -244,10 +251,6 @@ def _timed(name: str, kv_type: str, shape: BenchShape, path: Path, threads: int,
         name, shape.layers, weight_bytes, weights, shape.heads, head, shape.vocabulary, step_s, depth, prompt_s,
         effort.prompt, deep_step_s, effort.deep if is_deep else 0, deep_prompt_s,
     )  # fmt: skip
-
-
-def _best(repeats: int) -> Callable[[Callable[[], float]], float]:
-    return lambda timed: min(timed() for _ in range(repeats))
 
 
 if __name__ == "__main__":

@@ -22,12 +22,11 @@ from serving.model_memory import (
 )
 from serving.model_shape import ModelShape
 from serving.speed import NotMeasured, Speed, active_bytes, speed
+from serving.vllm_options import BASE_BYTES, GPU_USED
 
 EngineWord = Literal["llama.cpp", "vllm"]
 HOST_BYTES = 96 * 2**20
 """What a host takes beside the model: 55 MiB once its parts are imported, and turns take some."""
-VLLM_SHARE = 0.9
-"""Of a GPU's memory that vLLM takes (`--gpu-memory-utilization`)."""
 BENCH = "not measured: run `homeport bench machine` there"
 
 
@@ -113,7 +112,7 @@ class MachineFit:
 
 
 def memory_of(shape: ModelShape, plan: Plan, engine: EngineWord) -> ModelMemory:
-    """vLLM's buffers are not foretold: it takes its share of the memory whatever it needs."""
+    """vLLM's buffers are not foretold: on a GPU it takes its share of the memory whatever it needs."""
     if engine == "vllm":
         return ModelMemory(shape.weight_bytes, 0, vllm_kv_bytes(shape, plan.context, plan.sessions), 0, 0)
     return llama_memory(shape, plan)
@@ -123,16 +122,17 @@ def machine_fit(
     shape: ModelShape, plan: Plan, engine: EngineWord, view: MachineView, cores: int | None, depth: int
 ) -> MachineFit:
     """`cores` None: all that may be used there. `depth`: tokens held when the speed counts."""
-    needed = memory_of(shape, plan, engine).needed
+    base = BASE_BYTES if engine == "vllm" else 0
+    needed = memory_of(shape, plan, engine).needed + base
     used = view.cores if cores is None else min(cores, view.cores)
     rates = {gpu.uuid: gpu for gpu in view.figures.gpus} if view.figures else {}
     room = view.free_bytes
-    context = largest_context(shape, plan, room, engine)
+    context = largest_context(shape, plan, room - base, engine)
     gpus = []
     for gpu in (each for each in view.hardware.gpus if each.usable):
         fit = _gpu_fit(shape, plan, engine, gpu.memory_bytes, rates.get(gpu.uuid), depth)
         gpus.append(GpuFit(gpu.uuid, gpu.name, *fit))
-        share = VLLM_SHARE if engine == "vllm" else 1.0
+        share = GPU_USED if engine == "vllm" else 1.0
         context = max(context, largest_context(shape, plan, int(gpu.memory_bytes * share), engine))
     told, why = _speed(shape, plan, engine, view, used, depth)
     return MachineFit(view.name, needed, room - needed, context, used, tuple(gpus), told, why)
@@ -167,7 +167,7 @@ def _gpu_fit(
     if rate is not None and rate.bytes_s:
         most = rate.bytes_s / (active_bytes(shape) + kv_bytes(shape, one))
     if engine == "vllm":
-        left = int(memory_bytes * VLLM_SHARE) - memory_of(shape, plan, engine).needed
+        left = int(memory_bytes * GPU_USED) - memory_of(shape, plan, engine).needed
         return (of if left >= 0 else 0), of, left, most
     whole = sum(shape.layer_bytes) + shape.outside_bytes + kv_bytes(shape, plan) + compute_bytes(shape, plan)
     return layers_that_fit(shape, plan, memory_bytes), of, memory_bytes - whole, most
@@ -180,3 +180,21 @@ def off_by(predicted: int, memory: Mapping[str, Any] | None) -> float | None:
         return None
     took = sum(int(engine.get(part) or 0) for part in ("weights", "kv", "compute"))
     return took / predicted - 1 if took else None
+
+
+def faster_by(
+    shape: ModelShape, plan: Plan, replica: Mapping[str, Any], view: MachineView | None
+) -> dict[str, float]:
+    """What a replica's last turns came to, and by what share that is faster than foretold for the cores of its slice;
+    empty where it tells nothing. On a GPU nothing is foretold."""
+    rates, carved = replica.get("rates") or {}, replica.get("slice") or {}
+    per_s, depth = rates.get("decode_per_s"), rates.get("depth")
+    if not per_s or not depth:
+        return {}
+    told = {"decode_per_s": float(per_s), "depth": int(depth)}
+    cores = len(carved.get("cores") or ())
+    if view is not None and cores and not carved.get("gpus"):
+        found, _ = _speed(shape, plan, replica.get("engine") or "llama.cpp", view, cores, int(depth))
+        if found is not None:
+            told["decode_off"] = round(per_s / found.decode_per_s - 1, 4)
+    return told

@@ -13,12 +13,13 @@ from serving.embed_room import USUAL_TOKENS, output_bytes, rows_of
 from serving.engine import MemoryUse
 from serving.llama_options import EngineOptions
 from serving.model_shape import Group, ModelShape
+from serving.vllm_options import VllmOptions
 
 CELLS = 256
 """llama.cpp gives a sequence a multiple of so many tokens of context."""
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32, "bf16": 2.0, "fp8": 1.0}
 """Of one number, by the type of the KV."""
-VLLM_BLOCK = 16
+VLLM_BLOCK = VllmOptions().block_size
 FLOAT = 4
 
 USUAL = EngineOptions()

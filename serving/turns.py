@@ -36,6 +36,7 @@ from serving.line import LineEntry, estimate, joined, line_view
 from serving.parking import Parking
 from serving.parking_plan import Missing
 from serving.places import USUAL, Standing, Waiting, fresh, place_of, running
+from serving.rates import Rates, rate_of
 from serving.remembered import Remembered
 from serving.side import scratch_of
 from serving.write_behind import WriteBehind
@@ -58,6 +59,7 @@ class Turns:
         self.state = fresh(places, hold_s, queue_s)
         self.recent: deque[Finished] = deque(maxlen=RECENT)
         self.finished = 0
+        self.rates = Rates()
         self._ids = itertools.count(1)
         self.warmed = Remembered()
         """Sessions that have had context in this engine, whether it is still there or not."""
@@ -310,10 +312,12 @@ class Turns:
             match event:
                 case Text():
                     lease.seen += event.tokens
+                    lease.pace.text(self.now(), lease.seen)
                     lease.push(event)
                 case engine.Ended():
                     self._note(lease, event.usage)
                     self._time(lease)
+                    self.rates.note(rate_of(lease.pace, event.usage, lease.seen))
                     lease.push(event)
                     # Without its sequence touched, a resident's turn leaves what was there.
                     resident = lease.granted is not None and lease.granted.resident
@@ -325,6 +329,7 @@ class Turns:
                     lease.push(event)
                     self._give_back(lease, kept=False)
                 case Began():
+                    lease.pace.began_s = self.now()
                     self._note_restored(lease, event.restored)
                     lease.push(event)
                 case Prefilled() | ChoiceEnded() | Embedded():
@@ -395,6 +400,7 @@ class Turns:
                         lease.push(Refused(code))
                     case _:
                         assert_never(action)
+        self._mark_crowded()
         has_leases = running(self.state) > 0
         if has_leases != self._has_leases:
             self._has_leases = has_leases
@@ -402,6 +408,12 @@ class Turns:
         if self._at_rest is not None and not has_leases:
             self._at_rest.set()
         self._arm()
+
+    def _mark_crowded(self) -> None:
+        """Those who run together are not alone, now and later."""
+        if running(self.state) > 1:
+            for lease in self._leases.values():
+                lease.pace.alone = lease.pace.alone and lease.granted is None
 
     def _tick(self) -> None:
         self._behind.begin(self._loop)

@@ -7,19 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.machine import GIB
 from cluster.slices import Slice, bytes_text
 from serving.hf_config import HfConfig
-from serving.vllm_options import VllmOptions
+from serving.vllm_options import BASE_BYTES, GPU_USED, VllmOptions
 
 NAME = "model"
 """What its own API calls the model: nobody but its host sees it."""
-BASE_BYTES = 2 * GIB
-"""What its processes take beside weights and KV cache on a CPU (measured with vLLM 0.32: 1.6 to 1.9 GiB)."""
 CPU_BATCH = 512
 """Tokens of a step where the config does not say: a neighbour waits for a step, and so does who watches for a hang."""
-GPU_USED = 0.92
-"""The part of a GPU's memory that vLLM takes where nobody tells it: the rest is the driver's and CUDA's."""
 KEPT = ("PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "LD_PRELOAD", "CUDA_HOME")
 KEPT_FROM = ("OMP_", "MKL_", "OPENBLAS_", "NCCL_", "CUDA_VISIBLE_DEVICES", "HOMEPORT_RUN", "HOMEPORT_ROLE")
 """Of the host's environment: what else would change what vLLM does."""

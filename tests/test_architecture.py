@@ -51,6 +51,7 @@ PURE_MAY_IMPORT = {
         "msgspec",
         "operator",
         "re",
+        "statistics",
         "string",
         "struct",
         "typing",

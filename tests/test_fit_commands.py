@@ -107,3 +107,23 @@ def test_every_machine_of_the_fleet_is_told_and_what_was_measured(router: FakeRo
     assert "bench machine" in attic["why_no_speed"]
     code, told = run("smollm2")
     assert "attic/0 runs it: its engine took 190.7 MiB, " in told
+    assert "tokens/s after" not in told
+
+
+def test_the_speed_of_its_last_turns_is_held_against_what_was_foretold(router: FakeRouter) -> None:
+    rates = {"decode_per_s": 50.0, "depth": 300, "prefill_per_s": None, "prompt": None, "turns": 4}
+    replica = {"name": "den/0", "model": "smollm2", "rates": rates, "slice": {"cores": [1], "gpus": []}}
+    elsewhere = replica | {"name": "attic/0"}
+    machines = [
+        machine("den", 8 * GIB, FIGURES.to_json(), (replica,)),
+        machine("attic", GIB, None, (elsewhere,)),
+    ]
+    router.answers["/api/fleet"] = 200, {"machines": machines}
+    _, told = run("smollm2", "--depth", "300", "--cores", "1", "--json")
+    found = json.loads(told)
+    expected = 50.0 / found["machines"][0]["decode_per_s"] - 1
+    assert found["measured"]["den/0"]["decode_off"] == pytest.approx(expected, abs=0.01)
+    assert found["measured"]["attic/0"] == {"decode_per_s": 50.0, "depth": 300}, "it was never benched"
+    _, told = run("smollm2")
+    assert f"den/0 runs it: 50.0 tokens/s after 300 ({expected:+.0%} against what is foretold)" in told
+    assert "attic/0 runs it: 50.0 tokens/s after 300\n" in told

@@ -135,7 +135,7 @@ def test_layers_go_to_a_gpu_as_long_as_there_is_room(bundled: ModelShape) -> Non
 
 
 def test_vllm_keeps_whole_blocks(bundled: ModelShape) -> None:
-    assert vllm_kv_bytes(bundled, 16, 1) == 16 * 23040
-    assert vllm_kv_bytes(bundled, 17, 2) == 2 * 32 * 23040
+    assert vllm_kv_bytes(bundled, 32, 1) == 32 * 23040
+    assert vllm_kv_bytes(bundled, 33, 2) == 2 * 64 * 23040
     windowed = replace(bundled, window=64, windowed=(True,) * bundled.layers)
-    assert vllm_kv_bytes(windowed, 8192, 1) == 6 * 16 * 23040
+    assert vllm_kv_bytes(windowed, 8192, 1) == 4 * 32 * 23040
