@@ -25,6 +25,7 @@ from benchmarks.pace import pace
 from benchmarks.report import Figure
 from cluster.vllm_env import bundled_folder, vllm_env
 from serving.vllm_command import NAME
+from tests.vllm.processes import door, server
 
 CONTEXT = 1024
 PLACES = 8
@@ -36,18 +37,14 @@ START_S = 200.0
 def direct(host: MeasuredHost) -> Server:
     """vLLM itself, past its host."""
     assert host.process is not None
-    for process in psutil.Process(host.process.pid).children(recursive=True):
-        command = process.cmdline()
-        if "vllm.entrypoints.openai.api_server" in command:
-            socket = next(word for word in command if word.startswith("--uds=")).removeprefix("--uds=")
-            key = process.environ()["VLLM_API_KEY"]
-            return Server("http://vllm", {"authorization": f"Bearer {key}"}, model=NAME, socket=socket)
-    raise RuntimeError("there is no vLLM below this host")
+    behind = door(server(host.process.pid))
+    headers = {"authorization": f"Bearer {behind.key}"}
+    return Server("http://vllm", headers, model=NAME, socket=str(behind.socket))
 
 
-async def speed(server: Server, sessions: int, tokens: int) -> float:
+async def speed(served: Server, sessions: int, tokens: int) -> float:
     """Tokens a second of all together."""
-    async with Client(server) as client:
+    async with Client(served) as client:
         asks = [client.ask([user(PROMPTS[at])], tokens, name(at)) for at in range(sessions)]
         answers = await asyncio.gather(*asks)
     return pace([answer.stream for answer in answers])

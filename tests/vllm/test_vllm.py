@@ -6,7 +6,6 @@ import socket
 import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +16,7 @@ from cluster.group_watch import shared_memory
 from tests.e2e.installation import Homeport, eventually
 from tests.e2e.talk import SYSTEM, client
 from tests.vllm.conftest import LLAMA, LOADS_S, VLLM, replica_of
+from tests.vllm.processes import door, engines, family, server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
 GONE_S = 5.0
@@ -45,34 +45,14 @@ def vllm(installed: Homeport) -> dict[str, Any]:
     return replica_of(installed, VLLM)
 
 
-def family(pid: int) -> list[psutil.Process]:
-    """A host and all that it runs."""
-    host = psutil.Process(pid)
-    return [host, *host.children(recursive=True)]
-
-
-def engines(pid: int) -> list[psutil.Process]:
-    return [process for process in family(pid)[1:] if "group_watch" not in " ".join(process.cmdline())]
-
-
-def server(pid: int) -> psutil.Process:
-    (found,) = [each for each in engines(pid) if "vllm.entrypoints.openai.api_server" in each.cmdline()]
-    return found
-
-
-def socket_of(process: psutil.Process) -> Path:
-    (path,) = [word.removeprefix("--uds=") for word in process.cmdline() if word.startswith("--uds=")]
-    return Path(path)
-
-
 def metric(process: psutil.Process, name: str) -> float:
     """What vLLM itself counts; asked past its host, as nobody but root or its person can."""
-    key = process.environ()["VLLM_API_KEY"]
+    behind = door(process)
     connection = HTTPConnection("vllm")
     connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.connect(str(socket_of(process)))
+    connection.sock.connect(str(behind.socket))
     try:
-        connection.request("GET", "/metrics", headers={"authorization": f"Bearer {key}"})
+        connection.request("GET", "/metrics", headers={"authorization": f"Bearer {behind.key}"})
         lines = connection.getresponse().read().decode().splitlines()
     finally:
         connection.close()
@@ -248,9 +228,7 @@ def test_when_vllms_parent_is_killed_all_of_it_goes_and_its_host_comes_back(
 def test_when_its_host_is_killed_all_of_it_goes(installed: Homeport, vllm: dict[str, Any]) -> None:
     processes = engines(vllm["pid"])
     shared = shared_memory(process.pid for process in processes)
-    own = Path(
-        next(w for w in server(vllm["pid"]).cmdline() if w.startswith("--uds=")).removeprefix("--uds=")
-    ).parent
+    own = door(server(vllm["pid"])).socket.parent
     os.kill(vllm["pid"], signal.SIGKILL)
     took_s = all_gone(processes)
     print(f"\nits host killed: all of vLLM gone after {took_s:.2f} s")
@@ -283,7 +261,7 @@ def test_the_machines_person_has_its_memory_within_5_s(installed: Homeport, vllm
 def test_down_leaves_nothing_of_it(installed: Homeport, vllm: dict[str, Any]) -> None:
     """The last one: what was installed for the others ends here."""
     processes = family(vllm["pid"])
-    own = socket_of(server(vllm["pid"])).parent
+    own = door(server(vllm["pid"])).socket.parent
     shared = shared_memory(process.pid for process in processes)
     assert installed.run("down").returncode == 0
     assert all_gone(processes) <= GONE_S
