@@ -24,7 +24,9 @@ STAYS = "It was ended. What is there stays: the same command goes on from there.
 
 
 def pull(
-    model: Annotated[str, typer.Argument(help="A model of the config, or hf:OWNER/REPO:FILE.")],
+    model: Annotated[
+        str, typer.Argument(help="A model of the config, hf:OWNER/REPO:FILE, or hf:OWNER/REPO.")
+    ],
     config: Annotated[
         Path | None,
         typer.Option(

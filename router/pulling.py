@@ -87,7 +87,8 @@ def find(paths: Paths, name: str, config: Path | None, runs: bool) -> Wanted:
     if name not in known:
         names = ", ".join(known) or "none"
         raise NotPulled(
-            f"The config has no model {name}; it has: {names}. A source may be given too: hf:OWNER/REPO:FILE."
+            f"The config has no model {name}; it has: {names}. A source may be given too: hf:OWNER/REPO:FILE, "
+            "or hf:OWNER/REPO for vLLM."
         )
     source = known[name]["source"]
     if not source.startswith(HUB):

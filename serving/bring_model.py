@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from cluster import tls
 from serving.bring_order import Giver, Order
 from serving.copy_rate import CopyRate
-from serving.gguf import GgufError, read_head
+from serving.model_check import check_model
 from serving.model_copy import Copying
 from serving.model_files import Content, HubSource, Part, hub_source, is_digest
 from serving.model_folder import ModelFolder, digest_of
@@ -68,7 +68,7 @@ class Bringing:
             content = self._look() if self._order.how == "fetch" else self._order.content
             if content is None or (self._order.how == "copy" and not content.is_known):
                 raise Trouble("network", "nobody knows yet what the file is", "It is tried again")
-            if tuple(part.name for part in content.parts) != self._hub.parts:
+            if not self._hub.is_made_of([part.name for part in content.parts]):
                 raise Trouble(
                     "changed", f"{self._order.source} is said to be other files", "Name another file"
                 )
@@ -88,35 +88,21 @@ class Bringing:
         return content
 
     def _look(self) -> Content:
-        """What the hub has. Raises Trouble where that is no longer what the cluster took."""
-        from serving import hub_fetch
+        from serving import hub_look
 
-        known = self._order.content
-        commit = known.commit if known else None
         self._tell("asking", "hf", 0, now=True)
-        parts: list[Part] = []
-        for name in self._hub.parts:
-            found = hub_fetch.look(self._hub, name, commit)
-            commit = commit or found.commit
-            self._etags[name] = found.etag
-            parts.append(Part(name, found.size, found.etag if is_digest(found.etag) else ""))
-        for now, before in zip(parts, known.parts if known else (), strict=False):
-            if now.size != before.size or (now.sha256 and before.sha256 not in ("", now.sha256)):
-                raise Trouble(
-                    "changed",
-                    f"{self._hub.repo} no longer has the {now.name} that other machines took",
-                    "Name a revision: hf:OWNER/REPO@COMMIT:FILE",
-                )
-        return Content(commit or "", tuple(parts))
+        content, self._etags = hub_look.look(self._hub, self._order.content)
+        return content
 
     def _make_room(self, content: Content) -> None:
         there = 0
         for part in content.parts:
-            with self._folder.open_partial(self._order.source, part.name, self._digest(part)) as (file, _):
-                there += min(file.tell(), part.size)
             path = self._folder.path(self._order.source, part.name)
             if path.is_file() and path.stat().st_size == part.size:
                 there += part.size
+                continue
+            with self._folder.open_partial(self._order.source, part.name, self._digest(part)) as (file, _):
+                there += min(file.tell(), part.size)
         named = {*self._order.named, self._order.source}
         self._folder.make_room(max(0, content.size - there), self._order.budget, named)
 
@@ -183,12 +169,12 @@ class Bringing:
         return digest if path.stat().st_size == part.size else None
 
     def _check_model(self, content: Content) -> None:
-        """Whether llama.cpp could read it at all. What is no model goes at once."""
+        """Whether an engine could read it at all. What is no model goes at once."""
         try:
-            read_head(self._folder.path(self._order.source, self._hub.file))
-        except GgufError as error:
+            check_model(self._hub, self._folder.path(self._order.source, self._hub.file or ""))
+        except Trouble:
             self._folder.remove(self._order.source, [part.name for part in content.parts])
-            raise Trouble("gguf", error.message, "Name another file of the repository") from None
+            raise
 
     def _digest(self, part: Part) -> str:
         """By what the hub knows it, where it is not known by its SHA-256."""

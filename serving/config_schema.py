@@ -146,7 +146,7 @@ def _share_prefix(value: object) -> str:
 
 def _source(value: object) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise fault(f"{shown(value)} is not a source", f"Write bundled, the path of a GGUF file, or {FORM}")
+        raise fault(f"{shown(value)} is not a source", f"Write bundled, a path, or {FORM}")
     try:
         hub_source(value)
     except NoSource as error:

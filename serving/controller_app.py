@@ -192,7 +192,7 @@ class ControllerApp:
         return JSONResponse({"ended": only is None or bool(journals)})
 
     async def _pull(self, request: Request) -> Response:
-        """`source`: hf:OWNER/REPO:FILE; `machines`: all, names, or {"zone": NAME}."""
+        """`source`: hf:OWNER/REPO:FILE or hf:OWNER/REPO; `machines`: all, names, or {"zone": NAME}."""
         try:
             body = dict(await request.json())
             source, machines = str(body["source"]), body.get("machines", "all")

@@ -7,11 +7,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+NO_GENERATORS = (
+    *("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
+    *("BertModel", "RobertaModel"),
+)
+"""How architectures end that make no text."""
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 class NotServed(Exception):
-    """No text generator that can be served. The message says why and what to do."""
+    """No text generator that can be served. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,16 +41,20 @@ def read_config(
     safetensors. `dtype`: in which it is served. Raises NotServed."""
     text = config.get("text_config") or config
     names = config.get("architectures") or ["unknown"]
+    if str(names[0]).endswith(NO_GENERATORS):
+        raise NotServed(f"it makes no text: its config.json says {names[0]}")
     try:
         layers, heads = int(text["num_hidden_layers"]), int(text["num_attention_heads"])
         width, vocabulary = int(text["hidden_size"]), int(text["vocab_size"])
         context = int(text["max_position_embeddings"])
+        kv_heads = int(text.get("num_key_value_heads") or heads)
+        head = int(text.get("head_dim") or width // heads)
+    except ZeroDivisionError:
+        raise NotServed("its config.json describes a model without attention") from None
     except (KeyError, TypeError, ValueError) as missing:
         raise NotServed(
-            f"its config.json does not describe a decoder-only text model ({missing} is missing). Choose another"
+            f"its config.json does not describe a decoder-only text model ({missing} is missing)"
         ) from None
-    kv_heads = int(text.get("num_key_value_heads") or heads)
-    head = int(text.get("head_dim") or width // heads)
     kept = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16")
     # vLLM serves float32 weights in a half type unless it is told otherwise.
     served = ("bfloat16" if kept == "float32" else kept) if dtype == "auto" else dtype

@@ -4,7 +4,8 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-NEEDED = ("config.json", "tokenizer.json")
+from serving.model_files import NEEDED
+
 LAST_BYTES = 1024**2
 
 

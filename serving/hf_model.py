@@ -32,7 +32,7 @@ class HfModel:
             settings = _json(folder / "tokenizer_config.json", {})
             decoder = _json(folder / "tokenizer.json").get("decoder")
         except NotServed as refused:
-            raise LoadError(f"{folder.name}: {refused}.") from None
+            raise LoadError(f"{folder.name}: {refused}. Choose another.") from None
         except Exception as error:  # the tokenizer's library raises plain ones
             raise LoadError(f"{folder} cannot be read as a model: {error}. Fetch it again.") from error
         self._plain.encode_special_tokens = True

@@ -5,6 +5,7 @@ what broke off goes on where it was. Where the hub is, and with which token it i
 HF_ENDPOINT, HF_TOKEN, or what `hf auth login` left.
 """
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import httpx2
-from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import get_session, hf_raise_for_status
@@ -26,6 +27,7 @@ from serving.model_trouble import Trouble
 
 USER_AGENT = "homeport"
 CHUNK_BYTES = 256 * 1024
+SMALL_BYTES_MAX = 64 * 1024**2
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,28 @@ class Found:
     commit: str
 
 
+def listed(hub: HubSource) -> tuple[str, tuple[str, ...]]:
+    """The commit that this repository is at, and the paths of all its files then. Raises Trouble."""
+    with _told(hub, "", None):
+        found = HfApi(user_agent=USER_AGENT).model_info(
+            hub.repo, revision=hub.revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
+        )
+    if not found.sha or found.siblings is None:
+        raise Trouble("hub", f"{constants.ENDPOINT} does not say which files {hub.repo} has", _OTHER_HUB)
+    return found.sha, tuple(str(each.rfilename) for each in found.siblings)
+
+
+def read_small(hub: HubSource, name: str, commit: str) -> bytes:
+    """All of a file of this repository that is no larger than `SMALL_BYTES_MAX`. Raises Trouble."""
+    found = look(hub, name, commit)
+    if found.size > SMALL_BYTES_MAX:
+        words = f"{name} of {hub.repo} has {found.size} bytes, more than such a file needs"
+        raise Trouble("not_served", words, "Name another repository")
+    data = io.BytesIO()
+    download(hub, found, data, 0, lambda _: None)
+    return data.getvalue()
+
+
 def look(hub: HubSource, name: str, commit: str | None) -> Found:
     """Ask the hub about a file of this repository, at `commit` where that is known already. Raises Trouble."""
     url = _url(hub, name, commit)
@@ -48,7 +72,7 @@ def look(hub: HubSource, name: str, commit: str | None) -> Found:
         raise Trouble(
             "hub",
             f"{constants.ENDPOINT} does not say size and digest of {name}",
-            "Unset HF_ENDPOINT, or set it to a hub that does",
+            _OTHER_HUB,
         )
     if found.size > constants.MAX_HTTP_DOWNLOAD_SIZE:
         most = constants.MAX_HTTP_DOWNLOAD_SIZE // 10**9
@@ -205,6 +229,7 @@ def _refusal(error: Any, page: str) -> Trouble:
     return Trouble("hub", f"{page}: the hub answered with status {status}", "It is tried again")
 
 
+_OTHER_HUB = "Unset HF_ENDPOINT, or set it to a hub that does"
 _REACH = "See that this machine reaches it, and that HF_HUB_OFFLINE is not set"
 _LOG_IN = "Run `.venv/bin/hf auth login` on this machine, or start homeport there with HF_TOKEN set"
 

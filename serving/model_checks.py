@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 
 from serving.llama_options import EngineOptions
 from serving.model import ModelSpec
-from serving.model_files import HUB
+from serving.model_files import hub_source
 from serving.vllm_options import VllmOptions
 
 SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "repeat_penalty"})
@@ -36,6 +36,13 @@ def contradictions(model: ModelSpec) -> Iterator[Finding]:
         yield from _vllm(model)
         return
     options = EngineOptions.from_options(dict(model.options))
+    hub = hub_source(model.source)
+    if hub is not None and hub.file is None:
+        yield Finding(
+            ("source",),
+            f"{model.source} is a whole repository, and llama.cpp reads one GGUF file",
+            f"Name it: {model.source}:FILE, or write engine: vllm",
+        )
     yield from _places(model, options)
     yield from _steps(model, options)
     yield from _gpus(model, options)
@@ -58,11 +65,12 @@ def _foreign(model: ModelSpec) -> Iterator[Finding]:
 def _vllm(model: ModelSpec) -> Iterator[Finding]:
     options = VllmOptions.from_options(dict(model.options))
     yield from _take(model)
-    if model.source.startswith(HUB):
+    hub = hub_source(model.source)
+    if hub is not None and hub.file is not None:
         yield Finding(
             ("source",),
-            "homeport brings GGUF files only, which vLLM does not read",
-            "Fetch the repository with `hf download` and give the folder's path",
+            f"{hub.file} is a GGUF file, which vLLM does not read",
+            "Name a repository with *.safetensors as a whole: hf:OWNER/REPO",
         )
     if options.batch is not None and options.batch < model.sessions:
         yield _small_batch(options.batch, model.sessions)

@@ -1,18 +1,35 @@
-"""The names of a model's files: a source on Hugging Face, and the parts of a GGUF in several parts. Pure.
+"""The names of a model's files: a source on Hugging Face, the parts of a GGUF in several parts, and which files of a
+whole repository make a model. Pure.
 
 Fetches nothing and knows no folder: where they lie says serving/source.py.
 """
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 HUB = "hf:"
-FORM = "hf:OWNER/REPO:FILE, for example hf:unsloth/Qwen3-0.6B-GGUF:Qwen3-0.6B-Q8_0.gguf"
+FORM = "hf:OWNER/REPO:FILE, for example hf:unsloth/Qwen3-0.6B-GGUF:Qwen3-0.6B-Q8_0.gguf, or for vLLM hf:OWNER/REPO"
 PARTS_MAX = 200
+FILES_MAX = 300
+"""Of a model that is a whole repository."""
 NAME_MAX = 300
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+WEIGHTS = ".safetensors"
+NEEDED = (CONFIG, "tokenizer.json")
+BESIDE = frozenset(
+    {
+        *(*NEEDED, INDEX, "generation_config.json", "chat_template.jinja", "chat_template.json"),
+        *("tokenizer_config.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+        *("vocab.json", "vocab.txt", "merges.txt"),
+        *("preprocessor_config.json", "processor_config.json", "video_preprocessor_config.json"),
+        *("quantize_config.json", "quant_config.json", "hf_quant_config.json"),
+    }
+)
+"""What is taken of a repository beside its weights, where it is there: no program, no other form of the weights."""
 
 _NAME = r"(?!.*(?:--|\.\.))[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_-])?"
 _REVISION = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?"
@@ -31,12 +48,13 @@ class NoSource(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
-    """`hf:OWNER/REPO:FILE`, or `hf:OWNER/REPO@REVISION:FILE`."""
+    """`hf:OWNER/REPO:FILE`, or `hf:OWNER/REPO` for all of it; each with `@REVISION` after REPO."""
 
     repo: str
     """OWNER/REPO."""
-    file: str
-    """The first part, where there are several. A path inside the repository."""
+    file: str | None
+    """The first part of a GGUF, where there are several: a path inside the repository. None: the whole repository is
+    the model, as a folder of safetensors; which of its files, is known once the hub was asked (`folder_names`)."""
     revision: str | None = None
     """A branch, a tag or a commit; None: what the repository's main branch has when it is fetched first."""
 
@@ -45,10 +63,16 @@ class HubSource:
         """Where its files lie below the folder of fetched models, each under its own name."""
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """All files that the model is made of, in order."""
-        return part_names(self.file)
+    def is_made_of(self, names: Sequence[str]) -> bool:
+        """Whether these, in order, are all files of the model: as far as their names say."""
+        if self.file is not None:
+            return tuple(names) == part_names(self.file)
+        return (
+            len(set(names)) == len(names) <= FILES_MAX
+            and all(map(is_of_folder, names))
+            and {*NEEDED} <= {*names}
+            and any(name.endswith(WEIGHTS) for name in names)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +121,7 @@ def hub_source(source: str) -> HubSource | None:
         return None
     where, colon, file = source.removeprefix(HUB).partition(":")
     repo, at, revision = where.partition("@")
-    if not colon or not file:
+    if colon and not file:
         raise NoSource(f"{_shown(source)} names no file", f"Write {FORM}")
     if not re.fullmatch(f"{_NAME}/{_NAME}", repo):
         raise NoSource(f"{_shown(repo)} is not OWNER/REPO", f"Write {FORM}")
@@ -105,6 +129,8 @@ def hub_source(source: str) -> HubSource | None:
         raise NoSource(
             f"{_shown(revision)} is not a revision", "Write a branch, a tag or a commit after the @"
         )
+    if not colon:
+        return HubSource(repo, None, revision or None)
     if len(file) > NAME_MAX or not re.fullmatch(f"{_SEGMENT}(?:/{_SEGMENT})*", file) or ".." in file:
         raise NoSource(f"{_shown(file)} is not a file of a repository", f"Write {FORM}")
     if not file.endswith(".gguf"):
@@ -130,6 +156,52 @@ def part_names(file: str) -> tuple[str, ...]:
     if number != 1:
         raise NoSource(f"{_shown(file)} is part {number} of {count}", f"Name the first part: {_shown(first)}")
     return tuple(f"{stem}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1))
+
+
+def folder_names(listed: Collection[str], weights: Collection[str] | None) -> tuple[str, ...]:
+    """The files of a repository that make a model which vLLM reads, the weights last; `listed`: all that it has;
+    `weights`: those that its index names, None: it has no index. Raises NoSource where they make none."""
+    if wrong := [name for name in listed if ".." in name.split("/")]:
+        raise NoSource(f"it says to have {_shown(wrong[0])}, which lies outside of it", "Do not trust it")
+    found = [name for name in listed if name.endswith(WEIGHTS) and "/" not in name]
+    if not found:
+        raise NoSource(*_without_weights(listed))
+    for name in NEEDED:
+        if name not in listed:
+            raise NoSource(f"it has no {name}", "Name another repository of this model")
+    if weights is not None:
+        if lacking := sorted(name for name in weights if name not in listed):
+            raise NoSource(
+                f"it lacks {_shown(lacking[0])}, which its {INDEX} names", "Name another repository"
+            )
+        found = sorted(weights)
+    elif "model.safetensors" in found:
+        found = ["model.safetensors"]  # what lies beside it is the same in another form, or an adapter
+    names = (*sorted(name for name in listed if name in BESIDE), *sorted(found))
+    if odd := [name for name in names if not is_of_folder(name)]:
+        raise NoSource(f"{_shown(odd[0])} is an odd name for a file with weights", "Name another repository")
+    if len(names) > FILES_MAX:
+        raise NoSource(
+            f"its model is made of {len(names)} files, more than {FILES_MAX}", "Name another repository"
+        )
+    return names
+
+
+def _without_weights(listed: Collection[str]) -> tuple[str, str]:
+    if ggufs := sorted(name for name in listed if name.endswith(".gguf")):
+        remedy = "Write engine: llama.cpp and name one of its files, for example hf:OWNER/REPO:"
+        return "it has GGUF files only, which vLLM does not read", f"{remedy}{ggufs[0]}"
+    others = sorted(name for name in listed if name.endswith((".bin", ".pt", ".pth")))
+    has = f" (it has {_shown(others[0])}, which may run programs)" if others else ""
+    return f"it has no weights as *{WEIGHTS}{has}", "Name another repository of this model"
+
+
+def is_of_folder(name: str) -> bool:
+    """Whether a file of a repository that is called so may be part of a model that is all of it."""
+    if name in BESIDE:
+        return True
+    is_plain = len(name) <= NAME_MAX and ".." not in name and re.fullmatch(_SEGMENT, name) is not None
+    return is_plain and name.endswith(WEIGHTS)
 
 
 def source_key(source: str) -> str:

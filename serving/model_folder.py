@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from cluster.paths import read_json, write_private
-from serving.model_files import Content, hub_source, source_key
+from serving.model_files import Content, hub_source, is_of_folder, part_names, source_key
 from serving.model_room import Disk, Kept, NoRoom, what_goes
 from serving.model_trouble import FREE, Trouble
 from serving.source import fetched_path
@@ -56,7 +56,7 @@ class ModelFolder:
                 source, times, content = str(kept["source"]), kept["mtime_ns"], Content.from_json(kept)
                 hub = hub_source(source)
                 names = tuple(part.name for part in content.parts)
-                if hub is None or names != hub.parts or len(times) != len(names):
+                if hub is None or not hub.is_made_of(names) or len(times) != len(names):
                     continue
                 for part, mtime in zip(content.parts, times, strict=True):
                     stat = fetched_path(self.folder, hub, part.name).stat()
@@ -114,7 +114,15 @@ class ModelFolder:
         partial.replace(target)
 
     def stamp(self, source: str, content: Content) -> None:
-        """Its files are all there and were checked: from now on it is whole."""
+        """Its files are all there and were checked: from now on it is whole.
+
+        What else lies there and could be a part of it, as of another commit, goes before: an engine that is given the
+        folder reads all of it.
+        """
+        parts = {self.path(source, part.name) for part in content.parts}
+        for path in self._of(source):
+            if path not in parts:
+                path.unlink()
         times = [self.path(source, part.name).stat().st_mtime_ns for part in content.parts]
         self._stamps.mkdir(mode=0o700, parents=True, exist_ok=True)
         told = {"source": source, **content.to_json(), "mtime_ns": times}
@@ -163,9 +171,7 @@ class ModelFolder:
 
         What a named source may still want stays, and so does what came of late: its other parts may be on their way.
         """
-        names = {source: hub.parts for source in named if (hub := hub_source(source)) is not None}
-        names |= {source: tuple(part.name for part in each.content.parts) for source, each in held.items()}
-        stay = {self.path(source, name) for source, each in names.items() for name in each}
+        stay = {path for source in {*named, *held} for path in self._of(source)}
         freed, before = 0, time.time() - STRAY_S
         for path in list(self.folder.rglob("*")):
             within = path.relative_to(self.folder).parts[0]
@@ -176,6 +182,17 @@ class ModelFolder:
                 path.unlink()
                 freed += stat.st_size
         return freed
+
+    def _of(self, source: str) -> list[Path]:
+        """All files here that may be some of this source's."""
+        hub = hub_source(source)
+        if hub is None:
+            return []
+        if hub.file is not None:
+            paths = [fetched_path(self.folder, hub, name) for name in part_names(hub.file)]
+            return [path for path in paths if path.exists()]
+        there = fetched_path(self.folder, hub, "").glob("*")
+        return [path for path in there if is_of_folder(path.name) and path.is_file()]
 
     def taken(self) -> int:
         """Bytes of all files below the folder."""

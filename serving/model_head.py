@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from serving import safetensors_layout
 from serving.gguf_layout import Broken, Layout, Short, read_layout
-from serving.model_files import HUB, HubSource, NoSource, hub_source, part_names
+from serving.model_files import CONFIG, INDEX, HubSource, NoSource, hub_source, part_names
 from serving.model_shape import ModelShape, NoShape, shape_of_gguf
 from serving.model_trouble import Trouble
 from serving.source import BUNDLED, SourceError, bundled_model
@@ -54,14 +54,7 @@ def _files(source: str, cache: Path | None) -> tuple[Files, str | None]:
     if source == BUNDLED:
         path = bundled_model(cache)
         return _Local(path.parent), path.name
-    if source.startswith(HUB):
-        if ":" not in source.removeprefix(HUB):
-            repo = source.removeprefix(HUB)
-            probe = hub_source(f"{HUB}{repo}:model.gguf")
-            assert probe is not None
-            return _Hub(HubSource(probe.repo, "", probe.revision)), None
-        hub = hub_source(source)
-        assert hub is not None
+    if (hub := hub_source(source)) is not None:
         return _Hub(hub), hub.file
     if source.startswith(("https://", "http://")):
         folder, _, name = urlsplit(source).path.rpartition("/")
@@ -102,14 +95,14 @@ def _layout(data: bytes) -> Layout:
 
 
 def _folder(files: Files) -> ModelShape:
-    config = _json(files, "config.json", "Give a folder with config.json and *.safetensors in it")
+    config = _json(files, CONFIG, "Give a folder with config.json and *.safetensors in it")
     try:
-        index = _json(files, "model.safetensors.index.json", "")
+        index = _json(files, INDEX, "")
         names = sorted(set(index["weight_map"].values()))
     except (NoHead, Trouble):
         names = ["model.safetensors"]
     except (KeyError, AttributeError, TypeError):
-        raise NoHead("model.safetensors.index.json names no files", "Get the folder again") from None
+        raise NoHead(f"{INDEX} names no files", "Get the folder again") from None
     headers: list[dict[str, Any]] = []
     size = 0
     for name in names:

@@ -12,7 +12,7 @@ from typing import Any
 
 from serving.model_files import Content
 
-SAME_ELSEWHERE = ("not_found", "changed", "gguf", "too_large")
+SAME_ELSEWHERE = ("not_found", "changed", "not_served", "no_model", "too_large")
 """Troubles that every machine would have."""
 FAILURES = 2
 """So often a machine may fail before another one of its zone fetches in its stead."""

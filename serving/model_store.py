@@ -29,7 +29,7 @@ from serving.model_trouble import LASTING, WASTED, pause_s
 ROLE = "models"
 END_S = 5.0
 LINE_BYTES_MAX = 2**20
-"""Of what a process says that brings a model: its longest line names 200 parts, each by up to 300 letters."""
+"""Of what a process says that brings a model: its longest line names 300 parts, each by up to 300 letters."""
 ALONE = "127.0.0.1"
 """The address of a machine that nobody else reaches: nobody copies from it."""
 

@@ -12,18 +12,19 @@ Code = Literal[
     "disk",
     "digest",
     "changed",
-    "gguf",
+    "not_served",
+    "no_model",
     "too_large",
     "busy",
     "ended",
 ]
 LASTING: frozenset[Code] = frozenset(
-    {"gated", "unauthorized", "not_found", "digest", "changed", "gguf", "too_large"}
+    {"gated", "unauthorized", "not_found", "digest", "changed", "not_served", "no_model", "too_large"}
 )
 """Those that do not pass by themselves: a replica that waits for such files is `failed`."""
 AGAIN_S = (1.0, 5.0, 15.0, 30.0, 60.0)
 LASTING_S = 60.0
-WASTED: frozenset[Code] = frozenset({"digest", "gguf"})
+WASTED: frozenset[Code] = frozenset({"digest", "no_model"})
 """Those that show once all bytes are there, which are thrown away then."""
 WASTED_S = (60.0, 3600.0, 6 * 3600.0, 86400.0)
 

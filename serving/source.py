@@ -59,7 +59,7 @@ def bundled_model(cache: Path | None = None) -> Path:
 
 
 def model_path(source: str, cache: Path | None = None, engine: EngineName = "llama.cpp") -> Path:
-    """The file behind a ModelSpec's `source`, vLLM's folder. Checks the bundled one only, as `bundled_model` does.
+    """The file behind a ModelSpec's `source`, or vLLM's folder. Checks the bundled one only, as `bundled_model` does.
 
     `cache` is the state folder, below which lies what comes from Hugging Face.
     """
@@ -72,11 +72,11 @@ def model_path(source: str, cache: Path | None = None, engine: EngineName = "lla
         return Path(source)
     if cache is None:
         raise SourceError(f"{source} lies in a state folder", "Say in which")
-    return fetched_path(cache / FETCHED, hub, hub.file)
+    return fetched_path(cache / FETCHED, hub, hub.file or "")
 
 
 def fetched_path(folder: Path, hub: HubSource, name: str) -> Path:
-    """Where this file of a repository lies below the folder of fetched models."""
+    """Where this file of a repository lies below the folder of fetched models; "": all of them."""
     return folder / hub.folder / name
 
 

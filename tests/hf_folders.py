@@ -1,6 +1,7 @@
 """Small models' folders as Hugging Face has them: a real tokenizer, no weights that mean anything."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,5 +41,31 @@ def make_folder(folder: Path, template: str | None = TEMPLATE, **config: Any) ->
         settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     (folder / "config.json").write_text(json.dumps({**CONFIG, **config}))
-    (folder / "model.safetensors").write_bytes(bytes(1 << 20))
+    (folder / "model.safetensors").write_bytes(weights(1 << 20))
     return folder
+
+
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+
+
+def make_repository(folder: Path) -> Path:
+    """The same with weights in two files of 2 MiB, and beside it much that is none of the model's."""
+    make_folder(folder)
+    (folder / "model.safetensors").unlink()
+    for at, name in enumerate(SHARDS):
+        (folder / name).write_bytes(weights(2 << 20, bytes([at + 1])))
+    placed = {"weight_map": {"a": SHARDS[0], "b": SHARDS[1], "c": SHARDS[0]}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(placed))
+    for other in ("README.md", "modeling.py", "pytorch_model.bin", "m.gguf", "consolidated.safetensors"):
+        (folder / other).write_bytes(os.urandom(1 << 20))
+    (folder / "original").mkdir()
+    (folder / "original" / "x.safetensors").write_bytes(bytes(1 << 20))
+    return folder
+
+
+def weights(size: int, fill: bytes = b"\0") -> bytes:
+    """A safetensors file of so many bytes, with one tensor in it."""
+    header = {"t": {"dtype": "U8", "shape": [size - 108], "data_offsets": [0, size - 108]}}
+    head = json.dumps(header).encode().ljust(100)
+    assert len(head) == 100
+    return len(head).to_bytes(8, "little") + head + fill * (size - 108)

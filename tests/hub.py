@@ -1,4 +1,5 @@
-"""A stand-in for Hugging Face on a real socket: as much of its HTTP as huggingface_hub needs to fetch a file.
+"""A stand-in for Hugging Face on a real socket: as much of its HTTP as huggingface_hub needs to list a
+repository and to fetch its files.
 
 `python -m tests.hub ADDRESS PORT LOG REPO/FILE=PATH …` serves until it is killed, and writes a line of JSON for every
 request to LOG. Pages, accounts and Xet are not here.
@@ -15,6 +16,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
+from huggingface_hub import constants
 
 COMMIT = "c0ffee" * 6 + "c0de"
 BLOCK = 256 * 1024
@@ -74,6 +78,23 @@ def add(path: Path, **told: Any) -> HubFile:
         return HubFile(path, hashlib.file_digest(file, "sha256").hexdigest(), **told)
 
 
+def add_all(folder: Path, repo: str, **told: Any) -> dict[str, HubFile]:
+    """A repository of all that is in a folder: weights are known by their SHA-256, what is small by the digest of its
+    git blob."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {
+        f"{repo}/{path.relative_to(folder)}": add(path, is_lfs=path.suffix == ".safetensors", **told)
+        for path in paths
+    }
+
+
+def be_told(monkeypatch: pytest.MonkeyPatch, made: "Hub") -> None:
+    """huggingface_hub in this process asks this one."""
+    monkeypatch.setattr(constants, "ENDPOINT", made.url)
+    template = f"{made.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+
+
 @contextmanager
 def hub(files: Mapping[str, HubFile], address: str = "127.0.0.1", port: int = 0) -> Iterator[Hub]:
     """Serves them until the end of the block."""
@@ -119,7 +140,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if self.hub.status is not None:
             return self._refuse(self.hub.status)
         if found is None:
-            return self._refuse(404)
+            return self._list()
         if not any(name.startswith(f"{found[1]}/") for name in self.hub.files):
             return self._refuse(401, "RepoNotFound")
         if found[2] not in ("main", COMMIT):
@@ -130,6 +151,27 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if file.gated and self.headers.get("authorization") != "Bearer hf_good":
             return self._refuse(403 if "authorization" in self.headers else 401, "GatedRepo")
         return self._give(file, with_body)
+
+    def _list(self) -> None:
+        """Which files a repository has. That may be known of gated ones too."""
+        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?", self.path)
+        if found is None:
+            return self._refuse(404)
+        names = [
+            name.removeprefix(f"{found[1]}/") for name in self.hub.files if name.startswith(f"{found[1]}/")
+        ]
+        if not names:
+            return self._refuse(401, "RepoNotFound")
+        if found[2] not in (None, "main", COMMIT):
+            return self._refuse(404, "RevisionNotFound")
+        told = {"id": found[1], "sha": COMMIT, "siblings": [{"rfilename": name} for name in names]}
+        body = json.dumps(told).encode()
+        self.send_response(200)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+        return None
 
     def _give(self, file: HubFile, with_body: bool) -> None:
         size = file.path.stat().st_size

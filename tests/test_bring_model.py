@@ -260,7 +260,7 @@ def test_what_is_no_model_is_removed_at_once(machine: Machine, site: Hub, small:
     small.write_bytes(b"no model at all" * 1000)
     site.files["o/r/m.gguf"] = add(small)
     code, sentence = machine.trouble(machine.order())
-    assert code == "gguf"
+    assert code == "no_model"
     assert "is not a GGUF file" in sentence
     assert machine.folder.taken() == 0
 

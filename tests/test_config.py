@@ -331,7 +331,11 @@ def test_a_wrong_key_or_value_is_told_with_its_line(folder: Path, extra: str, co
         ),
         (
             "engine: vllm\nsource: hf:owner/repo:tiny.gguf",
-            "5: models[0].source: homeport brings GGUF files only, which vLLM does not read. Fetch the",
+            "5: models[0].source: tiny.gguf is a GGUF file, which vLLM does not read. Name a repository with",
+        ),
+        (
+            "source: hf:owner/repo",
+            "4: models[0].source: hf:owner/repo is a whole repository, and llama.cpp reads one GGUF file. Name it",
         ),
         (
             "engine: vllm\nsource: MODEL\nsessions: 8\noptions: {batch: 4}",
@@ -955,6 +959,14 @@ def test_a_source_on_hugging_face_is_taken_as_it_is_written(folder: Path) -> Non
     assert model_path(source, folder) == folder / "models/owner/repo/sub/file-Q4_K_M-00001-of-00003.gguf"
 
 
+def test_a_whole_repository_is_a_source_for_vllm(folder: Path) -> None:
+    for whole, lies in (("hf:owner/repo", "owner/repo"), ("hf:owner/repo@v2", "owner/repo@v2")):
+        path = write(folder, f"models:\n  - {{name: a, engine: vllm, source: '{whole}'}}\n")
+        (spec,) = load(path, folder).models
+        assert spec.source == whole
+        assert model_path(whole, folder, "vllm") == folder / "models" / lies
+
+
 def test_the_digest_of_a_source_on_hugging_face_is_the_same_before_and_after_it_was_fetched(
     folder: Path,
 ) -> None:
@@ -970,7 +982,8 @@ def test_the_digest_of_a_source_on_hugging_face_is_the_same_before_and_after_it_
 @pytest.mark.parametrize(
     ("source", "complaint"),
     [
-        ("hf:owner/repo", "hf:owner/repo names no file. Write hf:OWNER/REPO:FILE"),
+        ("hf:owner/repo:", "hf:owner/repo: names no file. Write hf:OWNER/REPO:FILE"),
+        ("hf:owner", "owner is not OWNER/REPO. Write hf:OWNER/REPO:FILE"),
         ("hf:repo:file.gguf", "repo is not OWNER/REPO"),
         ("hf:o/r/x:file.gguf", "o/r/x is not OWNER/REPO"),
         ("hf:../etc:file.gguf", "../etc is not OWNER/REPO"),

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from serving.model_head import FIRST_BYTES, NoHead, read_shape
 from serving.model_shape import ModelShape
 from tests.gguf_parts import split
-from tests.hub import Hub, add, hub
+from tests.hub import Hub, add, be_told, hub
 from tests.models import bundled_model
 from tests.random_gguf import Shape, write
 
@@ -28,12 +27,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def served(small: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that has it, and that huggingface_hub was told of."""
     with hub({"o/r/small.gguf": add(small)}) as made:
-        monkeypatch.setattr(constants, "ENDPOINT", made.url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", URL.format(made.url))
+        be_told(monkeypatch, made)
         yield made
-
-
-URL = "{}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
 
 
 def of_files(served: Hub) -> list[str]:

@@ -11,7 +11,7 @@ def test_what_passes_is_tried_again_soon_and_at_least_each_minute() -> None:
 
 
 def test_what_costs_a_whole_download_for_nothing_is_tried_ever_more_seldom() -> None:
-    for code in ("gguf", "digest"):
+    for code in ("no_model", "digest"):
         assert [pause_s(code, count) for count in (1, 2, 3, 4, 99)] == [
             60.0,
             3600.0,

@@ -28,8 +28,9 @@ from serving.model_giving import ModelGiving
 from tests.e2e.installation import _free_ports
 from tests.fakes import Behaviour
 from tests.giver import TOKEN, part_of
+from tests.hf_folders import make_repository
 from tests.host_process import free_port, model_spec
-from tests.hub import COMMIT, Hub, HubFile, add, hub
+from tests.hub import COMMIT, Hub, HubFile, add, add_all, hub
 from tests.test_config import cut_to_size, gguf_bytes
 
 SOURCE = "hf:o/r:m.gguf"
@@ -168,6 +169,21 @@ def test_a_model_leaves_the_hub_once_for_each_zone_and_crosses_none(
     before = list(cluster.given)
     cluster.until(iter([False, False, True]).__next__)
     assert cluster.given == before
+
+
+def test_a_whole_repository_leaves_the_hub_once_and_is_copied(make: Make, site: Hub, tmp_path: Path) -> None:
+    cluster, made = make({"den": "home", "tower": "home"}), make_repository(tmp_path / "repository")
+    site.files |= add_all(made, "o/whole")
+    cluster.all_want("hf:o/whole")
+    cluster.until(lambda: cluster.has("den", "tower", source="hf:o/whole"))
+    content = cluster.giving.known["hf:o/whole"]
+    assert content.is_known
+    assert sorted(cluster.sent(name) for name in ("den", "tower")) == [0, content.size]
+    assert content.size <= site.total < content.size + 1000, "config and index were read once before"
+    for keeper in cluster.keepers.values():
+        folder = keeper.paths.fetched / "o/whole"
+        assert {path.name for path in folder.iterdir()} == {part.name for part in content.parts}
+        assert all((folder / p.name).read_bytes() == (made / p.name).read_bytes() for p in content.parts)
 
 
 def test_a_machine_that_comes_later_copies(make: Make, site: Hub, file: Path) -> None:

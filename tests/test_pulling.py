@@ -19,8 +19,10 @@ from cluster.paths import Paths, write_private
 from cluster.processes import ours
 from router import live, pulling
 from router.pulling import At, NotPulled
+from serving.hf_folder import lacking
 from tests.giver import part_of
-from tests.hub import Hub, add, hub
+from tests.hf_folders import make_repository
+from tests.hub import Hub, add, add_all, hub
 from tests.test_config import cut_to_size, gguf_bytes
 
 SOURCE = "hf:o/r:m.gguf"
@@ -77,7 +79,7 @@ def test_without_a_config_the_models_are_those_that_run(paths: Paths) -> None:
             "near does not come from Hugging Face: its source is bundled. There is nothing to fetch.",
             0,
         ),
-        ("hf:o/r", "hf:o/r names no file. Write hf:OWNER/REPO:FILE", 2),
+        ("hf:o/r:", "hf:o/r: names no file. Write hf:OWNER/REPO:FILE", 2),
         ("hf:o/r:../x.gguf", "../x.gguf is not a file of a repository", 2),
     ],
 )
@@ -239,6 +241,15 @@ def test_without_a_homeport_a_model_is_fetched_to_this_machine(paths: Paths, sit
     assert (code, told["source"], told["done"]) == (0, SOURCE, True)
     assert told["machines"]["this machine"]["state"] == "whole"
     assert site.total == file.stat().st_size
+
+
+def test_a_whole_repository_is_pulled(paths: Paths, site: Hub, tmp_path: Path) -> None:
+    site.files |= add_all(make_repository(tmp_path / "repository"), "o/whole")
+    code, out, err = run(paths, site, "hf:o/whole")
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "this machine: has it"
+    assert "this machine: fetching 0 % of 4 MiB from hf" in out
+    assert lacking(paths.fetched / "o/whole") is None
 
 
 def test_what_fails_is_told_with_exit_code_1(paths: Paths, site: Hub) -> None:
