@@ -38,7 +38,7 @@ test-fleet: python ## kill at random above 24 machines with stand-in engines, hu
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m pytest -s -m fleet tests/fleet $(ARGS)
 
-test-vllm: python ## set up vLLM for CPUs once (3 min, 3 GB), then test both engines side by side (4 min)
+test-vllm: python ## set up vLLM for CPUs once (3 min, 3 GB), then test both engines side by side (5 min)
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/python -m tests.vllm.prepare
 	@exec .venv/bin/python -m pytest -s -m vllm tests/vllm $(ARGS)

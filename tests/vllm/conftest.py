@@ -8,13 +8,15 @@ from collections.abc import Iterator
 import pytest
 
 from cluster.processes import ours
-from cluster.vllm_env import vllm_env
+from cluster.vllm_env import bundled_folder, vllm_env
 from router.lifecycle import end_everything
 from tests.e2e.installation import Homeport, eventually
 from tests.e2e.sdk_tests import TEMPLATE
+from tests.hub import Hub, add_all, hub
 from tests.vllm.prepare import is_set_up, lacking
 
 LLAMA, VLLM = "smollm2", "smollm2-vllm"
+REPOSITORY = "o/smollm2"
 OTHER = """\
   - name: {name}
     engine: vllm
@@ -38,11 +40,19 @@ def equipped() -> None:
 
 
 @pytest.fixture(scope="session")
-def installed(equipped: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
+def site(equipped: None) -> Iterator[Hub]:
+    """Hugging Face, where the bundled model is a repository."""
+    with hub(add_all(bundled_folder(os.environ), REPOSITORY)) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def installed(site: Hub, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
     others = OTHER.format(name=VLLM, python=vllm_env(os.environ, "cpu").python, template=TEMPLATE)
     more = ("sessions: 4", f"options: {{chat_template: {TEMPLATE}}}")
     folder = tmp_path_factory.mktemp("both")
-    installed = Homeport(folder, count="1", memory="2GiB", more=more, others=others)
+    extra = {"HF_ENDPOINT": site.url, "HF_HOME": str(folder / "hf")}
+    installed = Homeport(folder, count="1", memory="2GiB", more=more, others=others, extra=extra)
     try:
         began = time.monotonic()
         installed.up()

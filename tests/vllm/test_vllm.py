@@ -13,9 +13,11 @@ import pytest
 from openai import OpenAI
 
 from cluster.group_watch import shared_memory
+from cluster.vllm_env import bundled_folder
 from tests.e2e.installation import Homeport, eventually
 from tests.e2e.talk import SYSTEM, client
-from tests.vllm.conftest import LLAMA, LOADS_S, VLLM, replica_of
+from tests.hub import Hub
+from tests.vllm.conftest import LLAMA, LOADS_S, REPOSITORY, VLLM, replica_of
 from tests.vllm.processes import door, engines, family, server
 
 pytestmark = [pytest.mark.vllm, pytest.mark.timeout(400)]
@@ -235,6 +237,22 @@ def test_when_its_host_is_killed_all_of_it_goes(installed: Homeport, vllm: dict[
     assert took_s <= GONE_S
     eventually(lambda: not own.exists() and not any(file.exists() for file in shared), GONE_S)
     is_back(installed, vllm)
+
+
+def test_a_whole_repository_is_brought_and_served(
+    installed: Homeport, vllm: dict[str, Any], sdk: OpenAI, site: Hub
+) -> None:
+    before = ask(sdk, QUESTIONS[0]).choices[0].message.content
+    installed.others = installed.others.replace("source: bundled", f"source: hf:{REPOSITORY}")
+    installed.configure()
+    done = installed.run("apply", "--yes", "--config", str(installed.config), timeout=LOADS_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    is_back(installed, vllm)
+    words = server(replica_of(installed, VLLM)["pid"]).cmdline()
+    assert any(word.endswith(str(installed.paths.fetched / REPOSITORY)) for word in words), words
+    assert ask(sdk, QUESTIONS[0]).choices[0].message.content == before
+    weights = bundled_folder(os.environ) / "model.safetensors"
+    assert weights.stat().st_size <= site.total < weights.stat().st_size + 16 * 2**20
 
 
 def is_back(installed: Homeport, before: dict[str, Any]) -> None:
