@@ -248,7 +248,8 @@ def test_a_whole_repository_is_brought_and_served(
     done = installed.run("apply", "--yes", "--config", str(installed.config), timeout=LOADS_S)
     assert done.returncode == 0, done.stdout + done.stderr
     is_back(installed, vllm)
-    words = server(replica_of(installed, VLLM)["pid"]).cmdline()
+    (pid,) = [replica["pid"] for replica in installed.replicas() if replica["model"] == VLLM]
+    words = server(pid).cmdline()
     assert any(word.endswith(str(installed.paths.fetched / REPOSITORY)) for word in words), words
     assert ask(sdk, QUESTIONS[0]).choices[0].message.content == before
     weights = bundled_folder(os.environ) / "model.safetensors"
