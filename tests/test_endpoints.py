@@ -5,6 +5,7 @@ import json
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def make_host(tmp_path: Path) -> Iterator[MakeHost]:
 
 
 def module_host(folder: Path, behaviour: Behaviour) -> Iterator[HostProcess]:
-    host = HostProcess(folder, model_spec(), "none", behaviour)
+    host = HostProcess(folder, model_spec(hold_s=0.1), "none", behaviour)
     try:
         host.start()
         yield host
@@ -588,10 +589,12 @@ def test_a_stream_that_waits_for_the_model_is_told_so(make_host: MakeHost, tmp_p
     gate = tmp_path / "gate"
     host = make_host(Behaviour(loads_again_when=str(gate)), unload_s=0.1)
     host.wait_state(loaded=False)
-    stream = host.stream({"messages": HELLO}, who="ann")  # returns with the head, after 5 s
+    long = [{"role": "user", "content": "x" * 5000}]
+    with ThreadPoolExecutor() as both:  # each returns with the head, after 5 s
+        streams = [both.submit(host.stream, {"messages": said}, who="ann") for said in (HELLO, long)]
+    stream, wrong = (each.result() for each in streams)
     assert stream.headers["x-homeport-pin"] == "new"
     assert "x-homeport-waited-ms" not in stream.headers
-    wrong = host.stream({"messages": [{"role": "user", "content": "x" * 5000}]}, who="ann")
     assert wrong.status == 200
     gate.touch()
     assert "".join(text_of(event) for event in stream.events()) == "It is so."

@@ -177,42 +177,29 @@ def impatient() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("fault", "found"),
+    ("fault", "found", "first"),
     [
-        (Mutation(host=ForgetsHost), "pin"),
-        (Mutation(host=UnsyncedHost), "pin"),
-        (two_at_once, "while it runs on"),
-        (elsewhere, "was told"),
-        (no_winner, "session"),
-        (no_last_word, "without an end"),
-        (merged, "was said last"),
-        (unread, "was said last"),
-        (left_behind, "does not know"),
-        (unknown_again, "does not know"),
-        (childless, "and its parent"),
-        (impatient, "of its relatives' turns"),
-    ],
-    ids=[
-        "forgets",
-        "unsynced",
-        "two-at-once",
-        "elsewhere",
-        "no-winner",
-        "no-last-word",
-        "merged",
-        "unread",
-        "left-behind",
-        "unknown-again",
-        "childless",
-        "impatient",
+        pytest.param(Mutation(host=ForgetsHost), "pin", 33, id="forgets"),
+        pytest.param(Mutation(host=UnsyncedHost), "pin", 39, id="unsynced"),
+        pytest.param(two_at_once, "while it runs on", 3, id="two-at-once"),
+        pytest.param(elsewhere, "was told", 0, id="elsewhere"),
+        pytest.param(no_winner, "session", 0, id="no-winner"),
+        pytest.param(no_last_word, "without an end", 5, id="no-last-word"),
+        pytest.param(merged, "was said last", 15, id="merged"),
+        pytest.param(unread, "was said last", 3, id="unread"),
+        pytest.param(left_behind, "does not know", 69, id="left-behind"),
+        pytest.param(unknown_again, "does not know", 2, id="unknown-again"),
+        pytest.param(childless, "and its parent", 0, id="childless"),
+        pytest.param(impatient, "of its relatives' turns", 46, id="impatient"),
     ],
 )
-def test_a_fault_is_found(fault: Any, found: str) -> None:
+def test_a_fault_is_found(fault: Any, found: str, first: int) -> None:
+    """`first`: the seed that found it when this was written, and so is tried before the others."""
     with ExitStack() as stack:
         mutation = fault if isinstance(fault, Mutation) else None
         if mutation is None:
             stack.enter_context(fault())
-        for seed in range(600):
+        for seed in (first, *range(600)):
             if any(found in problem for problem in run(seed, mutation).problems):
                 return
     raise AssertionError("nobody noticed")
