@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from serving import answers, parked_routes
 from serving.chat_format import ChatFormat
 from serving.engine import (
     Began,
@@ -96,6 +97,10 @@ class Behaviour:
     garbles_after: int | None = None
     """From a turn's token of this number on, its text is something that no writer takes, with an error that quotes
     the answer."""
+    head_s: float | None = None
+    """Not the engine's: its host sends the head of a stream that waits after so long; None: as in life."""
+    mover_s: float | None = None
+    """Likewise: so long its host waits for the next step of a move."""
 
 
 class FakeEngine:
@@ -371,4 +376,6 @@ def _abort() -> None:
 
 if __name__ == "__main__":
     told = Behaviour(**json.loads(Path(sys.argv[2]).read_bytes()))
+    answers.HEAD_S = answers.HEAD_S if told.head_s is None else told.head_s
+    parked_routes.HOLD_S = parked_routes.HOLD_S if told.mover_s is None else told.mover_s
     end_process(run_host(Path(sys.argv[1]), os.environ, lambda spec: FakeEngine(told)))

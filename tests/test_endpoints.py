@@ -587,10 +587,10 @@ def test_a_session_that_is_ended_gets_a_409_and_begins_anew(make_host: MakeHost)
 
 def test_a_stream_that_waits_for_the_model_is_told_so(make_host: MakeHost, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
-    host = make_host(Behaviour(loads_again_when=str(gate)), unload_s=0.1)
+    host = make_host(Behaviour(loads_again_when=str(gate), head_s=0.5), unload_s=0.1)
     host.wait_state(loaded=False)
     long = [{"role": "user", "content": "x" * 5000}]
-    with ThreadPoolExecutor() as both:  # each returns with the head, after 5 s
+    with ThreadPoolExecutor() as both:  # each returns with the head
         streams = [both.submit(host.stream, {"messages": said}, who="ann") for said in (HELLO, long)]
     stream, wrong = (each.result() for each in streams)
     assert stream.headers["x-homeport-pin"] == "new"

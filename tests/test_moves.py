@@ -71,6 +71,8 @@ async def make_world(
 
 
 FAKE = Behaviour()
+SHORT = Behaviour(mover_s=1.0)
+"""Its host waits no five seconds for a mover that is dead; tests/test_host_parked.py has one that does."""
 
 
 class Talk:
@@ -234,7 +236,7 @@ class Dead(BaseException):
 async def test_a_mover_that_dies_at_any_step_leaves_a_session_that_answers(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, dies_at: str
 ) -> None:
-    world = await make_world(den=("home", FAKE), attic=("home", FAKE))
+    world = await make_world(den=("home", SHORT), attic=("home", SHORT))
     talk = Talk(world, "tea")
     await talk.say()
     old, new = talk.machine, other(world, talk.machine)
@@ -272,7 +274,7 @@ async def test_a_mover_that_dies_at_any_step_leaves_a_session_that_answers(
 async def test_a_new_home_that_cannot_write_it_down_leaves_the_session_where_it_is(
     make_world: MakeWorld,
 ) -> None:
-    world = await make_world(den=("home", FAKE), attic=("home", FAKE))
+    world = await make_world(den=("home", SHORT), attic=("home", SHORT))
     talk = Talk(world, "tea")
     await talk.say()
     old, new = talk.machine, other(world, talk.machine)

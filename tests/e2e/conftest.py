@@ -10,7 +10,7 @@ from router.lifecycle import end_everything
 from tests.e2e.installation import Homeport
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def homeport(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
     """One that runs, shared by the tests that leave it as they found it."""
     installed = Homeport(tmp_path_factory.mktemp("homeport"))

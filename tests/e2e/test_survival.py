@@ -9,13 +9,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
 from cluster.processes import ours
+from router.lifecycle import end_everything
 from tests.e2e.installation import Homeport, eventually
 from tests.e2e.talk import Conversation, at_once
 
@@ -142,92 +143,17 @@ def test_a_host_that_is_killed_comes_back_in_its_slot_and_its_sessions_return_to
     assert (after["port"], after["slice"]) == (before["port"], before["slice"])
 
 
-def test_homes_outlive_a_full_down_and_up(fresh: Homeport) -> None:
-    fresh.up()
-    talks = [Conversation(fresh.url, f"night-{n}") for n in range(2)]
-    at_once(*(lambda t=t: t.say(WORDS[0]) for t in talks))
-    homes = [t.answers[0].headers["x-homeport-replica"] for t in talks]
-    assert len(set(homes)) == 2
-    began = time.monotonic()
-    down = fresh.run("down", timeout=30)
-    assert down.returncode == 0, down.stderr
-    assert time.monotonic() - began < 10
-    assert ours(fresh.paths) == []
-    assert fresh.run("status").returncode == 3
-    fresh.up()
-    for talk, home in zip(talks, homes, strict=True):
-        again = talk.say(WORDS[1])
-        assert again.error is None, again
-        assert (again.headers["x-homeport-pin"], again.headers["x-homeport-replica"]) == ("kept", home)
-        assert again.headers["x-homeport-context"] == "resumed"
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_down_works_with_the_keeper_dead_or_stopped(fresh: Homeport, number: signal.Signals) -> None:
-    fresh.up()
-    actor(fresh, "Keeper").send_signal(number)
-    down = fresh.run("down", timeout=30)
-    assert down.returncode == 0, down.stderr
-    assert ours(fresh.paths) == []
-
-
-def test_two_ups_at_once_start_one(fresh: Homeport) -> None:
-    both = [fresh.popen("up", "--detach", "--config", str(fresh.config)) for _ in range(2)]
-    said = [process.communicate(timeout=90)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert len(ours(fresh.paths, "parent")) == 1
-    assert Conversation(fresh.url, "one-of-two").say("Hello", 4).error is None
-
-
-def test_a_changed_reserve_frees_the_core(fresh: Homeport) -> None:
-    fresh.up()
-    before = fresh.get("/api/fleet")["machines"][0]
-    cores = [r["slice"]["cores"] for r in before["replicas"]]
-    assert fresh.run("down", timeout=30).returncode == 0
-    reserve = (
-        f"machines: [{{name: {before['name']}, reserve: {{cores: {before['reserve']['cores'] + 1}}}}}]\n"
-    )
-    fresh.config.write_text(reserve + fresh.config.read_text())
-    fresh.up()
-    assert [r["slice"]["cores"] for r in fresh.replicas()] == cores[:-1]
-
-
-def test_hosts_outlive_ray_and_down_works_while_ray_is_dead(fresh: Homeport) -> None:
-    fresh.up()
-    talk = Conversation(fresh.url, "without-ray")
-    first = talk.say(WORDS[0])
-    pids = {r["name"]: r["pid"] for r in fresh.replicas()}
-    parent = psutil.Process(ours(fresh.paths, "parent")[0].pid)
-    parent.suspend()
-    for process in ours(fresh.paths, "ray"):
-        os.kill(process.pid, signal.SIGKILL)
-    eventually(lambda: not ours(fresh.paths, "ray"))
-    second = talk.say(WORDS[1])
-    assert second.error is None, second
-    assert second.headers["x-homeport-replica"] == first.headers["x-homeport-replica"]
-    assert second.headers["x-homeport-context"] == "resident"
-    assert all(psutil.pid_exists(pid) for pid in pids.values())
-    down = fresh.run("down", timeout=30)
-    assert down.returncode == 0, down.stderr
-    assert ours(fresh.paths) == []
-
-
-def test_ray_that_died_is_started_again_and_adopts_the_hosts(fresh: Homeport) -> None:
-    fresh.up()
-    pids = {r["name"]: r["pid"] for r in fresh.replicas()}
-    gcs = next(p for p in ours(fresh.paths, "ray") if p.name == "gcs_server")
-    os.kill(gcs.pid, signal.SIGKILL)
-    eventually(lambda: fresh.step("ray")["state"] != "ready" or None)
-    eventually(lambda: fresh.step("ray")["state"] == "ready", 60)
-    eventually(lambda: fresh.get("/api/fleet")["controller"]["reachable"], 60)
-    assert {r["name"]: r["pid"] for r in eventually(lambda: with_pids(fresh), 60)} == pids
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("moment", ["early", "ready"])
+@pytest.mark.parametrize(
+    ("moment", "number"),
+    [
+        *(("early", number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)),
+        ("ready", signal.SIGHUP),
+    ],
+)
 def test_a_foreground_up_ends_everything_on_a_signal(
-    fresh: Homeport, number: signal.Signals, moment: str
+    fresh: Homeport, moment: str, number: signal.Signals
 ) -> None:
+    """Once it is ready, `make up` is ended by SIGTERM in test_readme.py, and one by SIGINT below."""
     process = fresh.popen("up", "--config", str(fresh.config))
     try:
         assert process.stdout
@@ -356,21 +282,85 @@ def _in_session(pid: int, session: int) -> bool:
         return False
 
 
-def test_a_session_whose_home_is_down_while_the_index_is_rebuilt_is_not_moved(fresh: Homeport) -> None:
-    fresh.up()
-    talks = [Conversation(fresh.url, f"down-{n}") for n in range(2)]
+# one after the other in one homeport, since a start takes ten seconds
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
+    """One that the tests of this file start and stop."""
+    installed = Homeport(tmp_path_factory.mktemp("own"))
+    try:
+        yield installed
+    finally:
+        end_everything(installed.paths)
+    assert ours(installed.paths) == []
+
+
+@pytest.fixture
+def standing(own: Homeport) -> Homeport:
+    """It runs with its usual config, whatever the test before did: one that it left so is used as it is."""
+    before = own.config.read_text()
+    own.configure()
+    if own.config.read_text() != before:
+        assert own.run("down").returncode == 0
+    own.up()
+    return own
+
+
+def test_two_ups_at_once_start_one(own: Homeport) -> None:
+    own.run("down")
+    both = [own.popen("up", "--detach", "--config", str(own.config)) for _ in range(2)]
+    said = [process.communicate(timeout=90)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    assert len(ours(own.paths, "parent")) == 1
+    assert Conversation(own.url, "one-of-two").say("Hello", 4).error is None
+
+
+def test_ray_that_died_is_started_again_and_adopts_the_hosts(standing: Homeport) -> None:
+    pids = {r["name"]: r["pid"] for r in standing.replicas()}
+    gcs = next(p for p in ours(standing.paths, "ray") if p.name == "gcs_server")
+    os.kill(gcs.pid, signal.SIGKILL)
+    eventually(lambda: standing.step("ray")["state"] != "ready" or None)
+    eventually(lambda: standing.step("ray")["state"] == "ready", 60)
+    eventually(lambda: standing.get("/api/fleet")["controller"]["reachable"], 60)
+    assert {r["name"]: r["pid"] for r in eventually(lambda: with_pids(standing), 60)} == pids
+
+
+def test_homes_outlive_a_full_down_and_up(standing: Homeport) -> None:
+    talks = [Conversation(standing.url, f"night-{n}") for n in range(2)]
+    at_once(*(lambda t=t: t.say(WORDS[0]) for t in talks))
+    homes = [t.answers[0].headers["x-homeport-replica"] for t in talks]
+    assert len(set(homes)) == 2
+    began = time.monotonic()
+    down = standing.run("down", timeout=30)
+    assert down.returncode == 0, down.stderr
+    assert time.monotonic() - began < 10
+    assert ours(standing.paths) == []
+    assert standing.run("status").returncode == 3
+    standing.up()
+    for talk, home in zip(talks, homes, strict=True):
+        again = talk.say(WORDS[1])
+        assert again.error is None, again
+        assert (again.headers["x-homeport-pin"], again.headers["x-homeport-replica"]) == ("kept", home)
+        said = again.homeport
+        assert (said["context"], said["cause"]) == ("resumed", None)
+        assert said["reused_tokens"] >= talk.answers[0].usage.prompt_tokens
+
+
+def test_a_session_whose_home_is_down_while_the_index_is_rebuilt_is_not_moved(standing: Homeport) -> None:
+    talks = [Conversation(standing.url, f"down-{n}") for n in range(2)]
     homes = {t.name: t.say(WORDS[0]).headers["x-homeport-replica"] for t in talks}
     assert len(set(homes.values())) == 2
-    away = next(r for r in fresh.replicas() if r["name"] == homes["down-0"])
-    assert fresh.run("down", timeout=30).returncode == 0
+    away = next(r for r in standing.replicas() if r["name"] == homes["down-0"])
+    assert standing.run("down", timeout=30).returncode == 0
     with socket.socket() as squatter:
         squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         squatter.bind(("127.0.0.1", away["port"]))
         squatter.listen()
-        starting = fresh.popen("up", "--detach", "--config", str(fresh.config))
-        eventually(lambda: [r for r in fresh.replicas() if r["name"] == away["name"] and r["detail"]], 60)
+        starting = standing.popen("up", "--detach", "--config", str(standing.config))
+        eventually(lambda: [r for r in standing.replicas() if r["name"] == away["name"] and r["detail"]], 60)
         eventually(
-            lambda: [r for r in fresh.replicas() if r["name"] != away["name"] and r["state"] == "ready"]
+            lambda: [r for r in standing.replicas() if r["name"] != away["name"] and r["state"] == "ready"]
         )
         other = talks[1].say(WORDS[1])
         assert (other.headers["x-homeport-pin"], other.headers["x-homeport-replica"]) == (
@@ -388,16 +378,54 @@ def test_a_session_whose_home_is_down_while_the_index_is_rebuilt_is_not_moved(fr
     assert (back.headers["x-homeport-pin"], back.headers["x-homeport-replica"]) == ("kept", homes["down-0"])
 
 
-def test_a_session_whose_home_the_config_took_away_is_told_so(fresh: Homeport) -> None:
-    fresh.up()
-    talks = [Conversation(fresh.url, f"removed-{n}") for n in range(2)]
+def test_hosts_outlive_ray_and_down_works_while_ray_is_dead(standing: Homeport) -> None:
+    talk = Conversation(standing.url, "without-ray")
+    first = talk.say(WORDS[0])
+    pids = {r["name"]: r["pid"] for r in standing.replicas()}
+    parent = psutil.Process(ours(standing.paths, "parent")[0].pid)
+    parent.suspend()
+    for process in ours(standing.paths, "ray"):
+        os.kill(process.pid, signal.SIGKILL)
+    eventually(lambda: not ours(standing.paths, "ray"))
+    second = talk.say(WORDS[1])
+    assert second.error is None, second
+    assert second.headers["x-homeport-replica"] == first.headers["x-homeport-replica"]
+    assert second.headers["x-homeport-context"] == "resident"
+    assert all(psutil.pid_exists(pid) for pid in pids.values())
+    down = standing.run("down", timeout=30)
+    assert down.returncode == 0, down.stderr
+    assert ours(standing.paths) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_down_works_with_the_keeper_dead_or_stopped(standing: Homeport, number: signal.Signals) -> None:
+    actor(standing, "Keeper").send_signal(number)
+    down = standing.run("down", timeout=30)
+    assert down.returncode == 0, down.stderr
+    assert ours(standing.paths) == []
+
+
+def test_a_session_whose_home_the_config_took_away_is_told_so(standing: Homeport) -> None:
+    talks = [Conversation(standing.url, f"removed-{n}") for n in range(2)]
     homes = {t.say("Hello", 4).headers["x-homeport-replica"]: t for t in talks}
-    assert fresh.run("down", timeout=30).returncode == 0
-    fresh.config.write_text(fresh.config.read_text().replace("replicas: fill", "replicas: 1"))
-    fresh.up()
-    (left,) = [r["name"] for r in fresh.replicas()]
+    assert standing.run("down", timeout=30).returncode == 0
+    standing.config.write_text(standing.config.read_text().replace("replicas: fill", "replicas: 1"))
+    standing.up()
+    (left,) = [r["name"] for r in standing.replicas()]
     assert homes.pop(left).say("Hello again", 4).headers["x-homeport-pin"] == "kept"
     for orphan in homes.values():
         answer = orphan.say("Hello again", 4)
         assert answer.error is not None
         assert "config no longer has" in answer.error
+
+
+def test_a_changed_reserve_frees_the_core(standing: Homeport) -> None:
+    before = standing.get("/api/fleet")["machines"][0]
+    cores = [r["slice"]["cores"] for r in before["replicas"]]
+    assert standing.run("down", timeout=30).returncode == 0
+    reserve = (
+        f"machines: [{{name: {before['name']}, reserve: {{cores: {before['reserve']['cores'] + 1}}}}}]\n"
+    )
+    standing.config.write_text(reserve + standing.config.read_text())
+    standing.up()
+    assert [r["slice"]["cores"] for r in standing.replicas()] == cores[:-1]

@@ -30,15 +30,21 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
     assert ours(installed.paths) == []
 
 
-@pytest.fixture
-def single(tmp_path: Path) -> Iterator[Homeport]:
-    """One replica with one place; a test starts it."""
-    installed = Homeport(tmp_path, count="1")
+@pytest.fixture(scope="module")
+def one_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
+    installed = Homeport(tmp_path_factory.mktemp("single"), count="1")
     try:
         yield installed
     finally:
         end_everything(installed.paths)
     assert ours(installed.paths) == []
+
+
+@pytest.fixture
+def single(one_place: Homeport) -> Homeport:
+    """One replica with one place, as the test before left it: it runs in any case."""
+    one_place.up()
+    return one_place
 
 
 def only_replica(homeport: Homeport) -> dict[str, Any]:
@@ -82,56 +88,6 @@ def test_eight_concurrent_streams_are_whole_and_their_second_turns_are_warm(shar
     assert len({talk.answers[-1].homeport["replica"] for talk in talks}) == 1
 
 
-def test_a_session_that_gave_way_is_resumed_with_its_context(single: Homeport) -> None:
-    single.up()
-    one, two = Conversation(single.url, "gives-way"), Conversation(single.url, "comes-in")
-    one.say("Name three rivers of Europe.")
-    two.say("Name three colours.")
-    one.say("Which of them is the longest?")
-    first, second = one.answers
-    said = whole(one)
-    assert (said["pin"], said["context"], said["cause"]) == ("kept", "resumed", None)
-    assert said["reused_tokens"] >= first.usage.prompt_tokens
-    assert said["evaluated_tokens"] < second.usage.prompt_tokens - first.usage.prompt_tokens
-    two.say("And a fourth?")
-    assert whole(two)["context"] == "resumed"
-
-
-def test_a_host_that_is_killed_in_mid_answer_resumes_its_sessions(single: Homeport) -> None:
-    single.up()
-    talk = Conversation(single.url, "killed-in-mid-answer")
-    talk.say("Name three rivers of Europe.")
-    eventually(lambda: parked_files(single))
-    before = only_replica(single)
-    killed = threading.Event()
-
-    def kill() -> None:
-        if not killed.is_set():
-            killed.set()
-            os.kill(before["pid"], signal.SIGKILL)
-
-    talk.say("Tell me a long story about the first one.", max_tokens=400, on_text=kill)
-    assert talk.answers[-1].error is not None
-    eventually(lambda: only_replica(single)["pid"] not in (None, before["pid"]), 40)
-    eventually(lambda: single.get("/ready"), 40)
-    talk.say("Which of them is the longest?")
-    said = whole(talk)
-    assert (said["pin"], said["context"]) == ("kept", "resumed")
-    assert said["reused_tokens"] >= talk.answers[0].usage.prompt_tokens
-
-
-def test_sessions_are_resumed_after_a_full_down_and_up(single: Homeport) -> None:
-    single.up()
-    talk = Conversation(single.url, "after-a-night")
-    talk.say("Name three rivers of Europe.")
-    assert single.run("down").returncode == 0
-    single.up()
-    talk.say("Which of them is the longest?")
-    said = whole(talk)
-    assert (said["pin"], said["context"], said["cause"]) == ("kept", "resumed", None)
-    assert said["reused_tokens"] >= talk.answers[0].usage.prompt_tokens
-
-
 def flip_a_bit(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
@@ -147,7 +103,6 @@ def write_something_else(file: Path) -> None:
 
 
 def test_damaged_files_are_dropped_and_the_prompts_evaluated_anew(single: Homeport) -> None:
-    single.up()
     damages = (flip_a_bit, cut_off, write_something_else)
     talks = [Conversation(single.url, damage.__name__) for damage in damages]
     for talk, topic in zip(talks, TOPICS, strict=False):
@@ -173,9 +128,32 @@ def test_damaged_files_are_dropped_and_the_prompts_evaluated_anew(single: Homepo
     assert only_replica(single)["pid"] == pid
 
 
+def test_a_host_that_is_killed_in_mid_answer_resumes_its_sessions(single: Homeport) -> None:
+    before_it = parked_files(single)
+    talk = Conversation(single.url, "killed-in-mid-answer")
+    talk.say("Name three rivers of Europe.")
+    eventually(lambda: set(parked_files(single)) - set(before_it))
+    before = only_replica(single)
+    killed = threading.Event()
+
+    def kill() -> None:
+        if not killed.is_set():
+            killed.set()
+            os.kill(before["pid"], signal.SIGKILL)
+
+    talk.say("Tell me a long story about the first one.", max_tokens=400, on_text=kill)
+    assert talk.answers[-1].error is not None
+    eventually(lambda: only_replica(single)["pid"] not in (None, before["pid"]), 40)
+    eventually(lambda: single.get("/ready"), 40)
+    talk.say("Which of them is the longest?")
+    said = whole(talk)
+    assert (said["pin"], said["context"]) == ("kept", "resumed")
+    assert said["reused_tokens"] >= talk.answers[0].usage.prompt_tokens
+
+
 def test_a_quiet_engine_is_unloaded_and_the_next_turn_loads_it(single: Homeport) -> None:
     single.configure("unload: 2s")
-    single.up()
+    assert single.run("apply", "--yes", "--config", str(single.config)).returncode == 0
     talk = Conversation(single.url, "unloaded-meanwhile")
     talk.say("Name three rivers of Europe.")
     loaded = state(single)
