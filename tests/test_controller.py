@@ -256,6 +256,7 @@ CLAIM = {"session": SESSION, "model": "m", "ranked": [{"replica": "den/0", "free
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOMEPORT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HOMEPORT_LOCKS", str(tmp_path / "locks"))
+    monkeypatch.setattr(controller_, "TICK_S", 0.2)
     return tmp_path
 
 
