@@ -16,7 +16,9 @@ from router.identity import ANONYMOUS
 Role = Literal["use", "admin", "metrics"]
 
 WINDOW_S = 60.0
-OPEN_TO_ALL = frozenset({"/health", "/ready"})
+OPEN_TO_ALL = frozenset({"/", "/health", "/ready"})
+WEB = ("/board/", "/desk/")
+"""What begins so are pages without anything of the cluster in them (router/web.py)."""
 FOR_METRICS = frozenset({"/metrics", "/sd"})
 MACHINES = "/api/machines/"
 SECRET_HEADERS = frozenset({b"authorization", b"x-api-key"})
@@ -155,7 +157,7 @@ def guard(ring: KeyRing, key: Key | None, method: str, path: str) -> ApiError | 
 
     Whose sessions are seen and ended is another matter: an admin's all, else the key's own.
     """
-    if path in OPEN_TO_ALL or not ring.required:
+    if path in OPEN_TO_ALL or path.startswith(WEB) or not ring.required:
         return None
     if key is None:
         return invalid_key()

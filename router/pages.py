@@ -29,6 +29,7 @@ from router.fleet import Fleet
 from router.keys import Key
 from router.peers import Peers
 from router.sessions import Sessions, wanted_machine, wanted_time
+from router.web import add_web, read_files
 
 MAX_BODY = 64 << 10
 """Of what an action is told in its body."""
@@ -68,6 +69,7 @@ def make_pages(
     _add_state(pages, fleet, clock, version)
     _add_errors(pages)
     _add_actions(pages, sessions)
+    add_web(pages, read_files())
 
     @pages.get("/api/fleet")
     async def api_fleet(request: Request) -> dict[str, Any]:

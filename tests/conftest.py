@@ -1,4 +1,5 @@
-"""Which tests go together where `make test` runs two at a time: those of a file, and all that start whole homeports."""
+"""Which tests go together where `make test` runs two at a time: those of a file, all that start whole homeports, and
+all that need the browser."""
 
 import signal
 from typing import Any
@@ -10,12 +11,12 @@ from xdist.scheduler import LoadScopeScheduling  # type: ignore[import-untyped]
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-HOMEPORTS = "tests/e2e/"
+TOGETHER = ("tests/browser/", "tests/e2e/")
 
 
 class Together(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
-        return HOMEPORTS if nodeid.startswith(HOMEPORTS) else nodeid.partition("::")[0]
+        return next((folder for folder in TOGETHER if nodeid.startswith(folder)), nodeid.partition("::")[0])
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -101,8 +101,9 @@ def test_a_key_is_shown_as_openai_or_anthropic_clients_do(
 
 
 OWN = ["/v1/models", "/v1/chat/completions", "/s/a/v1/chat/completions", "/m/den/v1/models", "/api/fleet"]
-OWN += ["/api/sessions", "/", "/nothing"]
+OWN += ["/api/sessions", "/nothing", "/desk", "/boards/board.js"]
 MATRIX = [
+    *(("GET", path, {"nobody", "prom", "den", "boss"}) for path in ("/", "/desk/den", "/board/board.js")),
     ("GET", "/health", {"nobody", "prom", "den", "boss"}),
     ("GET", "/ready", {"nobody", "prom", "den", "boss"}),
     ("GET", "/metrics", {"prom", "boss"}),
