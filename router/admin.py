@@ -5,7 +5,7 @@ Sessions appear by their public ids only. Reads the picture and asks hosts; chan
 
 import asyncio
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -15,11 +15,13 @@ from router.identity import key_scope, public_id
 from router.keys import Key
 from router.peers import HostState, ListedMachine, ListedReplica, Peers, Unreachable
 from router.sessions import Sessions
+from router.siblings import OpenTurn
 from serving.standing import AWAY
 
 
 def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: Key) -> dict[str, Any]:
-    """The snapshot for people: revision, models, machines with their replicas, the controller's reach.
+    """The snapshot for people: revision, models, machines with their replicas, the controller's reach, and what the
+    key may do (`role`).
 
     An admin is told all of it. Anybody else is told of the machines and models that the key may use; not which
     sessions are there, since the picture does not say whose they are; and not what logs say, which name files and
@@ -46,9 +48,15 @@ def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: 
         elif key.allows_model(replica["model"]):
             machine["replicas"].append(_unlogged(replica))
     return {
+        "role": key.role,
         "revision": fleet.listed.revision,
         "models": [
-            {"name": model.name, "context": model.context, "engine": model.engine}
+            {
+                "name": model.name,
+                "context": model.context,
+                "engine": model.engine,
+                "when_lost": model.when_lost,
+            }
             for model in fleet.snapshot().models.values()
             if all_of_it or key.allows_model(model.name)
         ],
@@ -75,52 +83,70 @@ async def sessions_json(
     `unreachable`: hosts that are left out. State: `running` (a turn of it runs), `waiting` (one waits), `resident`,
     else `parked`.
     """
-    digest_key, scope = sessions.relay.addressing.digest_key, key_scope(key.name)
     names = sorted(fleet.known, key=_by_slot)
     answers = await asyncio.gather(*(_ask(fleet, peers, name) for name in names))
-    open_turns = {
-        (turn.session, turn.model): turn
-        for turn in await sessions.open_turns()
-        if _sees(key, key_scope(turn.key))
+    heard = [Heard(name, *answer) for name, answer in zip(names, answers, strict=True) if answer is not None]
+    unreachable = [name for name, answer in zip(names, answers, strict=True) if answer is None]
+    digest_key, turns = sessions.relay.addressing.digest_key, await sessions.open_turns()
+    return {
+        "sessions": merged_sessions(heard, turns, digest_key, key, wall_s),
+        "unreachable": unreachable,
     }
+
+
+class Heard(NamedTuple):
+    """What is known of a host's sessions."""
+
+    replica: str
+    pins: list[dict[str, Any]]
+    state: HostState
+    is_away: bool = False
+    """It does not answer: all this is of before."""
+
+
+def merged_sessions(
+    heard: Iterable[Heard], turns: Iterable[OpenTurn], digest_key: bytes, key: Key, wall_s: float
+) -> list[dict[str, Any]]:
+    """The sessions of these hosts and open turns that the key may see. Of one that several have, the last host's
+    account; `away` is the state of one whose host is, unless a turn of it waits."""
+    scope = key_scope(key.name)
+    open_turns = {(turn.session, turn.model): turn for turn in turns if _sees(key, key_scope(turn.key))}
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    unreachable = []
-    for name, answer in zip(names, answers, strict=True):
-        if answer is None:
-            unreachable.append(name)
-            continue
-        for session in _at_host(name, *answer, wall_s):
+    for host in heard:
+        for session in _at_host(host, wall_s):
             if not _sees(key, session.pop("scope"), scope):
                 continue
             digest, model = session.pop("session"), session["model"]
-            turn = open_turns.pop((digest, model), None)
-            if turn is not None:
-                session["source"] = turn.source
-                session["state"] = session["state"] if session["state"] == "running" else "waiting"
             family = session.pop("family")
             session["parent"] = public_id(digest_key, family) if family not in (None, digest) else None
             found[digest, model] = {"id": public_id(digest_key, digest), **session}
     for (digest, model), turn in open_turns.items():
+        known = found.get((digest, model))
+        if known is not None:
+            known["source"] = turn.source
+            known["state"] = known["state"] if known["state"] == "running" else "waiting"
+            continue
         session = _session(model, turn.replica, "waiting") | {"source": turn.source}
         session["parent"] = None if turn.family is None else public_id(digest_key, turn.family)
-        found.setdefault((digest, model), {"id": public_id(digest_key, digest), **session})
-    return {"sessions": list(found.values()), "unreachable": unreachable}
+        found[digest, model] = {"id": public_id(digest_key, digest), **session}
+    return list(found.values())
 
 
 def _sees(key: Key, scope: str | None, own: str | None = None) -> bool:
     return key.role == "admin" or scope == (own or key_scope(key.name))
 
 
-def _at_host(
-    name: str, pins: list[dict[str, Any]], host: HostState, wall_s: float
-) -> Iterator[dict[str, Any]]:
+def _at_host(heard: Heard, wall_s: float) -> Iterator[dict[str, Any]]:
     """The sessions of one host, with `session`, `scope` and `family` as they are."""
-    residents = {resident.session: resident for resident in host.residents}
-    line = {waiting.session: waiting for waiting in host.line if waiting.session is not None}
+    name, pins, host, is_away = heard
+    residents = {} if is_away else {resident.session: resident for resident in host.residents}
+    line = {} if is_away else {each.session: each for each in host.line if each.session is not None}
     for pin in pins:
         digest, model = str(pin.get("session")), str(pin.get("model"))
         resident, waiting = residents.get(digest), line.get(digest)
-        if resident is not None and resident.busy:
+        if is_away:
+            state = "away"
+        elif resident is not None and resident.busy:
             state = "running"
         elif waiting is not None:
             state = "waiting"

@@ -46,6 +46,7 @@ from router.shared_pace import SharedPace
 from router.siblings import Answers, Siblings, answering, open_turns
 from router.snapshot import Model
 from router.wakings import Wakings
+from router.watch import Watch
 from serving.known_pins import last_known
 from serving.model import ModelSpec
 from serving.moving import Mover
@@ -67,6 +68,7 @@ class Parts:
     keys: KeyFile | None
     models: dict[str, ModelSpec]
     server: Server
+    watch: Watch
     answers: Answers
     """For the other workers."""
 
@@ -92,7 +94,7 @@ def build(
     clock, latest = clock or AwakeClock(), wall or DayClock().latest
     wall = wall or time.time
     peers = Peers(clients.peers, settings.control_url, settings.token)
-    models = [Model(spec.name, spec.context, spec.engine) for spec in settings.models]
+    models = [Model(spec.name, spec.context, spec.engine, spec.when_lost) for spec in settings.models]
     fleet = Fleet(peers, settings.fleet_file, models, clock, wall=wall)
     file = settings.known_file
     kept = None if file is None else partial(last_known, file)
@@ -112,13 +114,14 @@ def build(
     ring, keys = key_ring(settings.keys_file, settings.token, new_pace)
     mover = Mover(clients.peers, peers.bearers.of, clock)
     sessions = Sessions(fleet, peers, finder, relay, mover, wall, siblings)
-    pages = make_pages(fleet, peers, sessions, registry, clock, wall, version())
+    watch = Watch(fleet, peers, sessions, wall, ring.holds)
+    pages = make_pages(fleet, peers, sessions, watch, registry, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
     naming, pace_clock = naming_headers(settings.identity), clock if worker is None else uptime
     front = Front(relay, pages, metrics, names, ring, naming, pace_clock, settings.origins)
-    server = Server(front, relay.stop, settings.limits, clients.hosts.sweep)
+    server = Server(front, relay.stop, settings.limits, clients.hosts.sweep, watch.stop)
     answers = Answers(lambda: open_turns(relay.turns), relay.ended, addressing.said_in)
-    return Parts(front, fleet, relay, keys, specs, server, answers)
+    return Parts(front, fleet, relay, keys, specs, server, watch, answers)
 
 
 @contextlib.asynccontextmanager

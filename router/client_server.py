@@ -32,13 +32,15 @@ class Server:
         on_end: Callable[[], None],
         limits: RouterLimits,
         sweep: Callable[[], None] = lambda: None,
+        on_stop: Callable[[], None] = lambda: None,
     ) -> None:
-        """`sweep`: called once a second beside the server's own."""
+        """`sweep`: called once a second beside the server's own. `on_stop`: at `stop`, ends what never ends itself."""
         self.connections: set[ClientConnection] = set()
         self._app = app
         self._on_end = on_end
         self._limits = limits
         self._sweep = sweep
+        self._on_stop = on_stop
         self._stopping = asyncio.Event()
         self._cutting = asyncio.Event()
 
@@ -63,6 +65,7 @@ class Server:
             await self._stopping.wait()
             for server in servers:
                 server.close()
+            self._on_stop()
             await self._drain()
         finally:
             sweeping.cancel()

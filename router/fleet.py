@@ -282,7 +282,7 @@ class Fleet:
         listed = self._filled(listed)
         self.listed = listed
         if listed.models:
-            self._models = {m.name: Model(m.name, m.context, m.engine) for m in listed.models}
+            self._models = {m.name: Model(m.name, m.context, m.engine, m.when_lost) for m in listed.models}
         for known in self.known.values():
             known.is_listed = False
         self._zones |= {

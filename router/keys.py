@@ -133,6 +133,10 @@ class KeyRing:
                 found = key
         return found
 
+    def holds(self, key: Key) -> bool:
+        """Whether somebody who came in with this key still may, and as much."""
+        return key == LOCAL or key in self.keys
+
     def allow(self, key: Key, now: float) -> float | None:
         """Count a request of this key; where it asks too often, how many seconds it must wait instead."""
         pace = self._paces.get(key.name)

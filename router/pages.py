@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import Headers
@@ -29,6 +29,7 @@ from router.fleet import Fleet
 from router.keys import Key
 from router.peers import Peers
 from router.sessions import Sessions, wanted_machine, wanted_time
+from router.watch import Watch
 from router.web import add_web, read_files
 
 MAX_BODY = 64 << 10
@@ -57,6 +58,7 @@ def make_pages(
     fleet: Fleet,
     peers: Peers,
     sessions: Sessions,
+    watch: Watch,
     registry: CollectorRegistry,
     clock: Callable[[], float],
     wall: Callable[[], float],
@@ -71,8 +73,11 @@ def make_pages(
     _add_actions(pages, sessions)
     add_web(pages, read_files())
 
-    @pages.get("/api/fleet")
-    async def api_fleet(request: Request) -> dict[str, Any]:
+    @pages.get("/api/fleet", response_model=None)
+    async def api_fleet(request: Request) -> dict[str, Any] | Response:
+        if "watch" in request.query_params:
+            headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+            return StreamingResponse(watch.events(who(request)), 200, headers, "text/event-stream")
         return admin.fleet_json(fleet, relay.addressing.digest_key, clock(), wall(), who(request))
 
     @pages.get("/api/sessions")

@@ -16,6 +16,7 @@ import msgspec
 from cluster import tls
 from router.snapshot import Resident
 from serving.bearers import Bearers
+from serving.model import WhenLost
 from serving.pin_index import Candidate
 from serving.pins import Pin, pin_from_json
 from serving.standing import LOST_AFTER_S
@@ -67,6 +68,8 @@ class HostState(msgspec.Struct, frozen=True):
     residents: tuple[Resident, ...] = ()
     line: tuple[InLine, ...] = ()
     pins: int = 0
+    journal: str = ""
+    """Another one once a pin was written or removed."""
     turns: int = 0
     tokens_generated: int = 0
     tokens_evaluated: int = 0
@@ -155,6 +158,7 @@ class ListedModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     context: int
     engine: str
+    when_lost: WhenLost = "wait"
 
 
 class ForgottenMachine(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from router.waking import Woken
+from serving.model import WhenLost
 from serving.standing import LOST_AFTER_S
 
 Reach = Literal["up", "suspect", "out", "unknown"]
@@ -106,6 +107,7 @@ class Model:
     name: str
     context: int
     engine: str
+    when_lost: WhenLost = "wait"
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,8 @@ from serving.wake_machine import Cluster, Waker, sleepers
 from serving.waking import Awake, entries
 
 TICK_S = 2.0
+LISTED = ("name", "context", "engine", "when_lost")
+"""What routers are told of a model."""
 """How often it looks for new machines."""
 NEWS_S, NEWS_PART = 10.0, 1 / 3
 """How long it waits for news of a machine in one question: at most, and of the time after which that one is lost."""
@@ -357,7 +359,7 @@ class Controller:
             fleet = {
                 "revision": self.revision["revision"],
                 "lost_after_s": self.roll.lost_after_s,
-                "models": [{key: m[key] for key in ("name", "context", "engine")} for m in models],
+                "models": [{key: m[key] for key in LISTED} for m in models],
                 "problems": self._all_problems(),
                 "machines": [self._told(machine, draining) for machine in self.roll.list()],
                 "giving": passing["giving"],

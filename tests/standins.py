@@ -84,6 +84,8 @@ class AnswersHost:
     """Set once a client has gone in mid-stream."""
     arrived: asyncio.Event = field(default_factory=asyncio.Event)
     state_asked: int = 0
+    pins_asked: int = 0
+    tokens_generated: int = 0
     zone: str = "default"
     line: list[dict[str, Any]] = field(default_factory=list)
     histories: dict[str, tuple[str, str]] = field(default_factory=dict)
@@ -149,11 +151,14 @@ class AnswersHost:
                 "residents": self.residents,
                 "line": self.line,
                 "pins": len(self.pins),
+                "journal": str(sorted(self.pins)),
+                "tokens_generated": self.tokens_generated,
                 "unknown_to_the_router": True,
             }
         )
 
     async def get_pins(self, request: web.Request) -> web.Response:
+        self.pins_asked += 1
         return web.json_response({"pins": list(self.pins.values())})
 
     def known(self, name: str, model: str) -> dict[str, Any] | None:

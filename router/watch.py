@@ -1,0 +1,245 @@
+"""`/api/fleet?watch`: the picture and what changes in it, as server-sent events, for as many boards as there are.
+
+One task looks once a second for all of them, while there are any; what one key may see is worked out once. Reads the
+picture that the router has anyway, and asks a host for its pins only when its journal has changed. Decides nothing:
+what a change is says router/watching.py.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from router.admin import Heard, fleet_json, merged_sessions
+from router.fleet import Fleet
+from router.keys import Key
+from router.peers import HostState, Peers, Unreachable
+from router.sessions import Sessions
+from router.siblings import OpenTurn
+from router.watching import NOTHING, Picture, Speed, change, picture, whole
+
+LOOK_S = 1.0
+COMMENT_S = 10.0
+COMMENT = b": still here\n\n"
+PATIENCE_S = 0.5
+"""How long a look waits for what it asks; what comes later is for the next one."""
+PACE = 20
+"""A host is not asked again for its pins before so many times as long as its answer took."""
+
+
+@dataclass(slots=True)
+class View:
+    """What one key sees, and who looks at it."""
+
+    boards: int = 0
+    seen: Picture = NOTHING
+    version: int = 0
+    """Of `seen`; 0: there is none yet."""
+    changed: bytes = b""
+    """The event that leads to this version from the one before."""
+    waiters: set[asyncio.Future[None]] = field(default_factory=set)
+
+    def wake(self) -> None:
+        waiters, self.waiters = self.waiters, set()
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def news(self, timeout_s: float) -> None:
+        """Until `wake`, or for so long."""
+        waiter = asyncio.get_running_loop().create_future()
+        self.waiters.add(waiter)
+        try:
+            await asyncio.wait({waiter}, timeout=timeout_s)
+        finally:
+            self.waiters.discard(waiter)
+
+
+@dataclass(slots=True)
+class Pins:
+    """Of one host, as it told them last, without what its state tells anew all the time."""
+
+    mark: str
+    pins: list[dict[str, Any]]
+    again_s: float
+    """Not asked before."""
+
+
+class Watch:
+    """`stop` ends all of its streams."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        peers: Peers,
+        sessions: Sessions,
+        wall: Callable[[], float],
+        holds: Callable[[Key], bool],
+    ) -> None:
+        """`holds`: whether there is still a key like that."""
+        self._fleet = fleet
+        self._peers = peers
+        self._sessions = sessions
+        self._wall = wall
+        self._holds = holds
+        self._views: dict[Key, View] = {}
+        self._pins: dict[str, Pins] = {}
+        self._speeds: dict[str, Speed] = {}
+        self._turns: list[OpenTurn] = []
+        self._asking: dict[str, asyncio.Task[None]] = {}
+        self._new = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+        self._stopped = False
+
+    async def events(self, key: Key) -> AsyncGenerator[bytes, None]:
+        """The events for one board, until the router stops or the key is no more."""
+        view = self._views.setdefault(key, View())
+        view.boards += 1
+        self._begin()
+        told = 0
+        try:
+            while not self._ended(key):
+                if told == view.version:
+                    await view.news(COMMENT_S)
+                if self._ended(key):
+                    return
+                if told == view.version:
+                    yield COMMENT
+                    continue
+                is_next, told = told and told == view.version - 1, view.version
+                yield view.changed if is_next else _event("fleet", whole(view.seen), self._wall())
+        finally:
+            view.boards -= 1
+            if view.boards == 0:
+                self._views.pop(key, None)
+
+    def stop(self) -> None:
+        self._stopped = True
+        for view in self._views.values():
+            view.wake()
+        for task in self._asking.values():
+            task.cancel()
+        self._new.set()
+
+    def _ended(self, key: Key) -> bool:
+        return self._stopped or not self._holds(key)
+
+    def _begin(self) -> None:
+        self._new.set()
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.get_running_loop().create_task(self._look_always())
+
+    async def _look_always(self) -> None:
+        """While somebody watches. Who comes new is shown a picture at once, everybody else once a second."""
+        loop = asyncio.get_running_loop()
+        while self._views and not self._stopped:
+            next_s = loop.time() + LOOK_S
+            self._new.clear()
+            await self._ask()
+            self._look(list(self._views.items()))
+            while (left_s := next_s - loop.time()) > 0 and not self._stopped:
+                try:
+                    async with asyncio.timeout(left_s):
+                        await self._new.wait()
+                except TimeoutError:
+                    break
+                self._new.clear()
+                self._look([(key, view) for key, view in self._views.items() if view.version == 0])
+
+    def _look(self, views: list[tuple[Key, View]]) -> None:
+        """Show these what there is now."""
+        fleet, wall_s = self._fleet, self._wall()
+        now, digest_key = fleet.now(), self._sessions.relay.addressing.digest_key
+        speeds = self._measure(now) if views else {}
+        heard = self._heard(now)
+        for key, view in views:
+            if not self._holds(key):
+                view.wake()
+                continue
+            told = fleet_json(fleet, digest_key, now, wall_s, key)
+            sessions = merged_sessions(heard, self._turns, digest_key, key, wall_s)
+            new = picture(told, sessions, speeds, wall_s, view.seen)
+            differs = change(view.seen, new)
+            if differs is not None or view.version == 0:
+                view.changed = _event("change", differs or {}, wall_s)
+                view.seen = new
+                view.version += 1
+                view.wake()
+
+    def _measure(self, now: float) -> dict[str, float]:
+        found = {}
+        self._speeds = {name: each for name, each in self._speeds.items() if name in self._fleet.known}
+        for name, known in self._fleet.known.items():
+            if known.state is None or known.heard_at is None:
+                continue
+            speed = self._speeds.setdefault(name, Speed())
+            speed.heard(known.state.incarnation, known.heard_at, known.state.tokens_generated)
+            if (per_s := speed.per_s(now)) is not None:
+                found[name] = per_s
+        return found
+
+    def _heard(self, now: float) -> list[Heard]:
+        """What is known of hosts' sessions: first of those that do not answer, so that who moved away from there is
+        where it is now."""
+        silent, there = list[Heard](), list[Heard]()
+        for name, kept in self._pins.items():
+            known = self._fleet.known.get(name)
+            if known is None or known.state is None:
+                continue
+            is_away = known.replica().reach(now) == "out"
+            (silent if is_away else there).append(Heard(name, kept.pins, known.state, is_away))
+        return silent + there
+
+    async def _ask(self) -> None:
+        """What the picture lacks: pins of hosts whose journals have changed, turns at the other workers."""
+        fleet, now = self._fleet, self._fleet.now()
+        self._pins = {name: kept for name, kept in self._pins.items() if name in fleet.known}
+        for name, known in fleet.known.items():
+            host, kept = known.state, self._pins.get(name)
+            if host is None or known.refused or host.replica != name or name in self._asking:
+                continue
+            if kept is None or (kept.mark != host.journal and now >= kept.again_s):
+                self._start(name, self._ask_pins(name, known.base, host))
+            elif kept is not None:
+                _note_tokens(kept.pins, host)
+        if "" not in self._asking:
+            self._start("", self._ask_turns())
+        await asyncio.wait(set(self._asking.values()), timeout=PATIENCE_S)
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = self._asking[name] = asyncio.get_running_loop().create_task(work)
+        task.add_done_callback(lambda _: self._asking.pop(name, None))
+
+    async def _ask_pins(self, name: str, base: str, host: HostState) -> None:
+        began = time.perf_counter()
+        try:
+            pins = await self._peers.host_pins(base)
+        except Unreachable:
+            return
+        took_s = time.perf_counter() - began
+        for pin in pins:
+            pin.pop("state", None)  # Its state of this second says it.
+        self._pins[name] = Pins(host.journal, pins, self._fleet.now() + PACE * took_s)
+
+    async def _ask_turns(self) -> None:
+        self._turns = await self._sessions.open_turns()
+
+
+def _note_tokens(pins: list[dict[str, Any]], host: HostState) -> None:
+    """So that they are known of one that is parked then."""
+    held = {resident.session: resident.tokens for resident in host.residents}
+    if held:
+        for pin in pins:
+            if (tokens := held.get(str(pin.get("session")))) is not None:
+                pin["tokens"] = tokens
+
+
+def _event(name: str, told: dict[str, Any], wall_s: float) -> bytes:
+    """`now_s`: so that a browser whose clock is wrong shows the right ages."""
+    return b"event: %b\ndata: %b\n\n" % (
+        name.encode(),
+        msgspec.json.encode(told | {"now_s": round(wall_s, 1)}),
+    )

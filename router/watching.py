@@ -1,0 +1,146 @@
+"""What boards are shown: the fleet and its sessions without what ages by itself, and what changed between two pictures.
+Pure.
+
+Ages become times since the epoch, so that a picture in which nothing happens stays the same. Knows no keys: it is given
+what somebody may see.
+"""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+SLACK_S = 3.0
+"""A time that was worked out from an age differs so much without anything having happened."""
+MEMORY_STEP = 64 << 20
+"""What a process takes changes all the time: it is told in steps."""
+WINDOW_S = 3.0
+"""Tokens a second are those of so long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """What somebody may see at one moment."""
+
+    rest: Json
+    """The fleet but for its machines."""
+    machines: Mapping[str, Json]
+    """By name."""
+    sessions: Mapping[str, Json]
+    """By public id and model."""
+
+
+NOTHING = Picture({}, {}, {})
+
+
+def picture(
+    fleet: Json, sessions: list[Json], speeds: Mapping[str, float], wall_s: float, old: Picture
+) -> Picture:
+    """Of what `/api/fleet` and `/api/sessions` say (both are taken over and changed). `speeds`: by replica.
+
+    `old`: the one of before, from which times are kept that did not really change.
+    """
+    machines = {}
+    for machine in fleet.pop("machines"):
+        was = old.machines.get(machine["name"], {})
+        machines[machine["name"]] = _machine(machine, was, speeds, wall_s)
+    told = {}
+    for session in sessions:
+        name = name_of(session)
+        told[name] = _session(session, old.sessions.get(name, {}), wall_s)
+    return Picture(fleet, machines, told)
+
+
+def name_of(session: Json) -> str:
+    return f"{session['id']} {session['model']}"
+
+
+def whole(seen: Picture) -> Json:
+    """All of it, in the shape of `/api/fleet` and `/api/sessions`."""
+    fleet = {**seen.rest, "machines": list(seen.machines.values())}
+    return {"fleet": fleet, "sessions": list(seen.sessions.values())}
+
+
+def change(old: Picture, new: Picture) -> Json | None:
+    """What is to be laid over the old picture to have the new one: machines and sessions whole (None: gone), of the
+    rest what differs. None where nothing does."""
+    machines, sessions = _differing(old.machines, new.machines), _differing(old.sessions, new.sessions)
+    fleet = _differing(old.rest, new.rest)
+    if not (machines or sessions or fleet):
+        return None
+    return {"machines": machines, "sessions": sessions, "fleet": fleet}
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Json:
+    gone = dict.fromkeys(old.keys() - new.keys())
+    return gone | {name: told for name, told in new.items() if name not in old or old[name] != told}
+
+
+def _machine(machine: Json, was: Json, speeds: Mapping[str, float], wall_s: float) -> Json:
+    away_s = machine.pop("away_s")
+    machine["heard_s"] = None if away_s is None else _time(wall_s - away_s, was.get("heard_s"))
+    before = {each["name"]: each for each in was.get("replicas", ())}
+    for replica in machine["replicas"]:
+        _replica(replica, before.get(replica["name"], {}), wall_s)
+        replica["tokens_per_s"] = speeds.get(replica["name"])
+    return machine
+
+
+def _replica(replica: Json, was: Json, wall_s: float) -> None:
+    """`heard_s` is told of one that does not answer: of another it is now."""
+    silent_s = replica.pop("silent_s")
+    is_silent = silent_s is not None and replica["reach"] != "up"
+    replica["heard_s"] = _time(wall_s - silent_s, was.get("heard_s")) if is_silent else None
+    for resident in replica["residents"]:
+        resident.pop("quiet_s")
+    if isinstance(memory := replica.get("memory"), dict) and isinstance(rss := memory.get("rss_bytes"), int):
+        replica["memory"] = memory | {"rss_bytes": rss // MEMORY_STEP * MEMORY_STEP}
+
+
+def _session(session: Json, was: Json, wall_s: float) -> Json:
+    session.pop("turns")
+    session["created_s"] = _time(wall_s - session.pop("age_s"), was.get("created_s"))
+    if (line := session["line"]) is not None:
+        before = was.get("line") or {}
+        about_s = line["about_s"]
+        session["line"] = {
+            "position": line["position"],
+            "since_s": _time(wall_s - line["waited_s"], before.get("since_s")),
+            "until_s": None if about_s is None else _time(wall_s + about_s, before.get("until_s")),
+        }
+    return session
+
+
+def _time(now_said: float, said_before: float | None) -> float:
+    """In seconds since the epoch, as it was said before unless it is another one."""
+    if said_before is not None and abs(now_said - said_before) < SLACK_S:
+        return said_before
+    return round(now_said, 1)
+
+
+@dataclass(slots=True)
+class Speed:
+    """How many tokens a second a replica makes, from what its host counts."""
+
+    _counted: deque[tuple[float, int]] = field(default_factory=deque)
+    _incarnation: int = 0
+
+    def heard(self, incarnation: int, at_s: float, tokens: int) -> None:
+        """Its host had made `tokens` since it began, by its answer of `at_s`. The same answer again is nothing."""
+        counted = self._counted
+        if incarnation != self._incarnation or (counted and tokens < counted[-1][1]):
+            counted.clear()
+            self._incarnation = incarnation
+        if not counted or at_s > counted[-1][0]:
+            counted.append((at_s, tokens))
+        while len(counted) > 2 and counted[1][0] <= at_s - WINDOW_S:
+            counted.popleft()
+
+    def per_s(self, now_s: float) -> float | None:
+        """None: it was not heard twice of late."""
+        if len(self._counted) < 2 or now_s - self._counted[-1][0] > WINDOW_S:
+            return None
+        (first_s, first), (last_s, last) = self._counted[0], self._counted[-1]
+        return round((last - first) / (last_s - first_s), 1)

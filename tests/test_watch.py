@@ -1,0 +1,252 @@
+"""`/api/fleet?watch` over real sockets, before stand-ins for hosts and the controller."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from router import watch
+from router.keys import LOCAL
+from serving.router_limits import RouterLimits
+from tests.router_workers import two_workers
+from tests.standins import MODEL, AnswersHost, EndlessHost, Router, routed
+
+KEYS = ("anna", "bert")
+
+
+@dataclass
+class Board:
+    """Reads a stream of events, and lays changes over what it has."""
+
+    response: aiohttp.ClientResponse
+    fleet: dict[str, Any]
+    machines: dict[str, Any]
+    sessions: dict[str, Any]
+
+    @property
+    def states(self) -> dict[str, str]:
+        return {name: each["state"] for name, each in self.sessions.items()}
+
+    async def event(self) -> tuple[str, dict[str, Any]]:
+        """The next one; a comment has no data. Raises EOFError at the end."""
+        lines = []
+        while (line := (await self.response.content.readline()).decode()) != "\n":
+            if not line:
+                raise EOFError
+            lines.append(line.rstrip("\n"))
+        told = {name: rest for name, _, rest in (line.partition(": ") for line in lines)}
+        return told.get("event", ""), json.loads(told.get("data", "{}"))
+
+    async def take(self) -> str:
+        """The next event, taken in; its name."""
+        name, told = await self.event()
+        if name == "fleet":
+            self.machines = {each["name"]: each for each in told["fleet"].pop("machines")}
+            self.fleet = told["fleet"]
+            self.sessions = {f"{each['id']} {each['model']}": each for each in told["sessions"]}
+        elif name == "change":
+            for mine, new in (
+                (self.machines, told["machines"]),
+                (self.sessions, told["sessions"]),
+                (self.fleet, told["fleet"]),
+            ):
+                mine.update(new)
+                for gone in [key for key, value in new.items() if value is None]:
+                    del mine[gone]
+        return name
+
+    async def until(self, holds: Any) -> None:
+        async with asyncio.timeout(15):
+            while not holds():
+                await self.take()
+
+
+@asynccontextmanager
+async def watching(url: str, client: aiohttp.ClientSession, key: str | None = None) -> AsyncIterator[Board]:
+    headers = {} if key is None else {"authorization": f"Bearer {key}"}
+    async with client.get(f"{url}/api/fleet?watch", headers=headers) as response:
+        assert response.status == 200
+        assert response.headers["content-type"].startswith("text/event-stream")
+        yield Board(response, {}, {}, {})
+
+
+@pytest.fixture
+def keys_file(tmp_path: Path) -> Path:
+    file = tmp_path / "keys.yaml"
+    file.write_text(json.dumps([entry(name) for name in KEYS] + [entry("boss", role="admin")]))
+    file.chmod(0o600)
+    return file
+
+
+def entry(name: str, **more: str) -> dict[str, str]:
+    return {"name": name, "sha256": sha256(name.encode()).hexdigest(), **more}
+
+
+async def test_a_board_is_told_all_and_then_what_changes(tmp_path: Path) -> None:
+    hosts = [AnswersHost("m0/0"), EndlessHost("m1/0")]
+    async with routed(tmp_path, *hosts) as router, watching(router.url, router.client) as board:
+        assert await board.take() == "fleet"
+        assert (board.fleet["role"], sorted(board.machines), board.sessions) == ("admin", ["m0", "m1"], {})
+        assert board.fleet["models"][0]["when_lost"] == "wait"
+        (public,) = [await begin(router, "tea", hosts[0])]
+        name = f"{public} {MODEL}"
+        await board.until(lambda: name in board.sessions)
+        assert board.states[name] == "parked"
+        hosts[0].residents = [{"session": digest_of(hosts[0]), "quiet_s": 0.0, "busy": True, "tokens": 9}]
+        hosts[0].running = 1
+        await board.until(lambda: board.states[name] == "running")
+        assert board.sessions[name]["context_tokens"] == 9
+        hosts[0].residents, hosts[0].running = [], 0
+        await board.until(lambda: board.states[name] == "parked")
+        assert board.sessions[name]["context_tokens"] == 9
+        await router.ask("DELETE", f"/api/sessions/{public}")
+        await board.until(lambda: board.sessions == {})
+
+
+def digest_of(host: AnswersHost) -> str:
+    ((digest, _),) = host.pins
+    return digest
+
+
+async def begin(router: Router, session: str, host: AnswersHost, **more: Any) -> str:
+    """A session that lives at this host; its public id."""
+    machine = host.replica.rpartition("/")[0]
+    answer = await router.post(
+        f"/m/{machine}/v1/chat/completions",
+        session=session,
+        messages=[{"role": "user", "content": "Hi"}],
+        **more,
+    )
+    assert answer.status == 200
+    return answer.headers["x-homeport-session"]
+
+
+async def test_nothing_is_told_while_nothing_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "COMMENT_S", 2.2)
+    host = AnswersHost("m0/0")
+    async with routed(tmp_path, host) as router:
+        await begin(router, "tea", host)
+        quiet = {"session": digest_of(host), "quiet_s": 1.0, "busy": False, "tokens": 9}
+        host.residents = [quiet]
+        async with watching(router.url, router.client) as board:
+            await board.until(lambda: "resident" in board.states.values())
+            await board.until(lambda: board.machines["m0"]["replicas"][0]["tokens_per_s"] == 0.0)
+            host.residents = [{**quiet, "quiet_s": 3.0}]
+            asked = host.pins_asked
+            assert await board.event() == ("", {})
+            assert await board.event() == ("", {})
+            assert host.pins_asked == asked
+
+
+async def test_a_machine_is_lost_with_its_sessions_and_comes_back(tmp_path: Path) -> None:
+    host = AnswersHost("m0/0")
+    async with routed(tmp_path, host, AnswersHost("m1/0")) as router:
+        public = await begin(router, "tea", host)
+        async with watching(router.url, router.client) as board:
+            await board.until(lambda: board.sessions)
+            await host.stop()
+            router.controller.away["m0"] = 1234.5
+            await board.until(lambda: board.machines["m0"]["state"] == "lost")
+            assert abs(board.machines["m0"]["heard_s"] - 1234.5) < 1.0
+            await board.until(lambda: board.states == {f"{public} {MODEL}": "away"})
+            await host.start()
+            router.controller.away.clear()
+            await board.until(lambda: board.machines["m0"]["state"] == "ready")
+            await board.until(lambda: board.states == {f"{public} {MODEL}": "parked"})
+
+
+async def test_a_key_is_told_of_its_own_and_no_longer_than_it_holds(tmp_path: Path, keys_file: Path) -> None:
+    host = AnswersHost("m0/0")
+    async with routed(tmp_path, host, keys_file=keys_file) as router:
+        for name in KEYS:
+            await begin_as(router, name)
+        client, url = router.client, router.url
+        async with watching(url, client, "anna") as anna, watching(url, client, "boss") as boss:
+            await boss.until(lambda: len(boss.sessions) == 2)
+            await anna.until(lambda: len(anna.sessions) == 1)
+            assert (anna.fleet["role"], boss.fleet["role"]) == ("use", "admin")
+            assert router.parts.keys is not None
+            await asyncio.to_thread(keys_file.write_text, json.dumps([entry("boss", role="admin")]))
+            router.parts.keys.look()
+            with pytest.raises(EOFError):
+                await anna.until(lambda: False)
+            assert (
+                await router.get("/api/fleet?watch", headers={"authorization": "Bearer anna"})
+            ).status == 401
+            await begin_as(router, "boss")
+            await boss.until(lambda: len(boss.sessions) == 3)
+
+
+async def begin_as(router: Router, key: str) -> None:
+    answer = await router.chat(session="tea", headers={"authorization": f"Bearer {key}"})
+    assert answer.status == 200
+
+
+async def test_boards_of_one_key_are_one_view_and_leave_nothing(tmp_path: Path) -> None:
+    host = AnswersHost("m0/0")
+    async with routed(tmp_path, host) as router:
+        seen = router.parts.watch
+        async with (
+            watching(router.url, router.client) as one,
+            watching(router.url, router.client) as other,
+        ):
+            await one.take()
+            await other.take()
+            assert [view.boards for view in seen._views.values()] == [2]
+            await begin(router, "tea", host)
+            await one.until(lambda: one.sessions)
+            await other.until(lambda: other.sessions)
+            assert one.sessions == other.sessions
+        async with asyncio.timeout(5):
+            assert seen._looking is not None
+            await seen._looking
+        assert seen._views == {}
+
+
+async def test_a_board_that_read_too_slowly_is_told_all_anew(tmp_path: Path) -> None:
+    host = AnswersHost("m0/0")
+    async with routed(tmp_path, host) as router:
+        events = router.parts.watch.events(LOCAL)
+        first = await anext(events)
+        assert first.startswith(b"event: fleet")
+        view = router.parts.watch._views[LOCAL]
+        for name in ("a", "b"):
+            await begin(router, name, host)
+            before = view.version
+            async with asyncio.timeout(10):
+                while view.version == before:
+                    await view.news(1.0)
+        assert (await anext(events)).startswith(b"event: fleet")
+        await begin(router, "c", host)
+        assert (await anext(events)).startswith(b"event: change")
+        await events.aclose()
+
+
+async def test_open_boards_do_not_hold_up_the_routers_end(tmp_path: Path) -> None:
+    limits = RouterLimits(drain_s=60.0)
+    async with (
+        routed(tmp_path, AnswersHost("m0/0"), limits=limits) as router,
+        watching(router.url, router.client) as board,
+    ):
+        await board.take()
+        router.server.stop()
+        async with asyncio.timeout(10):
+            with pytest.raises(EOFError):
+                await board.until(lambda: False)
+
+
+async def test_each_worker_shows_what_waits_at_the_other(tmp_path: Path) -> None:
+    async with two_workers(tmp_path, AnswersHost("m0/0", state="loading")) as rig:
+        one, other = await rig.both()
+        turn = asyncio.create_task(one.chat("tea"))
+        client = await other.connected()
+        async with watching(rig.url, client) as board:
+            await board.until(lambda: list(board.states.values()) == ["waiting"])
+        turn.cancel()
