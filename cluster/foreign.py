@@ -87,6 +87,43 @@ def news(
     return {slot: _newer(before.get(slot, ()), found) for slot, found in now.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What the CPUs of one place had run when it was looked, in ticks."""
+
+    place: Place
+    busy: int
+    """In all, since the machine began."""
+    own: Mapping[tuple[int, int], int]
+    """By process of the host's, as pid and start time: all that it has run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What a slice's CPUs have run since they were looked at first, in ticks; both only grow."""
+
+    own: int = 0
+    foreign: int = 0
+    owed: int = 0
+    """Ticks (0 or less) that were counted for processes and not yet for their CPUs, which the kernel counts apart."""
+
+
+def spend(spent: Spent, before: Ran | None, now: Ran) -> Spent:
+    """With what ran since the look before: what the CPUs ran and the host's processes did not is foreign, also of
+    processes that came and went between two looks, and of the kernel.
+
+    Where there was no look before, or one at another place or host, nothing is known. Where one of the host's
+    processes has ended, its last ticks are not known, and so what was foreign neither.
+    """
+    if before is None or before.place != now.place:
+        return spent
+    own = sum(max(0, ticks - before.own.get(process, 0)) for process, ticks in now.own.items())
+    if not before.own.keys() <= now.own.keys():
+        return Spent(spent.own + own, spent.foreign, spent.owed)
+    rest = spent.owed + now.busy - before.busy - own
+    return Spent(spent.own + own, spent.foreign + max(0, rest), min(0, rest))
+
+
 def _newer(before: tuple[Foreign, ...], now: tuple[Foreign, ...]) -> tuple[Foreign, ...]:
     told = {each.name: each.share for each in before}
     same = told.keys() == {each.name for each in now}

@@ -10,7 +10,19 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.foreign import LEAST, Foreign, Place, Threads, Use, news, on_places, spread
+from cluster.foreign import (
+    LEAST,
+    Foreign,
+    Place,
+    Ran,
+    Spent,
+    Threads,
+    Use,
+    news,
+    on_places,
+    spend,
+    spread,
+)
 from cluster.group import look
 
 NAME_MAX = 15
@@ -18,6 +30,8 @@ NAME_MAX = 15
 THREADS_MAX = 256
 """Of one process that are looked at."""
 KERNEL_THREAD = 0x00200000
+STAT_BYTES = 1 << 16
+"""Of /proc/stat, which has the CPUs in its first lines."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
@@ -42,6 +56,14 @@ class ForeignWatch:
         self._threads: dict[tuple[int, int], Threads] = {}
         """Of those that were busy."""
         self._told: dict[int, tuple[Foreign, ...]] = {}
+        self._ran: dict[int, Ran] = {}
+        self._spent: dict[int, Spent] = {}
+
+    def spent_s(self, slot: int) -> tuple[float, float] | None:
+        """Seconds of CPU on a slot's CPUs since it was looked first: of its host's processes, and of all else. None: it
+        was never looked, or there is no /proc."""
+        spent = self._spent.get(slot)
+        return None if spent is None else (spent.own / TICKS_PER_S, spent.foreign / TICKS_PER_S)
 
     def look(self, places: Mapping[int, Place], now: float) -> dict[int, tuple[Foreign, ...]]:
         """By slot. `now`: a monotonic clock. Nothing at the first look."""
@@ -57,10 +79,36 @@ class ForeignWatch:
             known = threads[key] = self._threads_of(key[0]) if process.threads > 1 else {}
             ran = spread(ticks, process.cpu, self._threads.get(key), known)
             uses.append(Use(process.name, (process.group, process.session), ran))
+        self._spend(places, seen)
         self._at, self._threads = now, threads
         self._before = {key: process.ticks for key, process in seen.items()}
         self._told = news(self._told, on_places(uses, places, period)) if period > 0 else {}
         return self._told
+
+    def _spend(self, places: Mapping[int, Place], seen: Mapping[tuple[int, int], _Process]) -> None:
+        busy = self._busy()
+        if not busy:
+            return
+        ran = {}
+        for slot, place in places.items():
+            own = {
+                key: process.ticks
+                for key, process in seen.items()
+                if place.host is not None and place.host in (process.group, process.session)
+            }
+            ran[slot] = Ran(place, sum(busy.get(cpu, 0) for cpu in place.cpus), own)
+            self._spent[slot] = spend(self._spent.get(slot, Spent()), self._ran.get(slot), ran[slot])
+        self._ran = ran
+
+    def _busy(self) -> dict[int, int]:
+        """By CPU: ticks in which it ran something, since the machine began. What its hypervisor took is not known."""
+        found = {}
+        for line in _read(f"{self._proc}/stat", STAT_BYTES).splitlines():
+            name, *fields = line.split()
+            if name.startswith(b"cpu") and name != b"cpu" and len(fields) >= 7:
+                user, nice, system, _idle, _iowait, irq, softirq = map(int, fields[:7])
+                found[int(name[3:])] = user + nice + system + irq + softirq
+        return found
 
     def _processes(self) -> dict[tuple[int, int], _Process]:
         """All but the kernel's own."""

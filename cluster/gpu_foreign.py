@@ -45,12 +45,26 @@ def on_gpus(processes: Iterable[OnGpu], gpus: Mapping[int, Sequence[str]], hosts
 
     `hosts`: the pids of this machine's, of all slots: who shares a GPU is not foreign to the other.
     """
-    foreign = [each for each in processes if not set(each.owners) & set(hosts)]
+    foreign = nobodys(processes, hosts)
     found = {}
     for slot, uuids in gpus.items():
         there = [each for each in foreign if each.gpu in uuids]
         found[slot] = tuple(sorted(there, key=lambda each: (-(each.memory_bytes or 0), each.pid))[:TOLD_MAX])
     return found
+
+
+def nobodys(processes: Iterable[OnGpu], hosts: Collection[int]) -> list[OnGpu]:
+    """Those whose group and session no host leads."""
+    return [each for each in processes if not set(each.owners) & set(hosts)]
+
+
+def figures(now: Mapping[str, Mapping[str, float]], foreign: Iterable[OnGpu]) -> dict[str, dict[str, float]]:
+    """By UUID, how it does, with `foreign_processes`: how many are on it that are nobody's of homeport."""
+    there = {(each.gpu, each.pid) for each in foreign}
+    return {
+        uuid: {**told, "foreign_processes": sum(gpu == uuid for gpu, _ in there)}
+        for uuid, told in now.items()
+    }
 
 
 def news(before: Told, now: Told) -> Told:

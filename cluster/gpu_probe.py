@@ -83,8 +83,8 @@ def _instances(card: Any, told: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _filled(handle: Any) -> dict[str, Any]:
-    """Its memory, 0 where it has none of its own, how fast that is, where it says so, and the processes on it, by pid,
-    with the bytes that each holds."""
+    """Its memory, 0 where it has none of its own, how fast that is, where it says so, the processes on it, by pid,
+    with the bytes that each holds, and its figures."""
     total = _known(lambda: int(pynvml.nvmlDeviceGetMemoryInfo(handle).total), 0)
     processes: dict[int, int | None] = {}
     for process in [
@@ -94,7 +94,25 @@ def _filled(handle: Any) -> dict[str, Any]:
         held, before = process.usedGpuMemory, processes.get(int(process.pid))
         processes[int(process.pid)] = before if held is None else max(int(held), before or 0)
     listed = [[pid, held] for pid, held in processes.items()]
-    return {"memory_bytes": total, "processes": listed, "bytes_s": _known(lambda: _bytes_s(handle), None)}
+    bytes_s, now = _known(lambda: _bytes_s(handle), None), _now(handle)
+    return {"memory_bytes": total, "processes": listed, "bytes_s": bytes_s, "now": now}
+
+
+def _now(handle: Any) -> dict[str, float]:
+    """How it does, without what it does not tell: a figure that cannot be had is no fault of the GPU."""
+    asks: dict[str, Callable[[], float]] = {
+        "total_bytes": lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).total,
+        "used_bytes": lambda: pynvml.nvmlDeviceGetMemoryInfo(handle).used,
+        "utilization": lambda: pynvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+        "power_w": lambda: pynvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+        "temperature_c": lambda: pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
+        "energy_j": lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1000,
+    }
+    found = {}
+    for name, ask in asks.items():
+        with contextlib.suppress(pynvml.NVMLError):
+            found[name] = float(ask())
+    return found
 
 
 def _bytes_s(handle: Any) -> float:

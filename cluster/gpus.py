@@ -56,6 +56,9 @@ class Found:
     processes: tuple[GpuProcess, ...] = ()
     bytes_s: Mapping[str, float] = field(default_factory=dict)
     """By UUID, how fast its memory is as the driver says it; without those that do not say."""
+    now: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By UUID, how it does, as far as the driver tells: total_bytes and used_bytes, utilization (of the time, 0 to 1),
+    power_w, temperature_c, and energy_j since the driver was loaded."""
     hung: int | None = field(default=None, compare=False)
     """The index of the GPU at which the driver stopped answering."""
 
@@ -81,6 +84,7 @@ class NvidiaDriver:
                 driver=told.driver or found.driver,
                 trouble="; ".join(filter(None, (found.trouble, told.trouble))),
                 processes=(*found.processes, *told.processes),
+                now={**found.now, **told.now},
             )
             if told.hung is None:
                 break
@@ -184,7 +188,7 @@ def measure_gpus(sysfs: Path = SYSFS) -> Found:
 def read(lines: Sequence[Mapping[str, Any]], why: str, sysfs: Path = SYSFS) -> Found:
     """What the lines of gpu_probe.py say. `why`: for what reason there are no more of them; "" where it said all."""
     gpus, processes, cut, trouble = list[Gpu](), list[GpuProcess](), dict[str, str](), list[str]()
-    driver, rates = "", dict[str, float]()
+    driver, rates, now = "", dict[str, float](), dict[str, Mapping[str, float]]()
     at: Mapping[str, Any] = {}
     for line in lines:
         if "none" in line:
@@ -201,13 +205,17 @@ def read(lines: Sequence[Mapping[str, Any]], why: str, sysfs: Path = SYSFS) -> F
         gpus.append(_gpu(told, sysfs))
         if told.get("bytes_s"):
             rates[told["uuid"]] = told["bytes_s"]
+        if told.get("now"):
+            now[told["uuid"]] = told["now"]
         processes += [GpuProcess(told["uuid"], pid, held) for pid, held in told.get("processes", ())]
     hung = at["at"] if why and at and not _is_told(at, gpus, lines) else None
     if hung is not None:
         gpus.append(Gpu(at["uuid"] or _nameless(hung), "", 0, state="hung", reason=why))
     elif why:
         trouble.append(why)
-    return Found(tuple(gpus), driver, "; ".join([*trouble, *cut.values()]), tuple(processes), rates, hung)
+    return Found(
+        tuple(gpus), driver, "; ".join([*trouble, *cut.values()]), tuple(processes), rates, now, hung
+    )
 
 
 def amd(sysfs: Path = SYSFS) -> tuple[Gpu, ...]:

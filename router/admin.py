@@ -16,7 +16,6 @@ from router.keys import Key
 from router.peers import HostState, ListedMachine, ListedReplica, Peers, Unreachable
 from router.sessions import Sessions
 from router.siblings import OpenTurn
-from serving.standing import AWAY
 
 
 def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: Key) -> dict[str, Any]:
@@ -254,15 +253,6 @@ def _unlogged(replica: dict[str, Any]) -> dict[str, Any]:
     detail = ADMIN_SEES if replica["state"] == "failed" else ""
     told = {key: value for key, value in replica.items() if key not in ("foreign", "foreign_gpu")}
     return told | {"detail": detail, "stderr": []}
-
-
-def foreign_shares(fleet: Fleet) -> dict[str, float]:
-    """By replica: what processes that are not its own take of its cores, in cores; of machines that are heard."""
-    return {
-        name: round(sum(each.share for each in known.listed.foreign), 2)
-        for name, known in fleet.known.items()
-        if known.is_listed and known.machine.state not in AWAY
-    }
 
 
 def limits_of(replicas: Iterable[ListedReplica]) -> dict[str, list[str]]:

@@ -13,7 +13,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 
 import aiohttp
@@ -24,7 +23,6 @@ from cluster import tls
 from cluster.clocks import AwakeClock, DayClock, uptime
 from cluster.router_end import HURRY
 from cluster.sockets import connecting
-from router import admin
 from router.addressing import Addressing
 from router.client_server import Server
 from router.finding import Finder
@@ -40,6 +38,7 @@ from router.names import Names
 from router.pages import make_pages
 from router.peers import Peers
 from router.relay import Relay
+from router.scrape import Scrape
 from router.sessions import Sessions
 from router.settings import Settings, read_settings
 from router.shared_pace import SharedPace
@@ -47,6 +46,7 @@ from router.siblings import Answers, Siblings, answering, open_turns
 from router.snapshot import Model
 from router.wakings import Wakings
 from router.watch import Watch
+from serving.exposition import version
 from serving.known_pins import last_known
 from serving.model import ModelSpec
 from serving.moving import Mover
@@ -102,7 +102,7 @@ def build(
     finder = Finder(fleet, peers)
     worker = settings.worker
     counts = None if worker is None else worker.counts
-    metrics = Metrics(registry, version(), lambda: _pins(fleet), lambda: admin.foreign_shares(fleet), counts)
+    metrics = Metrics(registry, version(), counts)
     siblings = Siblings(worker)
     specs = {spec.name: spec for spec in settings.models}
     addressing = Addressing(
@@ -115,7 +115,8 @@ def build(
     mover = Mover(clients.peers, peers.bearers.of, clock)
     sessions = Sessions(fleet, peers, finder, relay, mover, wall, siblings)
     watch = Watch(fleet, peers, sessions, wall, ring.holds)
-    pages = make_pages(fleet, peers, sessions, watch, registry, clock, wall, version())
+    scrape = Scrape(fleet, peers, registry)
+    pages = make_pages(fleet, peers, sessions, watch, scrape, clock, wall, version())
     names = Names(settings.host, socket.gethostname(), settings.names)
     naming, pace_clock = naming_headers(settings.identity), clock if worker is None else uptime
     front = Front(relay, pages, metrics, names, ring, naming, pace_clock, settings.origins)
@@ -143,14 +144,6 @@ async def new_clients(ca: Path | None = None) -> AsyncIterator[Clients]:
             yield Clients(peers, hosts)
         finally:
             hosts.close()
-
-
-def version() -> str:
-    """The installed distribution's version."""
-    try:
-        return metadata.version("homeport")
-    except metadata.PackageNotFoundError:
-        return "unknown"
 
 
 async def serve(settings: Settings, listening: socket.socket, settings_file: Path) -> None:
@@ -228,10 +221,6 @@ def _listen(host: str, port: int, shared: bool) -> socket.socket:
         raise
     listening.setblocking(False)
     return listening
-
-
-def _pins(fleet: Fleet) -> dict[str, int]:
-    return {name: known.state.pins for name, known in fleet.known.items() if known.state is not None}
 
 
 if __name__ == "__main__":

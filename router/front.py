@@ -91,7 +91,7 @@ class Front:
             if exchange.method == "OPTIONS":
                 _empty(exchange, own)
                 return
-        self._metrics.ended("", "", error.code)
+        self._metrics.refused(error.code)
         exchange.whole(error.status, [*own.items(), *error.headers()], error.body())
 
     def _foreign(self, scope: Message, head: Head) -> ApiError | None:

@@ -10,8 +10,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse, Response, StreamingResponse
-from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -28,9 +26,11 @@ from router.errors import (
 from router.fleet import Fleet
 from router.keys import Key
 from router.peers import Peers
+from router.scrape import Scrape
 from router.sessions import Sessions, wanted_machine, wanted_time
 from router.watch import Watch
 from router.web import add_web, read_files
+from serving.exposition import CONTENT_TYPE
 
 MAX_BODY = 64 << 10
 """Of what an action is told in its body."""
@@ -59,7 +59,7 @@ def make_pages(
     peers: Peers,
     sessions: Sessions,
     watch: Watch,
-    registry: CollectorRegistry,
+    scrape: Scrape,
     clock: Callable[[], float],
     wall: Callable[[], float],
     version: str,
@@ -85,8 +85,12 @@ def make_pages(
         return await admin.sessions_json(fleet, peers, sessions, wall(), who(request))
 
     @pages.get("/metrics")
-    async def metrics() -> Response:
-        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+    async def metrics(role: str | None = None, name: str | None = None) -> Response:
+        return Response(await scrape.metrics(role, name), media_type=CONTENT_TYPE)
+
+    @pages.get("/sd")
+    async def targets(request: Request) -> list[dict[str, Any]]:
+        return scrape.targets(request.headers.get("host", ""))
 
     return pages
 

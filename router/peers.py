@@ -74,7 +74,10 @@ class HostState(msgspec.Struct, frozen=True):
     tokens_generated: int = 0
     tokens_evaluated: int = 0
     memory: Any = None
+    parking: Any = None
     rates: Any = None
+    counts: Any = None
+    """What it has counted (serving/counts.py)."""
 
 
 class ListedForeign(msgspec.Struct, frozen=True):
@@ -240,6 +243,11 @@ class Peers:
             return _HOST_STATE.decode(text)
         except msgspec.DecodeError as error:
             raise Unreachable(f"its state cannot be read: {error}") from error
+
+    async def metrics(self, base: str | None = None, **query: str) -> bytes | None:
+        """What a host tells Prometheus; without `base` the controller, with `keepers` also all that keepers told it,
+        with `keeper` that machine's alone. None: it does not know what that is."""
+        return await self._get(f"{base or self._control}/metrics", POLL, query)
 
     async def claim(
         self,

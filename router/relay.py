@@ -74,13 +74,24 @@ class Relay:
             outcome = turn.broke()
         finally:
             self.turns.discard(turn)
-        model = turn.ask.model if turn.ask and turn.ask.model in self.fleet.snapshot().models else ""
-        first_s = None if turn.first_at is None else turn.first_at - turn.arrived
-        self.metrics.ended(model, turn.replica or "", outcome, first_s, turn.pin)
+        model = turn.ask.model if turn.ask and turn.ask.model in self.fleet.snapshot().models else None
+        self._count(turn, model, outcome)
         if outcome not in ("ok", "client_gone"):
             log.info(
                 "request %s: %s model=%s replica=%s", head.request_id.decode(), outcome, model, turn.replica
             )
+
+    def _count(self, turn: Turn, model: str | None, outcome: str) -> None:
+        first_s = None if turn.first_at is None else turn.first_at - turn.arrived
+        self.metrics.ended(
+            model,
+            "" if turn.replica is None else turn.replica.rpartition("/")[0],
+            outcome,
+            self.clock() - turn.arrived,
+            first_s,
+            turn.pin,
+            is_session=turn.ask is not None and turn.ask.session is not None,
+        )
 
     def queue_s(self, model: str) -> float:
         spec = self._models.get(model)

@@ -33,6 +33,7 @@ from serving.listing import Listing
 from serving.machine_book import MachineBook, NotForgotten
 from serving.machine_roll import STEP_S, MachineRoll
 from serving.membership import AWAY, Members
+from serving.metrics_routes import MetricsRoutes
 from serving.model_giving import ModelGiving
 from serving.pin_index import PinIndex
 from serving.pins import Pin
@@ -286,6 +287,9 @@ class Controller:
         return str((read_json(self.paths.machine) or {}).get("id", ""))
 
     def _heard(self, machine: str, report: dict[str, Any]) -> None:
+        report = dict(report)
+        if (figures := report.pop("figures", None)) is not None:
+            self.roll.figures[machine] = figures
         if report.get("head", "") != self._head() or report["revision"] > self.ping():
             report = {**report, "revision": 0}  # another head numbered it, or this one before it lost its own
         is_new = report != self.roll.reports.get(machine) or machine in self._deaf
@@ -349,7 +353,8 @@ class Controller:
             self._drain,
         )
         joining = JoinRoutes(self.paths, self.token, self.book, lambda: self.revision, self._leave)
-        return ControllerApp(self.token, self.index, acts, joining, self.index_clock)
+        metrics = MetricsRoutes(self.roll, self._all_told, self._ask_report)
+        return ControllerApp(self.token, self.index, acts, joining, self.index_clock, metrics)
 
     def _fleet(self) -> bytes:
         draining = self._draining.told()
@@ -361,12 +366,21 @@ class Controller:
                 "lost_after_s": self.roll.lost_after_s,
                 "models": [{key: m[key] for key in LISTED} for m in models],
                 "problems": self._all_problems(),
-                "machines": [self._told(machine, draining) for machine in self.roll.list()],
+                "machines": self._all_told(),
                 "giving": passing["giving"],
                 "forgotten": self.book.list_forgotten(),
             }
             self._fleet_text, self._passing = msgspec.json.encode(fleet), passing
         return self._fleet_text
+
+    def _all_told(self) -> list[dict[str, Any]]:
+        draining = self._draining.told()
+        return [self._told(machine, draining) for machine in self.roll.list()]
+
+    async def _ask_report(self, machine: str) -> Mapping[str, Any]:
+        if self._members is None:
+            raise TimeoutError("the controller has not looked yet who is here")
+        return await self._members.report(machine, -1, 0.0)
 
     def _told(self, machine: dict[str, Any], draining: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         """With whether Ray's list has it no longer, and how far it is drained."""

@@ -16,6 +16,7 @@ from cluster.clocks import DayClock
 from serving.drain_plan import LONGEST_DRAIN_S
 from serving.join_routes import JoinRoutes
 from serving.machine_book import NoMachine, NotForgotten
+from serving.metrics_routes import MetricsRoutes
 from serving.model_files import hub_source
 from serving.model_giving import is_place
 from serving.pin_index import Candidate, Lost, PinIndex
@@ -66,18 +67,25 @@ class ControllerApp:
     """`joining` lets machines in; `clock` tells when the index heard of something."""
 
     def __init__(
-        self, token: str, index: PinIndex, acts: Acts, joining: JoinRoutes, clock: DayClock | None = None
+        self,
+        token: str,
+        index: PinIndex,
+        acts: Acts,
+        joining: JoinRoutes,
+        clock: DayClock | None = None,
+        metrics: MetricsRoutes | None = None,
     ) -> None:
         self._expected = f"Bearer {token}".encode()
         self._index = index
         self._acts = acts
         self._joining = joining
         self._clock = clock or DayClock()
+        self._metrics = metrics
 
     def asgi(self) -> Starlette:
         """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
         /machines/{name}/forget, cordon, uncordon, drain, yield and wake; POST /models/pull; and what
-        serving/join_routes.py answers."""
+        serving/join_routes.py and serving/metrics_routes.py answer."""
         return Starlette(
             routes=[
                 Route("/fleet", self._guard(self._get_fleet)),
@@ -93,6 +101,7 @@ class ControllerApp:
                 Route("/machines/{name}/wake", self._guard(self._wake_machine), methods=["POST"]),
                 Route("/machines/{name}/drain", self._guard(self._drain_machine), methods=["POST"]),
                 *self._joining.routes(self._guard, self._acts.boots),
+                *(self._metrics.routes(self._guard) if self._metrics is not None else ()),
             ]
         )
 

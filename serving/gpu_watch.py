@@ -6,7 +6,7 @@ Nobody is asked while no slice has a GPU. What is foreign is cluster/gpu_foreign
 import asyncio
 from collections.abc import Callable, Mapping
 
-from cluster.gpu_foreign import OnGpu, Told, ill, news, on_gpus
+from cluster.gpu_foreign import OnGpu, Told, figures, ill, news, nobodys, on_gpus
 from cluster.gpus import Found, GpuProcess, NvidiaDriver, program
 from cluster.group import look
 from serving.host_watch import HostWatch
@@ -31,6 +31,8 @@ class GpuLook(SliceLook):
         self._found: Told = {}
         self.ill: dict[str, dict[str, str]] = {}
         """The GPUs of slices that do not work, as the keeper reports it: {uuid: {"state", "reason"}}."""
+        self.figures: dict[str, dict[str, float]] = {}
+        """How this machine's GPUs do, by UUID (cluster/gpu_foreign.py)."""
 
     @property
     def found(self) -> Told:
@@ -49,6 +51,7 @@ class GpuLook(SliceLook):
         found, processes = await asyncio.to_thread(self._ask) if gpus else (Found(), [])
         hosts = [watch.record.pid for watch in self._watches.values() if watch.lives and watch.record]
         self._found = news(self._found, on_gpus(processes, gpus, hosts))
+        self.figures = figures(found.now, nobodys(processes, hosts))
         uuids = sorted({uuid for each in gpus.values() for uuid in each})
         self.ill = ill(uuids, found.gpus, found.trouble)
         self._told()

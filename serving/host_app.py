@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from serving import openai_wire
+from serving import exposition, host_metrics, openai_wire
 from serving.asgi import (
     ClientGone,
     Message,
@@ -50,7 +50,7 @@ from serving.trouble import report
 from serving.turns import Turns
 
 PARK_S_MAX = 60.0
-OWN_PATHS = ("/state", "/settings", "/park", "/egress")
+OWN_PATHS = ("/state", "/metrics", "/settings", "/park", "/egress")
 """Beside those of the endpoints and the pins."""
 PARKED = "parked"
 """The folder of parked sessions in a replica's own."""
@@ -284,6 +284,10 @@ class HostApp:
                 )
             case "GET", "/state":
                 await send_whole(send, 200, msgspec.json.encode(self.report()))
+            case "GET", "/metrics":
+                labels = {"model": self.about.model.name, "machine": self.about.machine}
+                told = host_metrics.own({**labels, "replica": self.about.replica}, self.report())
+                await send_whole(send, 200, told, content_type=exposition.CONTENT_TYPE)
             case _ if path == "/pins" or path.startswith("/pins/"):
                 await self._pins.answer(method, path, scope["query_string"], receive, send)
             case _ if path.startswith("/parked/") and is_session(session := path.removeprefix("/parked/")):
@@ -356,6 +360,7 @@ class HostApp:
             "awake": self._awake.report(),
             "turns": turns.finished,
             "rates": turns.rates.report(),
+            "counts": turns.counts.report(),
             "recent": [
                 {
                     "request_id": turn.request_id,

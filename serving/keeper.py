@@ -30,6 +30,7 @@ from serving.before_sleep import BeforeSleep
 from serving.gpu_watch import GpuLook
 from serving.host_watch import HostWatch
 from serving.journal_file import NOTHING, JournalNews, Mark, entries_since
+from serving.keeper_figures import figures
 from serving.model_store import ModelStore
 from serving.owner_watch import ForeignLook, OwnerWatch
 from serving.reconcile import Drain, Seen, Start, Stop, plan
@@ -87,14 +88,19 @@ class Keeper:
     def report(self, known: int = -1, wait_s: float = 0.0) -> dict[str, Any]:
         """The machine and its replicas as JSON, from memory; at once, or when it is no longer version `known`.
 
-        Blocks for up to `wait_s`, then answers with what there is.
+        Blocks for up to `wait_s`, then answers with what there is. `figures` are those of now, and make no version.
         """
         with self._news:
             if known <= self._version:  # Else the keeper before this one told it.
                 self._told = max(self._told, known)
             self._news.notify_all()
             self._news.wait_for(lambda: self._version != known, wait_s)
-            return self._report
+            return {**self._report, "figures": self._figures()}
+
+    def _figures(self) -> dict[str, Any]:
+        return figures(
+            self.machine["name"], self.book.slots, self.watches, self._foreign.spent_s, self._gpus.figures
+        )
 
     def _wait_told(self, version: int, wait_s: float) -> bool:
         """Blocks until a controller has taken that version, for up to `wait_s`; whether it has."""

@@ -95,8 +95,9 @@ class Lease:
         """Its session was ended: nothing of what it leaves counts."""
         self.missing: Missing | None = None
         """Why there was no parked state to load, where one was looked for."""
-        self.restoring = False
-        """Whether the engine was given a parked state, and has not said yet what came of it."""
+        self.restoring: tuple[float, int] | None = None
+        """Of a parked state that the engine was given, of which it has not said yet what came of it: when that was
+        looked for, and its bytes."""
         self.begun = False
         self.gone = False
         self.lost = asyncio.Event()

@@ -47,6 +47,8 @@ class MachineRoll:
         self._clock = clock or AwakeClock(STEP_S)
         self._wall = wall
         self._began_at = self._clock()
+        self.figures: dict[str, Report] = {}
+        """By machine, what its keeper told last beside its report; that is no news."""
         self._heard: dict[str, tuple[float, float]] = {}
         """By machine: when its keeper reported last, on both clocks."""
 
@@ -60,6 +62,7 @@ class MachineRoll:
     def forget(self, machine: str) -> None:
         self.reports.pop(machine, None)
         self._heard.pop(machine, None)
+        self.figures.pop(machine, None)
         if self.kept.pop(machine, None) is not None:
             self.unsaved.add(machine)
 

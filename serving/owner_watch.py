@@ -102,6 +102,10 @@ class ForeignLook(SliceLook):
     def found(self) -> Mapping[int, tuple[Foreign, ...]]:
         return self._found
 
+    def spent_s(self, slot: int) -> tuple[float, float] | None:
+        """As ForeignWatch tells it."""
+        return self._watch.spent_s(slot)
+
     async def look(self) -> None:
         places = {number: self._place(number, slot) for number, slot in self._slots().items()}
         self._found = self._watch.look(places, time.monotonic())

@@ -17,6 +17,7 @@ from typing import Any
 
 from cluster.clocks import DayClock
 from serving import dropped
+from serving.counts import Counts
 from serving.engine import SavedState
 from serving.model import ParkingSpec
 from serving.parked_transfer import Incoming, Outgoing, of_state
@@ -43,11 +44,13 @@ class Parking:
         warn: Callable[[str], None] = _say,
         clock: Callable[[], float] = time.time,
         earliest: Callable[[], float] | None = None,
+        counts: Counts | None = None,
     ) -> None:
         """`clock`: seconds since the epoch, as files have them; `earliest`: as it would be, had nobody set the clock
         forward."""
         earliest = earliest or DayClock(clock).earliest
         self._warn = warn
+        self.counts = counts or Counts()
         self._dropped = folder.with_name("dropped.json")
         """Where a host that ends says whom it had no time to save."""
         self._thread = ThreadPoolExecutor(1, "parking")
@@ -280,6 +283,7 @@ class Parking:
     async def _arrive(
         self, session: str, saving: "Future[SavedState | None]", parked: bool, changed: bool
     ) -> None:
+        began_s = time.monotonic()
         # Not to be cancelled with the task: the engine gives it a result.
         state = await asyncio.shield(asyncio.wrap_future(saving))
         if self._arriving.get(session) is not asyncio.current_task():
@@ -290,6 +294,8 @@ class Parking:
                 self._evicted.add(session)
             return
         self.saves += 1
+        if parked:
+            self.counts.parks.note(time.monotonic() - began_s, state.size)
         self._keep(session, state, parked, changed)
 
     def _keep(self, session: str, state: SavedState, parked: bool, changed: bool) -> None:

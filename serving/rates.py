@@ -29,11 +29,14 @@ class Pace:
     last_s: float = 0.0
     alone: bool = True
 
-    def text(self, now: float, seen: int) -> None:
-        """Text came; `seen` tokens are behind all of it so far."""
-        if self.first_s is None:
+    def text(self, now: float, seen: int) -> float | None:
+        """Text came; `seen` tokens are behind all of it so far. Seconds since the text before it; None: it is the
+        first."""
+        gap_s = None if self.first_s is None else now - self.last_s
+        if gap_s is None:
             self.first_s, self.first_tokens = now, seen
         self.last_s = now
+        return gap_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,7 @@ class Turns:
     def __init__(self, engine_: Engine, places: int, hold_s: float, queue_s: float, parking: Parking) -> None:
         self._engine = engine_
         self._parking = parking
+        self.counts = parking.counts
         self._contexts = Contexts(engine_, parking)
         self.state = fresh(places, hold_s, queue_s)
         self.recent: deque[Finished] = deque(maxlen=RECENT)
@@ -198,8 +199,8 @@ class Turns:
             lease.lost.set()
             lease.push(Refused("host_stopping"))
             self._feed(admission_events.Left(lease.turn))
-            if lease.granted is None:
-                self._leases.pop(lease.turn, None)
+            if lease.granted is None and self._leases.pop(lease.turn, None) is not None:
+                self.counts.left_line("host_stopping", self.now() - lease.arrived_s)
         while any(lease.owner == session for lease in self._leases.values()):
             await self._given_back.wait()
 
@@ -216,10 +217,11 @@ class Turns:
         assert lease.granted is not None
         assert not lease.begun
         if lease.session is not None and not lease.granted.resident and not lease.lost.is_set():
+            looked_s = self.now()
             found = await self._fetch(lease, lease.session)
             if isinstance(found, SavedState):
                 turn = replace(turn, state=found)
-                lease.restoring = True
+                lease.restoring = (looked_s, found.size)
             else:
                 lease.missing = found
         if not lease.lost.is_set():
@@ -312,10 +314,11 @@ class Turns:
             match event:
                 case Text():
                     lease.seen += event.tokens
-                    lease.pace.text(self.now(), lease.seen)
+                    self.counts.text(event.tokens, lease.pace.text(self.now(), lease.seen))
                     lease.push(event)
                 case engine.Ended():
                     self._note(lease, event.usage)
+                    self.counts.ended(event.usage, lease.seen)
                     self._time(lease)
                     self.rates.note(rate_of(lease.pace, event.usage, lease.seen))
                     lease.push(event)
@@ -324,7 +327,7 @@ class Turns:
                     self._give_back(lease, kept=resident or _evaluated(event.usage))
                 case Broke():
                     self._note(lease, Usage(0, 0, 1, lease.seen))
-                    if lease.restoring:
+                    if lease.restoring is not None:
                         self._note_restored(lease, False)
                     lease.push(event)
                     self._give_back(lease, kept=False)
@@ -354,7 +357,9 @@ class Turns:
         self.recent.append(Finished(lease.request_id, usage.generated, after))
 
     def _note_restored(self, lease: Lease, restored: bool | None) -> None:
-        lease.restoring = False
+        restoring, lease.restoring = lease.restoring, None
+        if restored and restoring is not None:
+            self.counts.resumes.note(self.now() - restoring[0], restoring[1])
         if lease.session is None or restored is None or lease.dropped:
             return
         if restored:
@@ -380,6 +385,7 @@ class Turns:
                         lease.granted = Granted(place, resident)
                         lease.granted_s = self.now()
                         lease.waited_s = lease.granted_s - lease.arrived_s
+                        self.counts.left_line("granted", lease.waited_s)
                         lease.warm = lease.session in self.warmed
                         lease.push(lease.granted)
                     case Park(place, session):
@@ -397,6 +403,7 @@ class Turns:
                     case Refuse(turn, code):
                         lease = self._leases.pop(turn)
                         lease.waited_s = self.now() - lease.arrived_s
+                        self.counts.left_line(code, lease.waited_s)
                         lease.push(Refused(code))
                     case _:
                         assert_never(action)

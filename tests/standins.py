@@ -728,8 +728,14 @@ class Router:
         await self.until(all_up)
 
     def count(self, outcome: str, replica: str, model: str = MODEL) -> float:
-        labels = {"outcome": outcome, "replica": replica, "model": model}
-        return self.registry.get_sample_value("homeport_requests_total", labels) or 0.0
+        """Requests that ended so on the replica's machine, whatever became of their pins."""
+        labels = {"status": outcome, "machine": replica.rpartition("/")[0], "model": model}
+        return sum(
+            sample.value
+            for family in self.registry.collect()
+            for sample in family.samples
+            if sample.name == "homeport_requests_total" and labels.items() <= sample.labels.items()
+        )
 
 
 @dataclass(frozen=True)

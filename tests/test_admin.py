@@ -165,15 +165,6 @@ async def test_which_programs_a_person_runs_is_told_to_admins_alone(tmp_path: Pa
         assert given.status == 403
 
 
-async def test_the_share_of_others_is_a_metric_without_their_names(tmp_path: Path) -> None:
-    async with routed(tmp_path, SharedHost("m0/0"), AnswersHost("m1/0")) as router:
-        labels = {"machine": "m0", "replica": "m0/0"}
-        assert router.registry.get_sample_value("homeport_foreign_cpu_share", labels) == 0.75
-        labels = {"machine": "m1", "replica": "m1/0"}
-        assert router.registry.get_sample_value("homeport_foreign_cpu_share", labels) == 0.0
-        assert b"blender" not in (await router.get("/metrics")).body
-
-
 def test_a_machine_is_kept_to_what_all_its_replicas_are() -> None:
     def of(*limits: dict[str, list[str]] | None) -> dict[str, list[str]]:
         return limits_of(

@@ -133,9 +133,13 @@ async def test_metrics_hold_no_session_and_only_known_names(tmp_path: Path) -> N
         await router.parts.fleet.refresh("den/0")
         text = (await router.get("/metrics")).body.decode()
         assert "my-secret" not in text
-        assert 'homeport_requests_total{model="tiny",outcome="ok",replica="den/0"} 1.0' in text
-        assert 'homeport_requests_total{model="",outcome="model_not_found",replica=""} 1.0' in text
-        assert 'homeport_pins{replica="den/0"} 1.0' in text
+        assert 'homeport_requests_total{machine="den",model="tiny",pin="new",status="ok"} 1.0' in text
+        refused = (
+            'homeport_requests_total{machine="",model="other",pin="refused",status="model_not_found"} 1.0'
+        )
+        assert refused in text
+        pinned = 'homeport_sessions{machine="den",model="tiny",replica="den/0",state="pinned"} 1.0'
+        assert pinned in text
         assert "homeport_build_info{version=" in text
 
 
@@ -264,7 +268,7 @@ async def test_a_body_that_cannot_be_routed_is_400_with_the_field(
             error = (await response.json(content_type=None))["error"]
             assert (response.status, error["code"], error["param"]) == (400, code, param)
             assert error["type"] == "invalid_request_error"
-        assert router.count(code, "", model="") == 1
+        assert router.count(code, "", model="other") == 1
 
 
 async def test_an_unknown_model_is_404_with_the_known_names_and_reaches_no_host(tmp_path: Path) -> None:
@@ -313,7 +317,7 @@ async def test_33_mebibytes_are_413_and_the_client_gets_to_read_it(tmp_path: Pat
             assert (await response.json())["error"]["code"] == "body_too_large"
         assert host.bodies == []
         async with asyncio.timeout(5):
-            while router.count("body_too_large", "", model="") == 0:
+            while router.count("body_too_large", "", model="other") == 0:
                 await router.parts.fleet.changed(0.05)
         assert (await router.chat()).status == 200
 

@@ -22,22 +22,25 @@ from router.metrics import Metrics, count_in_files
 
 folder, registry = Path(sys.argv[1]), CollectorRegistry()
 count_in_files(folder, int(sys.argv[2]))
-metrics = Metrics(registry, "1.2", lambda: {"den/0": 7}, lambda: {"den/0": 0.5}, folder)
+metrics = Metrics(registry, "1.2", folder)
 print("up", flush=True)
 for line in sys.stdin:
     if line == "tell\\n":
         print(generate_latest(registry).decode() + "#", flush=True)
     else:
-        model, replica, outcome, first_s, pin = line.split()
-        metrics.ended(model, replica, outcome, float(first_s), pin)
+        model, machine, status, first_s, pin = line.split()
+        first_s = float(first_s)
+        metrics.ended(model, machine, status, first_s + 1.0, first_s, None if pin == "?" else pin, is_session=True)
+        metrics.refused("invalid_api_key")
         print("counted", flush=True)
 """
 TURNS = (
-    ("tiny", "den/0", "ok", 0.2, "new"),
-    ("tiny", "den/0", "ok", 3.0, "kept"),
-    ("tiny", "attic/1", "client_gone", 700.0, "kept"),
-    ("big", "den/0", "queue_timeout", 0.001, "none"),
-    ("tiny", "den/0", "ok", 0.2, "moved"),
+    ("tiny", "den", "ok", 0.2, "new"),
+    ("tiny", "den", "ok", 3.0, "kept"),
+    ("tiny", "attic", "client_gone", 700.0, "kept"),
+    ("big", "den", "queue_timeout", 0.001, "none"),
+    ("tiny", "den", "ok", 0.2, "moved"),
+    ("tiny", "attic", "machine_lost", 0.3, "?"),
 )
 
 
@@ -88,9 +91,11 @@ def workers(tmp_path: Path) -> Iterator[list[Worker]]:
 
 def alone(turns: tuple[tuple[str, str, str, float, str], ...]) -> str:
     registry = CollectorRegistry()
-    metrics = Metrics(registry, "1.2", lambda: {"den/0": 7}, lambda: {"den/0": 0.5})
-    for turn in turns:
-        metrics.ended(*turn)
+    metrics = Metrics(registry, "1.2")
+    for model, machine, status, first_s, pin in turns:
+        said = None if pin == "?" else pin
+        metrics.ended(model, machine, status, first_s + 1.0, first_s, said, is_session=True)
+        metrics.refused("invalid_api_key")
     return generate_latest(registry).decode()
 
 

@@ -86,8 +86,10 @@ async def test_a_stream_comes_back_byte_for_byte(tmp_path: Path) -> None:
         assert answer.body == b"".join(chunk(word) for word in host.words) + DONE
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert router.count("ok", "den/0") == 1
-        assert router.registry.get_sample_value("homeport_pin_outcomes_total", {"pin": "new"}) == 1
-        labels = {"model": MODEL, "replica": "den/0"}
+        labels = {"pin": "new", "reason": ""}
+        assert router.registry.get_sample_value("homeport_pin_outcomes_total", labels) == 1
+        labels = {"model": MODEL}
+        assert router.registry.get_sample_value("homeport_request_duration_seconds_count", labels) == 1
         assert router.registry.get_sample_value("homeport_time_to_first_token_seconds_count", labels) == 1
 
 

@@ -49,10 +49,10 @@ async def test_connections_are_spread_and_a_session_has_one_home_through_both(tm
             assert [a.headers["x-homeport-pin"] for a in answers] == ["new", "kept"]
             assert len({a.headers["x-homeport-replica"] for a in answers}) == 1
         told = [await way.get("/metrics") for way in ways]
-        assert [counted(each, outcome="ok") for each in told] == [12, 12]
+        assert [counted(each, status="ok") for each in told] == [12, 12]
         assert [counted(each, "homeport_pin_outcomes_total", pin="kept") for each in told] == [6, 6]
         assert [counted(each, "homeport_build_info") for each in told] == [1, 1]
-        assert all(b"homeport_pins" in each.body and b"pid=" not in each.body for each in told)
+        assert all(b"homeport_sessions" in each.body and b"pid=" not in each.body for each in told)
 
 
 async def test_a_worker_that_is_killed_under_load_comes_back_and_the_other_goes_on(tmp_path: Path) -> None:
@@ -89,11 +89,11 @@ async def test_a_worker_that_is_killed_under_load_comes_back_and_the_other_goes_
         assert back.pid != victim.pid
         assert time.monotonic() - killed_at < 10
         assert any(step["detail"].startswith("1 of 2 workers: worker ") for step in rig.steps)
-        told = [counted(await way.get("/metrics"), outcome="ok") for way in (back, other)]
+        told = [counted(await way.get("/metrics"), status="ok") for way in (back, other)]
         assert told[0] == told[1]
         assert done <= told[0] <= done + cut, "a count was lost or doubled"
         assert (await back.chat()).status == 200
-        assert counted(await other.get("/metrics"), outcome="ok") == told[0] + 1
+        assert counted(await other.get("/metrics"), status="ok") == told[0] + 1
 
 
 async def test_a_keys_pace_holds_over_both_and_outlives_a_worker(tmp_path: Path) -> None:

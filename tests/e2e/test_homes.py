@@ -242,7 +242,10 @@ def test_metrics_count_requests_and_carry_no_session(homeport: Homeport) -> None
     assert "homeport_build_info{" in text
     assert re.search(r'homeport_requests_total\{[^}]*model="smollm2"[^}]*\} [1-9]', text)
     assert "homeport_time_to_first_token_seconds_bucket" in text
-    assert re.search(r"homeport_pins\{.*\} [1-9]", text)
+    assert re.search(r'homeport_sessions\{.*state="pinned"\} [1-9]', text)
+    assert re.search(r"homeport_time_between_tokens_seconds_count\{.*\} [1-9]", text)
+    assert re.search(r"homeport_machine_up\{.*\} 1", text)
+    assert re.search(r"homeport_slice_cpu_seconds_total\{.*\} [0-9.]*[1-9]", text)
     assert "twin-1" not in text
 
 
