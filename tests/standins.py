@@ -100,6 +100,7 @@ class AnswersHost:
     async def start(self) -> None:
         app = web.Application(client_max_size=64 << 20)
         app.router.add_get("/state", self.get_state)
+        app.router.add_get("/metrics", self.get_metrics)
         app.router.add_get("/pins", self.get_pins)
         app.router.add_get("/pins/{session}", self.get_pin)
         app.router.add_post("/pins", self.post_pins)
@@ -156,6 +157,10 @@ class AnswersHost:
                 "unknown_to_the_router": True,
             }
         )
+
+    async def get_metrics(self, request: web.Request) -> web.Response:
+        assert request.headers["authorization"] == bearer_of(self.replica)
+        return web.Response(text=f"# of {self.replica}\n")
 
     async def get_pins(self, request: web.Request) -> web.Response:
         self.pins_asked += 1
@@ -503,6 +508,7 @@ class Controller:
     async def start(self) -> None:
         app = web.Application()
         app.router.add_get("/fleet", self.get_fleet)
+        app.router.add_get("/metrics", self.get_metrics)
         app.router.add_post("/claim", self.post_claim)
         app.router.add_get("/pins/{session}", self.get_pin)
         app.router.add_post("/pins", self.post_pins)
@@ -521,6 +527,13 @@ class Controller:
         if self._runner is not None:
             await self._runner.cleanup()
             self._runner = None
+
+    async def get_metrics(self, request: web.Request) -> web.Response:
+        """Says what was asked, in a comment."""
+        assert request.headers["authorization"] == f"Bearer {TOKEN}"
+        if request.query.get("keeper") in self.silent_keepers:
+            return web.json_response({}, status=503)
+        return web.Response(text=f"# of the controller, asked {dict(request.query)}\n")
 
     async def get_fleet(self, request: web.Request) -> web.Response:
         assert request.headers["authorization"] == f"Bearer {TOKEN}"

@@ -1,5 +1,6 @@
 """Whose CPUs are whose: the sums by hand, and the reading of /proc with real processes."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -9,7 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from cluster.foreign import MOVED, TOLD_MAX, Foreign, Place, Use, news, on_places, spread
+from cluster.foreign import (
+    MOVED,
+    TOLD_MAX,
+    Foreign,
+    Place,
+    Ran,
+    Spent,
+    Use,
+    news,
+    on_places,
+    spend,
+    spread,
+)
 from cluster.foreign_watch import ForeignWatch, is_marked, running
 from cluster.group import look
 
@@ -81,6 +94,48 @@ def test_a_share_that_moves_a_little_is_no_news() -> None:
     assert news(before, {}) == {}
 
 
+OWN, CHILD, OTHER = (HOST, 1), (4712, 9), (4713, 9)
+
+
+def ran(busy: int, own: dict[tuple[int, int], int], host: int | None = HOST) -> Ran:
+    return Ran(Place(frozenset({2}), host), busy, own)
+
+
+def test_what_a_slice_ran_and_its_host_did_not_is_foreign() -> None:
+    spent = spend(Spent(), ran(1000, {OWN: 400}), ran(1500, {OWN: 700, CHILD: 50}))
+    assert (spent.own, spent.foreign) == (350, 150)
+    spent = spend(spent, ran(1500, {OWN: 700, CHILD: 50}), ran(1900, {OWN: 900, CHILD: 50}))
+    assert (spent.own, spent.foreign) == (550, 350)
+
+
+def test_of_the_first_look_and_of_another_host_nothing_is_known() -> None:
+    before = Spent(own=5, foreign=7)
+    assert spend(before, None, ran(1500, {OWN: 700})) == before
+    assert spend(before, ran(1000, {OWN: 400}), ran(1500, {}, host=None)) == before
+
+
+def test_on_a_slice_without_a_host_all_is_foreign() -> None:
+    assert spend(Spent(), ran(10, {}, None), ran(40, {}, None)) == Spent(own=0, foreign=30)
+
+
+def test_what_a_process_ran_that_has_ended_is_not_taken_for_foreign() -> None:
+    spent = spend(Spent(), ran(1000, {OWN: 400, CHILD: 90}), ran(1500, {OWN: 500}))
+    assert (spent.own, spent.foreign) == (100, 0)
+
+
+def test_ticks_that_the_kernel_counts_apart_are_evened_out() -> None:
+    spent, looks = Spent(), [(0, 0), (97, 100), (203, 200), (300, 300), (420, 400)]
+    for (busy, own), (later, more) in itertools.pairwise(looks):
+        spent = spend(spent, ran(busy, {OWN: own}), ran(later, {OWN: more}))
+        assert spent.foreign >= 0
+    assert (spent.own, spent.foreign) == (400, 20)
+    spent = Spent()
+    for _ in range(50):  # as the CPU's count lags behind and catches up
+        spent = spend(spent, ran(0, {OWN: 0}), ran(95, {OWN: 100}))
+        spent = spend(spent, ran(0, {OWN: 0}), ran(105, {OWN: 100}))
+    assert spent.foreign == 0, "nothing is made of what only comes late"
+
+
 @pytest.fixture
 def busy() -> Iterator[Callable[[int], subprocess.Popen[bytes]]]:
     """Starts processes that do nothing but run on one CPU."""
@@ -120,6 +175,10 @@ def test_a_real_process_on_a_slice_is_found_and_its_own_host_is_not(
     deadline = time.monotonic() + 30
     while not 0.05 <= (seen := share()) <= 1.05:
         assert time.monotonic() < deadline, seen
+    spent = watch.spent_s(0)
+    assert spent is not None
+    assert min(spent) > 0, "its host and the other shared the CPU"
+    assert watch.spent_s(2) is None
     game.kill()
     game.wait()
     names = {name}

@@ -81,6 +81,9 @@ def test_a_foreign_process_on_a_slices_gpu_is_told_by_pid_and_name(rig: Rig) -> 
         {"gpu": FIRST, "pid": game.pid, "program": "sleep", "memory_bytes": 3 * GIB},
         {"gpu": FIRST, "pid": 2**22 + 1, "program": "?", "memory_bytes": None},
     ]
+    now = rig.keeper.report()["figures"]["gpus"]
+    assert [now[uuid]["foreign_processes"] for uuid in (FIRST, SECOND)] == [2, 0]
+    assert (now[FIRST]["power_w"], now[FIRST]["used_bytes"]) == (251.5, 629145600.0)
     rig.tell(compute=held[:1], graphics=[])
     rig.until(0, lambda r: r["foreign_gpu"] == [])
 

@@ -55,6 +55,12 @@ def test_each_card_is_on_the_node_of_its_place(sysfs: Path) -> None:
     ]
 
 
+def test_how_a_card_does_is_told_as_far_as_its_driver_says(sysfs: Path) -> None:
+    memory = {"total_bytes": 85899345920.0, "used_bytes": 629145600.0}
+    figures = {"utilization": 0.37, "power_w": 251.5, "temperature_c": 64.0, "energy_j": 90071992547409.93}
+    assert found("two_80gib", sysfs).now == {FIRST: memory | figures, SECOND: memory}
+
+
 @pytest.mark.parametrize(
     ("pci", "node"),
     [("00000000:B7:00.0", 1), ("00000000:01:00.0", None), ("00010000:B7:00.0", None), ("", None)],

@@ -92,6 +92,12 @@ async def test_a_worker_that_is_killed_under_load_comes_back_and_the_other_goes_
         told = [counted(await way.get("/metrics"), status="ok") for way in (back, other)]
         assert told[0] == told[1]
         assert done <= told[0] <= done + cut, "a count was lost or doubled"
+        for name, more in (
+            ("homeport_request_duration_seconds_count", {"model": MODEL}),
+            ("homeport_pin_outcomes_total", {}),
+        ):
+            counts = [counted(await way.get("/metrics?role=router"), name, **more) for way in (back, other)]
+            assert counts == told, name
         assert (await back.chat()).status == 200
         assert counted(await other.get("/metrics"), status="ok") == told[0] + 1
 

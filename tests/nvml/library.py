@@ -102,6 +102,28 @@ class Library:
             setattr(memory._obj, key, value)
         return self._returns(_number(device), "nvmlDeviceGetMemoryInfo")
 
+    def _nvmlDeviceGetUtilizationRates(self, device: Any, rates: Any) -> int:  # noqa: N802
+        code, percent = self._figure(device, "utilization_percent", "nvmlDeviceGetUtilizationRates")
+        rates._obj.gpu = percent
+        return code
+
+    def _nvmlDeviceGetPowerUsage(self, device: Any, milliwatts: Any) -> int:  # noqa: N802
+        code, milliwatts._obj.value = self._figure(device, "milliwatts", "nvmlDeviceGetPowerUsage")
+        return code
+
+    def _nvmlDeviceGetTemperature(self, device: Any, _sensor: Any, celsius: Any) -> int:  # noqa: N802
+        code, celsius._obj.value = self._figure(device, "celsius", "nvmlDeviceGetTemperature")
+        return code
+
+    def _nvmlDeviceGetTotalEnergyConsumption(self, device: Any, millijoules: Any) -> int:  # noqa: N802
+        call = "nvmlDeviceGetTotalEnergyConsumption"
+        code, millijoules._obj.value = self._figure(device, "millijoules", call)
+        return code
+
+    def _figure(self, device: Any, name: str, call: str) -> tuple[int, int]:
+        value = self._device(device).get(name)
+        return (NOT_SUPPORTED, 0) if value is None else (self._returns(_number(device), call), int(value))
+
     def _nvmlDeviceGetPciInfo_v3(self, device: Any, info: Any) -> int:  # noqa: N802
         info._obj.busId = self._device(device)["pci"].encode()
         return self._returns(_number(device), "nvmlDeviceGetPciInfo")
