@@ -43,8 +43,8 @@ SIZE = f"{fifty.MACHINES} machines, {fifty.MACHINES * fifty.REPLICAS} replicas"
 
 def reconcile(rounds: int) -> list[Figure]:
     """What the controller does between two awaits, in its own code: of a new revision, and of one report with news."""
-    with _home() as paths, mock.patch.object(serving.controller, "threading", _no_threads()):
-        _write_revision(paths, 0)
+    with home() as paths, mock.patch.object(serving.controller, "threading", _no_threads()):
+        write_revision(paths, 0)
         made = Controller(fifty.FiftyMembers)
         made._read_revision()
         reports = [fifty.report(number) for number in range(fifty.MACHINES)]
@@ -56,7 +56,7 @@ def reconcile(rounds: int) -> list[Figure]:
             at = number % fifty.MACHINES
             changed = fifty.report(at, 2 + number)
             news.append(_ms(lambda: _one_report(made, changed)))  # noqa: B023 called at once
-            _write_revision(paths, 0, number + 2)
+            write_revision(paths, 0, number + 2)
             revisions.append(_ms(lambda: _new_revision(made)))
         text = len(made._fleet())
     worst = max(*news, *revisions)
@@ -76,18 +76,18 @@ def reconcile(rounds: int) -> list[Figure]:
 
 def idle(watch_s: float) -> list[Figure]:
     """The controller as Ray's actor, asked by one router a second, fifty keepers with nothing new."""
-    with _home() as paths, _ray(paths) as address:
+    with home() as paths, _ray(paths) as address:
         port = free_port()
-        _write_revision(paths, port)
+        write_revision(paths, port)
         ray_cluster.connect(paths, address)
         try:
             here = ray_cluster.detach(Controller, "controller", 0, 0, None, fifty.FiftyMembers)
             asyncio.run(ray_cluster.ask(here, "ping", timeout_s=60.0))
             process = _process("ray::Controller")
             _poll(port, secret(paths.cluster_token), SETTLE_S)
-            before = _cpu_s(process)
+            before = cpu_s(process)
             told = _poll(port, secret(paths.cluster_token), watch_s)
-            percent = (_cpu_s(process) - before) / watch_s * 100
+            percent = (cpu_s(process) - before) / watch_s * 100
         finally:
             ray_cluster.disconnect()
     if len(told) != fifty.MACHINES or any(each["state"] != "ready" for each in told):
@@ -107,8 +107,8 @@ def idle(watch_s: float) -> list[Figure]:
 
 def router(watch_s: float) -> list[Figure]:
     """A router that polls 400 hosts once a second, and nobody asks it anything."""
-    with _home() as paths, mock.patch.object(serving.controller, "threading", _no_threads()):
-        _write_revision(paths, 0)
+    with home() as paths, mock.patch.object(serving.controller, "threading", _no_threads()):
+        write_revision(paths, 0)
         made = Controller(fifty.FiftyMembers)
         made._read_revision()
         made._here = {fifty.machine_id(number) for number in range(fifty.MACHINES)}
@@ -117,21 +117,21 @@ def router(watch_s: float) -> list[Figure]:
         fleet = paths.home / "fleet.json"
         fleet.write_bytes(made._fleet())
         port = free_port()
-        with _running(paths, [sys.executable, "-m", "benchmarks.fifty", str(fleet)]) as hosts:
+        with running(paths, [sys.executable, "-m", "benchmarks.fifty", str(fleet)]) as hosts:
             assert hosts.stdout is not None
             hosts.stdout.readline()
-            settings = _router_settings(paths, port)
-            with _running(
+            settings = router_settings(paths, port)
+            with running(
                 paths, [sys.executable, "-m", "router.app", "--config-json", str(settings)]
             ) as under:
                 process = psutil.Process(under.pid)
                 time.sleep(SETTLE_S / 2)
-                before = _cpu_s(process)
+                before = cpu_s(process)
                 time.sleep(watch_s)
-                percent = (_cpu_s(process) - before) / watch_s * 100
+                percent = (cpu_s(process) - before) / watch_s * 100
                 up = sum(
                     replica["reach"] == "up"
-                    for machine in _get(f"http://127.0.0.1:{port}/api/fleet", "")["machines"]
+                    for machine in get(f"http://127.0.0.1:{port}/api/fleet", "")["machines"]
                     for replica in machine["replicas"]
                 )
     if up != fifty.MACHINES * fifty.REPLICAS:
@@ -178,7 +178,7 @@ def _no_threads() -> Any:
 
 
 @contextmanager
-def _home() -> Iterator[Paths]:
+def home() -> Iterator[Paths]:
     """An installation of its own, whose processes are ended with the block."""
     with tempfile.TemporaryDirectory(prefix="hp-") as folder:
         paths = Paths(Path(folder) / "home", Path(folder) / "locks")
@@ -203,7 +203,7 @@ def _ray(paths: Paths) -> Iterator[str]:
 
 
 @contextmanager
-def _running(paths: Paths, command: list[str]) -> Iterator[subprocess.Popen[str]]:
+def running(paths: Paths, command: list[str]) -> Iterator[subprocess.Popen[str]]:
     env = {**clean_environment(os.environ), **mark(paths, "router")}
     process = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True)
     try:
@@ -213,12 +213,20 @@ def _running(paths: Paths, command: list[str]) -> Iterator[subprocess.Popen[str]
         process.communicate()
 
 
-def _write_revision(paths: Paths, port: int, number: int = fifty.REVISION) -> None:
-    wanted = {"revision": number, "models": fifty.models(), "control": {"host": "127.0.0.1", "port": port}}
+def write_revision(
+    paths: Paths,
+    port: int,
+    number: int = fifty.REVISION,
+    host: str = "127.0.0.1",
+    models: list[dict[str, Any]] | None = None,
+) -> None:
+    control = {"host": host, "port": port}
+    wanted = {"revision": number, "models": models or fifty.models(), "control": control}
     write_private(paths.revision, json.dumps(wanted))
 
 
-def _router_settings(paths: Paths, port: int) -> Path:
+def router_settings(paths: Paths, port: int, models: list[dict[str, Any]] | None = None) -> Path:
+    """The file with them, of a router before the stand-ins of `fifty`."""
     secret(paths.cluster_token)
     secret(paths.digest_key)
     settings = {
@@ -231,7 +239,7 @@ def _router_settings(paths: Paths, port: int) -> Path:
         "token_file": str(paths.cluster_token),
         "digest_key_file": str(paths.digest_key),
         "fleet_file": str(paths.fleet),
-        "models": [model["spec"] for model in fifty.models()],
+        "models": [model["spec"] for model in models or fifty.models()],
     }
     write_private(paths.router_settings, json.dumps(settings))
     return paths.router_settings
@@ -243,12 +251,12 @@ def _poll(port: int, token: str, seconds: float) -> list[dict[str, Any]]:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with suppress(ConnectionError, urllib.error.URLError):  # it does not listen yet
-            told = _get(f"http://127.0.0.1:{port}/fleet", token)["machines"]
+            told = get(f"http://127.0.0.1:{port}/fleet", token)["machines"]
         time.sleep(1.0)
     return told
 
 
-def _get(url: str, token: str) -> Any:
+def get(url: str, token: str) -> Any:
     asked = urllib.request.Request(url, headers={"authorization": f"Bearer {token}"})  # noqa: S310
     with urllib.request.urlopen(asked, timeout=5) as answer:  # noqa: S310
         return json.load(answer)
@@ -260,7 +268,7 @@ def _process(title: str) -> psutil.Process:
     return next(each for each in found if each.cmdline()[0].startswith(title))
 
 
-def _cpu_s(process: psutil.Process) -> float:
+def cpu_s(process: psutil.Process) -> float:
     times = process.cpu_times()
     return float(times.user + times.system)
 

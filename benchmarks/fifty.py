@@ -16,6 +16,7 @@ from cluster import ray_cluster
 from cluster.machine import GIB, CpuCore, Gpu, Hardware, Reserve
 from cluster.ray_cluster import RayFailed
 from cluster.slices import Need, Slice, carve
+from serving.counts import LEASES, Counts
 from serving.journal_file import JournalNews, Mark
 from serving.model import ModelSpec
 
@@ -83,6 +84,25 @@ def report(number: int, version: int = 1, revision: int = REVISION) -> dict[str,
         "ending": [],
         "replicas": [_replica(number, slot, taken[slot], version) for slot in range(REPLICAS)],
         "version": version,
+        "figures": figures(number),
+    }
+
+
+def figures(number: int) -> dict[str, Any]:
+    """What its keeper tells beside the report."""
+    gpu = {
+        "utilization": 0.5,
+        "power_w": 320.5,
+        "temperature_c": 64.0,
+        "energy_j": 5e6,
+        "foreign_processes": 0,
+    }
+    memory = {"total_bytes": 24 * GIB, "used_bytes": 7 * GIB}
+    of_replica = {"restarts": 1, "cpu_s": 4711.25, "foreign_cpu_s": 12.5}
+    return {
+        "version": "0",
+        "replicas": [{"name": f"machine-{number:02}/{slot}", **of_replica} for slot in range(REPLICAS)],
+        "gpus": {f"GPU-{number:032d}": gpu | memory},
     }
 
 
@@ -182,9 +202,9 @@ class FiftyMembers:
 
 
 async def _serve(fleet: bytes) -> None:
-    servers = [await _answers(CONTROL_PORT, fleet)]
+    servers = [await answers(CONTROL_PORT, fleet)]
     servers += [
-        await _answers(port(number, slot), msgspec.json.encode(_state(number, slot)))
+        await answers(port(number, slot), msgspec.json.encode(state(number, slot)))
         for number in range(MACHINES)
         for slot in range(REPLICAS)
     ]
@@ -192,7 +212,7 @@ async def _serve(fleet: bytes) -> None:
     await asyncio.gather(*(server.serve_forever() for server in servers))
 
 
-async def _answers(port_: int, body: bytes) -> asyncio.Server:
+async def answers(port_: int, body: bytes) -> asyncio.Server:
     """The same to every request."""
     head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     whole = head.encode() + body
@@ -208,8 +228,8 @@ async def _answers(port_: int, body: bytes) -> asyncio.Server:
     return await asyncio.start_server(answer, ADDRESS, port_)
 
 
-def _state(number: int, slot: int) -> dict[str, Any]:
-    """What a host answers of itself, one session resident and quiet."""
+def state(number: int, slot: int) -> dict[str, Any]:
+    """What a host answers of itself, one session resident and quiet, with all that it counts above nothing."""
     resident = {"session": f"{number:062x}{slot:02x}", "quiet_s": 12.5, "busy": False, "tokens": 1500}
     told = {
         "state": "ready",
@@ -220,10 +240,25 @@ def _state(number: int, slot: int) -> dict[str, Any]:
         "line": [],
         "pins": 40,
     }
-    counts = {"turns": 10, "tokens_generated": 1000, "tokens_evaluated": 10000}
-    memory = {"weights": 100_000_000, "contexts": 50_000_000, "compute": 20_000_000}
+    counts = {"turns": 10, "tokens_generated": 1000, "tokens_evaluated": 10000, "counts": _counted()}
+    memory = {"rss_bytes": 170_000_000, "limit_bytes": GIB}
+    parking = {f"{where}_{what}": GIB for where in ("memory", "disk") for what in ("bytes", "limit_bytes")}
     name = {"replica": f"machine-{number:02}/{slot}", "incarnation": 1, "detail": ""}
+    told |= {"parking": {**parking, "sessions": 3}}
     return {**name, **told, **counts, "memory": memory, "residents": [resident]}
+
+
+def _counted() -> dict[str, Any]:
+    counts = Counts()
+    for histogram in (counts.gaps, counts.waits):
+        for bound in histogram.bounds:
+            histogram.note(bound)
+    for lease in LEASES:
+        counts.leases[lease] += 10
+    counts.cached, counts.evaluated, counts.generated = 90_000, 10_000, 1_000
+    counts.parks.note(0.25, 47_000_000)
+    counts.resumes.note(0.125, 47_000_000)
+    return counts.report()
 
 
 def main(words: Sequence[str]) -> None:

@@ -9,7 +9,6 @@ from typing import Any, Literal, assert_never, get_args
 
 import msgspec
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import generate_latest
 
 from router.errors import ApiError, Rejected, bad_request
 from router.fleet import Fleet, Known
@@ -36,7 +35,7 @@ class Scrape:
             return await self._everything()
         match _read(role):
             case "router":
-                return await asyncio.to_thread(generate_latest, self._registry)
+                return await asyncio.to_thread(self._own, [])
             case "controller":
                 return await _asked(self._peers.metrics(), "The controller")
             case "keeper":
@@ -77,7 +76,7 @@ class Scrape:
         return own + text([up]) + others
 
     def _own(self, hosts: list[tuple[Labels, Mapping[str, Any]]]) -> bytes:
-        return generate_latest(self._registry) + text(host_metrics.families(hosts))
+        return text([*self._registry.collect(), *host_metrics.families(hosts)])
 
     def _heard(self) -> list[Known]:
         reachable = set(self._fleet.reachable())

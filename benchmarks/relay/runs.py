@@ -71,7 +71,7 @@ class Runs:
                 relay.get()
             except Missing as missing:
                 self._lost(relay, missing)
-        with _hosts() as beside:
+        with stand_ins() as beside:
             for number in range(self.rounds):
                 for relay in (*self.relays[number:], *self.relays[:number]):
                     if self.outcomes[relay.name].missing is None:
@@ -113,7 +113,7 @@ class Runs:
 
 
 @contextmanager
-def _hosts() -> Iterator[Beside]:
+def stand_ins() -> Iterator[Beside]:
     """Stand-in hosts on all cores but one, where this process is too for as long as the block lasts."""
     cores, before = share_out(1), os.sched_getaffinity(0)
     os.sched_setaffinity(0, cores.rest)

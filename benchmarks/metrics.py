@@ -1,0 +1,227 @@
+"""`python -m benchmarks.metrics [QUESTION ...]`: what telling Prometheus costs, and what counting for it.
+
+With no question all are asked and the table of README.md is written. `--quick` only tries whether all of it runs.
+"""
+
+import argparse
+import asyncio
+import statistics
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import partial
+
+import uvloop
+from prometheus_client.parser import text_string_to_metric_families
+
+from benchmarks import controller, fifty, metrics_fleet, report
+from benchmarks.metrics_router import COUNTS, WINDOW_S, counts_at
+from benchmarks.relay import own, wire
+from benchmarks.relay.load import Load
+from benchmarks.relay.measure import CLIENTS
+from benchmarks.relay.process import Watched
+from benchmarks.relay.relays import Place, Relay, Start, started
+from benchmarks.relay.runs import stand_ins
+from benchmarks.report import Figure
+from serving.counts import Counts
+from tests.host_process import free_port
+
+SERIES, SCRAPE_MS = 20_000, 200.0
+COST_PERCENT = 3.0
+EVENT_US = 1.0
+START_S = 120.0
+EDGE_S = 0.02
+"""So near to a switch nothing is measured."""
+BETWEEN_S = 0.5
+EVENTS = 1_000_000
+PATHS = {"all": "/metrics", "the router's own": "/metrics?role=router"}
+
+
+def scrape(rounds: int) -> list[Figure]:
+    """A router that has heard of 200 replicas, and has counted requests of every model on every machine."""
+    models = [{"spec": model.to_json(), "digest": fifty.DIGEST} for model in metrics_fleet.models()]
+    with controller.home() as paths:
+        controller.write_revision(paths, fifty.CONTROL_PORT, host=fifty.ADDRESS, models=models)
+        port = free_port()
+        settings = controller.router_settings(paths, port, models)
+        with controller.running(paths, [sys.executable, "-m", "benchmarks.metrics_fleet"]) as fleet:
+            assert fleet.stdout is not None
+            fleet.stdout.readline()
+            command = ["-m", "benchmarks.metrics_router", "filled", "--config-json", str(settings)]
+            with controller.running(paths, [sys.executable, *command]):
+                _until_heard(port)
+                taken: dict[str, list[float]] = {name: [] for name in PATHS}
+                for _ in range(rounds):
+                    for name, path in PATHS.items():
+                        began = time.perf_counter()
+                        _get(port, path)
+                        taken[name].append((time.perf_counter() - began) * 1000)
+                        time.sleep(BETWEEN_S)
+                text = _get(port, "/metrics")
+    series = sum(not line.startswith("#") for line in text.splitlines())
+    everything, alone = (statistics.median(taken[name]) for name in PATHS)
+    return [
+        Figure(
+            f"/metrics at {fifty.MACHINES} machines x {metrics_fleet.MODELS} models",
+            f"<= {SERIES:,} series, <= {SCRAPE_MS:.0f} ms",
+            f"{series:,} series ({len(text) / 1e6:.1f} MB), {everything:.0f} ms "
+            f"(at most {max(taken['all']):.0f}); of the router alone {alone:.0f} ms",
+            series <= SERIES and everything <= SCRAPE_MS,
+            f"wall time of a scrape over loopback, median of {rounds}; one router, the real controller in another "
+            "process (whose families come with it), stand-in hosts and keepers with every histogram filled",
+        )
+    ]
+
+
+@dataclass(slots=True)
+class Side:
+    """Seconds of CPU and requests, in all windows of one kind."""
+
+    cpu_s: float = 0.0
+    done: int = 0
+    each: list[float] = field(default_factory=list)
+    """Microseconds a request, by window."""
+
+    @property
+    def micros(self) -> float:
+        return self.cpu_s / max(1, self.done) * 1e6
+
+
+def relay(pairs: int) -> list[Figure]:
+    """What a small request costs in windows with counting and in those without, which take turns in one process."""
+    figures = []
+    for kind, files in (("one process", False), ("counting into files, as one of several workers", True)):
+        counted, uncounted = _windows(pairs, files)
+        percent = (counted.micros / uncounted.micros - 1) * 100
+        figures.append(
+            Figure(
+                f"cost of metrics on the relay's path: {kind}",
+                f"<= {COST_PERCENT:.0f} % of CPU per request",
+                f"{percent:.1f} % ({counted.micros:.1f} against {uncounted.micros:.1f} us; medians of windows "
+                f"{statistics.median(counted.each):.1f} against {statistics.median(uncounted.each):.1f})",
+                percent <= COST_PERCENT,
+                f"CPU of the router's process per small request of {CLIENTS} clients; in every other second nothing is "
+                f"counted, {pairs} pairs of seconds, {counted.done + uncounted.done:,} requests",
+            )
+        )
+    return figures
+
+
+def event(count: int) -> list[Figure]:
+    """What a host takes to count one event with text."""
+    counts = Counts()
+    began = time.process_time()
+    for _ in range(count):
+        counts.text(1, 0.0123)
+    micros = (time.process_time() - began) / count * 1e6
+    return [
+        Figure(
+            "a host counts one event of text, with the time since the one before",
+            f"<= {EVENT_US:.0f} us",
+            f"{micros:.2f} us",
+            micros <= EVENT_US,
+            f"CPU time, {count:,} in a row, the loop around them included",
+        )
+    ]
+
+
+QUESTIONS: dict[str, Callable[[bool], list[Figure]]] = {
+    "scrape": lambda quick: scrape(2 if quick else 20),
+    "relay": lambda quick: relay(2 if quick else 30),
+    "event": lambda quick: event(EVENTS // 100 if quick else EVENTS),
+}
+
+
+def _windows(pairs: int, files: bool) -> tuple[Side, Side]:
+    with stand_ins() as beside:
+        folder = beside.folder / "switched"
+        (folder / "counts").mkdir(parents=True)
+        place = Place(folder, free_port(), beside.hosts, beside.control_port, "hp-bench")
+        kind = Relay("switched", "", partial(_switched, files=files))
+        with started(kind, place, beside.relay_cpus) as process:
+            runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+            with runner:
+                return runner.run(_watch(kind, place, process, pairs))
+
+
+def _switched(place: Place, files: bool) -> Start:
+    arguments = own.HOMEPORT.start(place).command[3:]
+    env = ((COUNTS, str(place.folder / "counts")),) if files else ()
+    return Start([sys.executable, "-m", "benchmarks.metrics_router", "switched", *arguments], env)
+
+
+async def _watch(kind: Relay, place: Place, process: Watched, pairs: int) -> tuple[Side, Side]:
+    """With counting, and without."""
+    names = [kind.headers(f"metrics-{number}", place.key) for number in range(CLIENTS)]
+    load, sides = Load(place.port), {True: Side(), False: Side()}
+    try:
+        await load.start_asking([wire.request(headers, tokens=None) for headers in names])
+        await asyncio.sleep(2 * WINDOW_S)
+        for _ in range(2 * pairs):
+            began = (time.monotonic() // WINDOW_S + 1) * WINDOW_S
+            await asyncio.sleep(began + EDGE_S - time.monotonic())
+            cpu_s, done = process.cpu_s(), load.done
+            await asyncio.sleep(began + WINDOW_S - EDGE_S - time.monotonic())
+            cpu_s, done = process.cpu_s() - cpu_s, load.done - done
+            side = sides[counts_at(began + EDGE_S)]
+            side.cpu_s += cpu_s
+            side.done += done
+            side.each.append(cpu_s / max(1, done) * 1e6)
+            load.check()
+    finally:
+        load.close()
+    return sides[True], sides[False]
+
+
+def _until_heard(port: int) -> None:
+    """Until all replicas, machines and keepers are told of."""
+    until = time.monotonic() + START_S
+    replicas, machines = fifty.MACHINES * metrics_fleet.MODELS, fifty.MACHINES
+    wanted = {
+        "homeport_places": replicas,
+        "homeport_machine_up": machines,
+        "homeport_host_restarts_total": replicas,
+    }
+    found: dict[str, int] = {}
+    while found != wanted:
+        if time.monotonic() > until:
+            raise RuntimeError(f"not all are told of: {found} instead of {wanted}")
+        time.sleep(1.0)
+        with suppress(urllib.error.URLError, ConnectionError):
+            families = text_string_to_metric_families(_get(port, "/metrics"))
+            samples = [sample.name for family in families for sample in family.samples if sample.value]
+            found = {name: samples.count(name) for name in wanted}
+
+
+def _get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+        told: bytes = answer.read()
+    return told.decode()
+
+
+def main() -> int:
+    """Exit code 1 when a target was missed."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of: {', '.join(QUESTIONS)}")
+    parser.add_argument("--quick", action="store_true")
+    chosen = parser.parse_args()
+    if unknown := [name for name in chosen.questions if name not in QUESTIONS]:
+        parser.error(f"no such question: {', '.join(unknown)}")
+    figures: list[Figure] = []
+    for name in chosen.questions or QUESTIONS:
+        for figure in QUESTIONS[name](chosen.quick):
+            verdict = "met   " if figure.met else "MISSED"
+            print(f"{verdict}  {figure.question}: {figure.measured}; {figure.how}", flush=True)
+            figures.append(figure)
+    if not chosen.questions and not chosen.quick:
+        report.write("metrics", report.table(figures, datetime.now(UTC).date().isoformat()))
+    return 0 if all(figure.met for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
