@@ -9,10 +9,10 @@ from urllib.parse import quote
 
 import typer
 
-from cluster.paths import Paths, read_json
-from cluster.processes import ours
-from router import api_client, following, lifecycle, moves_words
-from router.command_line import FAILED, INTERRUPTED, NOT_RUNNING, WRONG, refuse, say
+from cluster.paths import Paths
+from router import api_client, moves_words
+from router.command_line import FAILED, INTERRUPTED, WRONG, refuse, say
+from router.run_here import run_here
 from serving.schema_values import SECONDS
 
 LOOK_S = 1.0
@@ -25,13 +25,13 @@ Machine = Annotated[str, typer.Argument(help="A machine's name.")]
 
 def cordon(machine: Machine) -> None:
     """Let a machine take no new sessions. Those that have their home there are served as before."""
-    _act(_run(), machine, "cordon")
+    _act(run_here(), machine, "cordon")
     say(f"{machine} is cordoned: no new session gets its home there.")
 
 
 def uncordon(machine: Machine) -> None:
     """Let a machine take new sessions again that was cordoned or drained. A drain ends; who moved stays moved."""
-    _act(_run(), machine, "uncordon")
+    _act(run_here(), machine, "uncordon")
     say(f"{machine} takes new sessions again.")
 
 
@@ -49,7 +49,7 @@ def drain(
     within_s = seconds(deadline)
     if within_s is None:
         refuse(f"{deadline!r} is not a duration. Write a number and a unit, for example 10m or 90s.", WRONG)
-    run = _run()
+    run = run_here()
     _act(run, machine, "drain", {"within_s": within_s})
     try:
         raise typer.Exit(follow(lambda: _fleet(run), machine, say))
@@ -115,16 +115,6 @@ def _fleet(run: dict[str, Any]) -> dict[str, Any] | None:
     except (api_client.Away, api_client.Refused):
         return None
     return fleet
-
-
-def _run() -> dict[str, Any]:
-    paths = Paths.from_env(os.environ)
-    run = lifecycle.running(paths) or (read_json(paths.run) if ours(paths, "router") else None)
-    if run is None:
-        refuse("homeport does not run here. `homeport up` starts it.", NOT_RUNNING)
-    if following.is_worker(run):
-        refuse(following.worker_line(paths, run), FAILED)
-    return run
 
 
 def _act(run: dict[str, Any], machine: str, act: str, body: Any = None) -> None:

@@ -10,10 +10,10 @@ from urllib.parse import quote
 
 import typer
 
-from cluster.paths import Paths, read_json
-from cluster.processes import ours
-from router import api_client, following, lifecycle
-from router.command_line import FAILED, NOT_RUNNING, PLAIN, out, refuse
+from cluster.paths import Paths
+from router import api_client
+from router.command_line import FAILED, PLAIN, out, refuse
+from router.run_here import run_here
 from serving.standing import AWAY
 
 ACT_S = 45.0
@@ -30,13 +30,8 @@ def wake(
     ] = False,
 ) -> None:
     """Wake a machine as the config says, and wait until it is heard."""
-    paths = Paths.from_env(os.environ)
-    run = lifecycle.running(paths) or (read_json(paths.run) if ours(paths, "router") else None)
-    if run is None:
-        refuse("homeport does not run here. `homeport up` starts it.", NOT_RUNNING)
-    if following.is_worker(run):
-        refuse(following.worker_line(paths, run), FAILED)
-    secret = api_client.owners_secret(paths)
+    run = run_here()
+    secret = api_client.owners_secret(Paths.from_env(os.environ))
     try:
         path = f"/api/machines/{quote(machine, safe='')}/wake"
         done = api_client.ask(run["url"], "POST", path, secret=secret, timeout_s=ACT_S)
