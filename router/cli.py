@@ -24,6 +24,7 @@ from router import (
     api_client,
     apply_commands,
     bench_commands,
+    desk_commands,
     doctor_commands,
     down_all,
     drain_commands,
@@ -58,6 +59,7 @@ app.add_typer(bench_commands.app, name="bench")
 app.command(name="advise")(advise_commands.advise)
 app.command(name="apply")(apply_commands.apply)
 app.command(name="yield")(yield_commands.yield_machine)
+app.command(name="desk")(desk_commands.desk)
 app.command(name="doctor")(doctor_commands.doctor)
 app.command(name="wake")(wake_commands.wake)
 app.command(name="cordon")(drain_commands.cordon)
