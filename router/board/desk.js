@@ -30,6 +30,8 @@ class Desk {
   #stop = null;
   #running = null;
   #trouble = "";
+  #unkept = "";
+  #deleted = new Set();
   #lastOne = null;
   #log = new Log(at("log"), (act) => (act === "edit" ? this.#composer.edit() : this.#retry()));
   #composer = new Composer({
@@ -51,7 +53,7 @@ class Desk {
       this.#store = await Store.open();
     } catch {
       this.#store = new Forgetful();
-      this.#trouble = "This browser keeps nothing here: conversations are gone with this tab.";
+      this.#unkept = "This browser keeps nothing here: conversations are gone with this tab.";
     }
     at("to-new").addEventListener("click", () => void this.#open(this.#new()));
     at("to-list").addEventListener("click", () => void this.#list());
@@ -139,8 +141,9 @@ class Desk {
   }
 
   #save(conversation = this.#conversation) {
+    if (this.#deleted.has(conversation.id)) return;
     this.#store.put(conversation).catch((error) => {
-      this.#trouble = `This conversation cannot be kept in this browser: ${error.message}`;
+      this.#unkept = `This conversation cannot be kept in this browser: ${error.message}`;
       this.#notice();
     });
   }
@@ -213,7 +216,7 @@ class Desk {
   #hear(event, answer) {
     switch (event.kind) {
       case "head":
-        if (event.id) this.#conversation = { ...this.#conversation, public: event.id };
+        if (event.id && event.id !== this.#conversation.public) this.#change({ public: event.id });
         break;
       case "sign":
         this.#waiting.know({ sign: event.words });
@@ -243,7 +246,7 @@ class Desk {
     const came = this.#models.length === 0;
     this.#models = of.models;
     this.#contexts = Object.fromEntries(picture.models.map((model) => [model.name, model.context]));
-    this.#trouble = this.#store instanceof Store ? "" : this.#trouble;
+    this.#trouble = "";
     say(at("zone"), machine.zone);
     say(at("load"), loadWords(of));
     at("edge").replaceChildren(...of.places.map((state) => make("i", { class: state })));
@@ -259,7 +262,7 @@ class Desk {
 
   #notice() {
     const told = this.#machine ? standing(this.#machine) : "";
-    say(at("notice"), [this.#trouble, told].filter(Boolean).join(" "));
+    say(at("notice"), [this.#unkept, this.#trouble, told].filter(Boolean).join(" "));
   }
 
   /** No machine of that name: which ones there are. */
@@ -295,6 +298,7 @@ class Desk {
     await openList(this.#store, NAME, this.#conversation.id, {
       open: (conversation) => void this.#open(conversation),
       removed: (id) => {
+        this.#deleted.add(id);
         this.#lastOne = null;
         if (id === this.#conversation.id) void this.#open(this.#new());
       },

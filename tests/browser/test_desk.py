@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from playwright.sync_api import FilePayload, Page, expect
 
 from tests.browser.desk_page import DeskPage
@@ -15,7 +16,7 @@ from tests.browser.desk_world import hosted
 from tests.browser.tab import Beside, Tab
 from tests.fakes import Behaviour
 from tests.moving_world import World
-from tests.standins import MODEL, AnswersHost, routed
+from tests.standins import MODEL, AnswersHost, event, routed
 
 NewTab = Callable[..., Tab]
 HOSTILE = """\
@@ -228,6 +229,52 @@ def test_conversations_are_listed_opened_and_deleted_with_their_context(world: W
     page.goto(f"{world.url}/desk/attic")
     page.get_by_role("button", name="Go on with “The first one”").click()
     expect(desk.answers).to_have_count(1)
+
+
+def test_one_that_is_deleted_while_it_is_answered_ends_and_stays_deleted(world: World, tab: Tab) -> None:
+    desk = DeskPage(tab, world.url, "barn").ready()
+    desk.send("Talk.")
+    desk.begins()
+    tab.page.get_by_role("button", name="Conversations").click()
+    tab.page.get_by_role("button", name="Delete Talk.", exact=True).click()
+    tab.page.get_by_role("button", name="Delete Talk. for good?").click()
+    expect(tab.page.locator("#list-note")).to_have_text("Deleted, with its context on barn.")
+    world.host("barn").wait_state(running=0)
+    tab.page.reload()
+    desk.ready()
+    expect(desk.asked).to_have_count(0)
+    tab.page.get_by_role("button", name="Conversations").click()
+    expect(tab.page.locator("#conversations")).to_have_text("None yet. What you ask here is listed here.")
+
+
+def test_a_browser_that_keeps_nothing_is_told_so(world: World, tab: Tab) -> None:
+    tab.context.add_init_script("indexedDB.open = () => { throw new DOMException('no'); }")
+    desk = DeskPage(tab, world.url, "attic").ready()
+    told = "This browser keeps nothing here: conversations are gone with this tab."
+    expect(tab.page.locator("#notice")).to_have_text(told)
+    desk.ask("Hello")
+    expect(tab.page.locator("#notice")).to_have_text(told)
+
+
+class ThinksHost(AnswersHost):
+    """Reasons before it answers."""
+
+    async def write(self, request: web.Request, response: web.StreamResponse) -> None:
+        choice = {"index": 0, "delta": {"reasoning_content": "Hm, *hello*."}, "finish_reason": None}
+        await response.write(event(choices=[choice]))
+        await super().write(request, response)
+
+
+def test_reasoning_stands_apart_and_is_not_sent_again(beside: Beside, tab: Tab, tmp_path: Path) -> None:
+    router = beside.enter(routed(tmp_path, ThinksHost("m0/0")))
+    desk = DeskPage(tab, router.url, "m0").ready()
+    desk.send("Hello")
+    expect(desk.answers).to_have_text(["Hello there"])
+    thought = tab.page.locator(".reasoning p")
+    expect(thought).to_be_hidden()
+    tab.page.get_by_text("Reasoning", exact=True).click()
+    expect(thought).to_have_text("Hm, *hello*.")
+    assert [each["content"] for each in desk.sent("Again")["messages"]] == ["Hello", "Hello there", "Again"]
 
 
 @pytest.mark.parametrize("name", ["dark", "light", "phone"])

@@ -3,6 +3,7 @@
 // The key is kept in sessionStorage: it outlives a reload, is this tab's alone, and is gone with it.
 
 const KEY = "homeport.key";
+export const AWAY = "The router does not answer";
 
 export const keys = {
   get: () => sessionStorage.getItem(KEY),
@@ -31,7 +32,7 @@ export async function ask(method, path, { body, headers = {}, signal } = {}) {
     response = await fetch(path, { method, body: told, headers: sent, signal, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "router_away", "The router does not answer");
+    throw new Refused(0, "router_away", AWAY);
   }
   if (!response.ok) throw await refusal(response);
   return response;

@@ -110,9 +110,9 @@ function remover(conversation, entry, store, note, removed) {
       remove.dataset.sure = "";
       return;
     }
+    removed(conversation.id);
     await store.remove(conversation.id);
     entry.remove();
-    removed(conversation.id);
     note.textContent = await ended(conversation);
   }, { class: "quiet" });
   const tell = (text, label) => {

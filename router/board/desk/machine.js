@@ -1,6 +1,6 @@
 // The machine of this desk, as the router sees it: one stream of what changes. Shows nothing.
 
-import { ask, json, Refused } from "./api.js";
+import { ask, AWAY, json, Refused } from "./api.js";
 import { SseReader } from "./sse.js";
 
 const AGAIN_MS = 1000;
@@ -13,6 +13,7 @@ const SILENT_MS = 25000;
  * mended (a key was given). */
 export async function watch(told, failed) {
   for (let tries = 0; ; tries += 1) {
+    await seen();
     try {
       await follow((picture) => {
         tries = 0;
@@ -21,17 +22,25 @@ export async function watch(told, failed) {
     } catch (error) {
       if (await failed(error)) continue;
     }
-    await elapsed(Math.min(LONGEST_MS, AGAIN_MS * 2 ** tries));
+    if (!document.hidden) await elapsed(Math.min(LONGEST_MS, AGAIN_MS * 2 ** tries));
   }
 }
 
-/** Until the stream ends. Throws Refused. */
+/** Until the stream ends, or nobody looks at the page: a browser opens six connections to a router, whatever the number
+ * of its tabs. Throws Refused. */
 async function follow(told) {
   const stop = new AbortController();
+  const unseen = () => {
+    if (document.hidden) stop.abort();
+  };
+  document.addEventListener("visibilitychange", unseen);
   let silence = 0;
   const alive = () => {
     clearTimeout(silence);
     silence = setTimeout(() => stop.abort(), SILENT_MS);
+  };
+  const away = () => {
+    throw new Refused(0, "router_away", AWAY);
   };
   alive();
   try {
@@ -40,7 +49,7 @@ async function follow(told) {
     const events = new SseReader();
     let picture = null;
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await reader.read().catch(away);
       if (done) return;
       alive();
       for (const { event, data } of events.push(value)) {
@@ -50,10 +59,10 @@ async function follow(told) {
       }
     }
   } catch (error) {
-    if (error instanceof Refused) throw error;
-    throw new Refused(0, "router_away", "The router does not answer");
+    if (!document.hidden) throw error.name === "AbortError" ? new Refused(0, "router_away", AWAY) : error;
   } finally {
     clearTimeout(silence);
+    document.removeEventListener("visibilitychange", unseen);
     stop.abort();
   }
 }
@@ -80,19 +89,20 @@ export function laid(before, event, told) {
   };
 }
 
-/** So long, or until the page is looked at again. */
 function elapsed(ms) {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** Resolves once somebody looks at the page. */
+function seen() {
   return new Promise((resolve) => {
-    const over = () => {
-      clearTimeout(timer);
-      document.removeEventListener("visibilitychange", seen);
+    const look = () => {
+      if (document.hidden) return;
+      document.removeEventListener("visibilitychange", look);
       resolve();
     };
-    const seen = () => {
-      if (!document.hidden) over();
-    };
-    const timer = setTimeout(over, ms);
-    document.addEventListener("visibilitychange", seen);
+    document.addEventListener("visibilitychange", look);
+    look();
   });
 }
 
