@@ -46,3 +46,14 @@ def test_what_is_installed_is_not_started(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(packages, "POLICY", tmp_path / "nowhere" / "policy-rc.d")
     with packages.nothing_starts():
         pass
+
+
+def test_what_is_installed_does_not_start_at_boot_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = tmp_path / "told"
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\necho "$@" >> {told}\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    packages.not_at_boot(["dbus-daemon", "prometheus"])
+    assert told.read_text() == "disable --quiet prometheus\n"

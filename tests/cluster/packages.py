@@ -14,8 +14,10 @@ from pathlib import Path
 from tests.cluster.lab import NAMESPACES, NEEDS, missing, program
 
 INSTALL_S = 600
-ALSO = {"dbus-daemon": "dbus-daemon"}
+ALSO = {"dbus-daemon": "dbus-daemon", "prometheus": "prometheus"}
 """Programs that single tests need, which say so where they are missing, and Debian's packages that bring them."""
+AT_BOOT = frozenset({"prometheus"})
+"""Packages whose service of the same name would start at every boot from then on."""
 POLICY = Path("/usr/sbin/policy-rc.d")
 """Debian asks it whether a service may start that has been installed."""
 
@@ -25,9 +27,10 @@ def main() -> int:
     lacks = missing()
     packages = sorted({NEEDS[name] for name in lacks if name in NEEDS} | _also())
     if packages and not {"root", NAMESPACES} & set(lacks) and program("apt-get"):
-        print(f"Installing {', '.join(packages)}: tests build machines as namespaces.", flush=True)
+        print(f"Installing {', '.join(packages)}: tests need them.", flush=True)
         with nothing_starts():
             install(packages)
+        not_at_boot(packages)
         lacks = missing()
     if lacks:
         needed = sorted({NEEDS[name] for name in lacks if name in NEEDS})
@@ -44,7 +47,8 @@ def _also() -> set[str]:
 
 @contextlib.contextmanager
 def nothing_starts() -> Iterator[None]:
-    """No sshd of the machine itself is started: the tests' machines have their own. A policy that is there stays."""
+    """Nothing of the machine itself is started, no sshd and no Prometheus: tests have their own. A policy that is there
+    stays."""
     try:
         descriptor = os.open(POLICY, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o755)
     except OSError:
@@ -56,6 +60,16 @@ def nothing_starts() -> Iterator[None]:
         yield
     finally:
         POLICY.unlink(missing_ok=True)
+
+
+def not_at_boot(packages: list[str]) -> None:
+    """Who runs tests has not asked for more services on this machine."""
+    for name in sorted(AT_BOOT & set(packages)):
+        if program("systemctl"):
+            command = ["systemctl", "disable", "--quiet", name]
+            subprocess.run(
+                command, stdin=subprocess.DEVNULL, capture_output=True, timeout=INSTALL_S, check=False
+            )
 
 
 def install(packages: list[str]) -> None:
