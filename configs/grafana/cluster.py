@@ -4,6 +4,12 @@ from configs.grafana.panels import Board, Row, bars, lines, quantiles, rate, sha
 
 UP = "max by (machine) (homeport_machine_up)"
 
+HAS = {
+    "Cores": "homeport_machine_cores",
+    "Memory": "homeport_machine_memory_bytes",
+    "GPUs": "homeport_machine_gpus",
+}
+
 
 def _promised(family: str) -> str:
     kinds = (f'max by (machine) ({family}{{kind="{kind}"}})' for kind in ("promised", "total"))
@@ -100,25 +106,30 @@ MACHINES = Row(
             "s",
             12,
         ),
-        bars(
-            "Cores promised",
-            _promised("homeport_machine_cores"),
-            "{{machine}}",
-            "To replicas, of all that the machine has.",
-            "percentunit",
-        ),
-        bars(
-            "Memory promised",
-            _promised("homeport_machine_memory_bytes"),
-            "{{machine}}",
-            "To replicas, of all that the machine has.",
-            "percentunit",
+        *(
+            bars(
+                f"{what} promised",
+                _promised(family),
+                "{{machine}}",
+                "To replicas, of all that the machine has.",
+                "percentunit",
+                5,
+            )
+            for what, family in HAS.items()
         ),
         lines(
             "Host restarts",
             "sum by (machine) (increase(homeport_host_restarts_total[1h]))",
             "{{machine}}",
             "Within an hour. Why a host starts again and again is in its host.err.",
+            width=5,
+        ),
+        bars(
+            "Versions",
+            "count by (version) (homeport_build_info)",
+            "{{version}}",
+            "Processes of each. Replicas keep theirs until they start anew.",
+            width=4,
         ),
     ),
 )

@@ -70,7 +70,7 @@ ANSWERS = Row(
             "99th hundredth over median",
             share(_gap(0.99), _gap(0.5)),
             "{{replica}}",
-            "Near 1 to 2 while a replica has its slice to itself. As fine as the buckets of the histogram.",
+            "Flat while a replica has its slice to itself. As fine as the buckets of the histogram.",
             width=12,
         ),
         Panel(
