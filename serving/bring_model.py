@@ -18,8 +18,8 @@ from typing import Any, BinaryIO
 
 from cluster import tls
 from serving.bring_order import Giver, Order
+from serving.brought_check import check_model
 from serving.copy_rate import CopyRate
-from serving.model_check import check_model
 from serving.model_copy import Copying
 from serving.model_files import Content, HubSource, Part, hub_source, is_digest
 from serving.model_folder import ModelFolder, digest_of
