@@ -19,6 +19,7 @@ from cluster.paths import Paths, write_private
 from cluster.proof import machine_token
 from router.app import build, new_clients
 from router.settings import Settings
+from serving import controller, draining
 from serving.controller import Controller
 from serving.journal_file import JournalNews, Mark, entries_since
 from serving.model import ModelSpec
@@ -167,7 +168,9 @@ class World:
 async def world(
     folder: Path, machines: Machines, model: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[World]:
-    """The hosts are started already."""
+    """The hosts are started already. What the controller does every two seconds in life, it does more often here."""
+    monkeypatch.setattr(controller, "TICK_S", 0.3)
+    monkeypatch.setattr(draining, "LOOK_S", 0.3)
     monkeypatch.setenv("HOMEPORT_HOME", str(folder / "home"))
     monkeypatch.setenv("HOMEPORT_LOCKS", str(folder / "locks"))
     paths = Paths.from_env(os.environ)

@@ -583,9 +583,9 @@ async def test_an_uncordon_stops_a_drain_where_it_is(make_world: MakeWorld) -> N
     assert (talk.machine, talk.headers["x-homeport-pin"]) == ("den", "kept")
 
 
-@pytest.mark.parametrize("body", [{"within_s": -1}, {"within_s": "10m"}, {"within_s": True}, []])
-async def test_a_drain_by_no_time_is_refused(make_world: MakeWorld, body: Any) -> None:
+async def test_a_drain_by_no_time_is_refused(make_world: MakeWorld) -> None:
     world = await make_world(den=("home", FAKE))
-    assert (await world.ask("POST", "/api/machines/den/drain", body))[0] == 400
+    for body in ({"within_s": -1}, {"within_s": "10m"}, {"within_s": True}, []):
+        assert (await world.ask("POST", "/api/machines/den/drain", body))[0] == 400, body
     assert (await world.ask("POST", "/api/machines/shed/drain", {"within_s": 1}))[0] == 404
     assert (await world.fleet())["den"]["draining"] is None
