@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-relay bench-sessions bench-vllm clean lock python
+.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-isolation bench-relay bench-sessions bench-vllm clean lock python
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -76,6 +76,10 @@ bench: python ## measure, and write the tables of benchmarks/README.md
 bench-engine: python ## measure the engine beside bare llama.cpp and its own server, and write the table
 	@$(PYTHON) -m $(SETUP) bench --quiet
 	@exec .venv/bin/python -m benchmarks.engine $(ARGS)
+
+bench-isolation: python ## measure what sessions notice of neighbours, write the table and draw the pictures (8 min)
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m benchmarks.isolation $(ARGS)
 
 bench-sessions: python ## measure what becomes of sessions and pins when processes are killed, and write the table
 	@$(PYTHON) -m $(SETUP) dev --quiet

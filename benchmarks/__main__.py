@@ -4,12 +4,12 @@ import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from benchmarks import idle, isolation, report, start, through_router
+from benchmarks import beside, idle, report, start, through_router
 from benchmarks.report import Figure
 
 QUESTIONS: dict[str, Callable[[], list[Figure]]] = {
     "start": start.measure,
-    "isolation": isolation.measure,
+    "beside": beside.measure,
     "through_router": through_router.measure,
     "idle": idle.measure,
 }

@@ -7,9 +7,9 @@ import statistics
 from benchmarks import one_host
 from benchmarks.answers import Answer, Client, user
 from benchmarks.cores import Cores
-from benchmarks.pace import percentile
 from benchmarks.report import Figure
 from benchmarks.words import words
+from serving.isolation import percentile
 
 CONTEXT = 8192
 LONG = 1990

@@ -1,50 +1,55 @@
-"""Two sessions at once, each on its own core, against one alone: does either notice the other?"""
+"""What a session notices of its neighbours: `homeport bench isolation`, its table written into README.md.
 
-import statistics
-import threading
+`python -m benchmarks.isolation [--quick]`: sessions as neighbours, then builds. The pictures lie in docs/ afterwards
+(`isolation*.svg` and `.png`; with builds `isolation-build*`). `--quick` only tries whether all of it runs, and writes
+nothing.
+"""
 
-from benchmarks.report import Figure
-from benchmarks.streams import Timed, running, stream
+import os
+import sys
+import tempfile
+from pathlib import Path
 
-ROUNDS = 5
-TOKENS = 200
-TARGET = 0.9
+from benchmarks import report
+from cluster.paths import Paths
+from router import following
+from router.bench_isolation import CannotMeasure, Order, keep, show, take
+from serving.isolation import Report, markdown
+from serving.machine_bench import BenchFailed
 
-
-def measure() -> list[Figure]:
-    """The median over rounds of (speed beside the other) / (speed alone), for each of the two."""
-    ratios: dict[str, list[float]] = {"one": [], "two": []}
-    with running() as homeport:
-        port = homeport.ports["router"]
-        homes = {name: stream(port, name, 8).replica for name in ratios}
-        if len(set(homes.values())) < 2:
-            raise RuntimeError("this needs two free cores")
-        for _ in range(ROUNDS):
-            alone = {name: stream(port, name, TOKENS).tokens_per_s for name in ratios}
-            beside = _at_once(port, list(ratios))
-            for name, found in ratios.items():
-                found.append(beside[name].tokens_per_s / alone[name])
-    medians = [statistics.median(found) for found in ratios.values()]
-    return [
-        Figure(
-            "two sessions at once on their own cores, tokens/s of each against one alone",
-            f">= {TARGET} x",
-            " and ".join(f"{median:.2f} x" for median in medians),
-            min(medians) >= TARGET,
-            f"{TOKENS} tokens, median of {ROUNDS} rounds alone / beside each other",
-        )
-    ]
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
-def _at_once(port: int, names: list[str]) -> dict[str, Timed]:
-    found: dict[str, Timed] = {}
+def main(quick: bool) -> int:
+    """Exit code 1 when a target was missed, or nothing could be measured; 130 after Ctrl-C."""
+    following.start_signals()
+    try:
+        reports = [
+            take(Paths.from_env(os.environ), Order(agent=agent, quick=quick), _say) for agent in (False, True)
+        ]
+    except (CannotMeasure, BenchFailed) as error:
+        print(error, file=sys.stderr)
+        return 1
+    except following.Ended:
+        return 130
+    for each in reports:
+        show(each)
+    if not quick:
+        report.write("isolation", "\n\n".join(markdown(each) for each in reports))
+        for each, name in zip(reports, ("isolation", "isolation-build"), strict=True):
+            _draw(each, name)
+    return 0 if all(verdict.met for each in reports for verdict in each.verdicts) else 1
 
-    def ask(name: str) -> None:
-        found[name] = stream(port, name, TOKENS)
 
-    threads = [threading.Thread(target=ask, args=(name,)) for name in names]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
+def _draw(measured: Report, name: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for file in keep(measured, Path(folder)):
+            (DOCS / file.name.replace("isolation", name, 1)).write_bytes(file.read_bytes())
+
+
+def _say(what: str) -> None:
+    print(what, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main("--quick" in sys.argv[1:]))

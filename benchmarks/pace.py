@@ -1,7 +1,6 @@
 """From the times at which text came to tokens a second, and to gaps."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -32,9 +31,3 @@ def pace(streams: Sequence[Stream]) -> float:
         for stream in streams
     )
     return tokens / (end - begin)
-
-
-def percentile(values: Sequence[float], share: float) -> float:
-    """The smallest value that at least `share` of them do not exceed."""
-    ordered = sorted(values)
-    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]

@@ -13,10 +13,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.pace import percentile
 from benchmarks.report import Figure
 from benchmarks.sessions_homeport import running
 from benchmarks.streams import MODEL
+from serving.isolation import percentile
 
 TARGET_MS = 10.0
 PROMPT = "The harbour was calm"

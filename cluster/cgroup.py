@@ -57,11 +57,11 @@ def enter_ceiling(name: str, memory_bytes: int, proc: Path = PROC) -> bool:
 
 def unified(proc: Path = PROC) -> Place | None:
     """This process's place in the v2 hierarchy, or None where there is none."""
-    return _place(proc, "cgroup2", "")
+    return place_in(proc, "cgroup2", "")
 
 
 def _memory_v1(proc: Path) -> Place | None:
-    return _place(proc, "cgroup", "memory")
+    return place_in(proc, "cgroup", "memory")
 
 
 def _enter(group: Path, memory_bytes: int) -> bool:
@@ -90,8 +90,8 @@ def _number(file: Path) -> int | None:
     return int(text) if text.isdigit() else None
 
 
-def _place(proc: Path, kind: str, controller: str) -> Place | None:
-    """`controller` is the v1 controller, "" for the v2 hierarchy."""
+def place_in(proc: Path, kind: str, controller: str) -> Place | None:
+    """This process's place in a mounted hierarchy. `kind`: `cgroup2`, or `cgroup` with a v1 `controller`, "" for v2."""
     try:
         mounts = (proc / "self" / "mountinfo").read_text().splitlines()
         memberships = (proc / "self" / "cgroup").read_text().splitlines()

@@ -1,13 +1,16 @@
-"""`homeport bench`: measures this machine, for `homeport fit` and `homeport advise`. Exit codes as in `router.cli`."""
+"""`homeport bench`: measures this machine, for `homeport fit` and `homeport advise`, and how little sessions notice of
+each other on it. Exit codes as in `router.cli`."""
 
 import json
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from cluster.paths import Paths
+from router import bench_isolation
 from router.command_line import FAILED, PLAIN, err, out, refuse, say
 from serving.bench_kept import take
 from serving.machine_bench import BenchFailed
@@ -45,6 +48,34 @@ def machine(
         return
     show(figures)
     say(f"Kept in {paths.bench}. `homeport fit MODEL` and `homeport advise` use it.")
+
+
+@app.command()
+def isolation(
+    machine: Annotated[
+        str | None, typer.Option("--machine", "-m", help="Which machine; this one if left out.")
+    ] = None,
+    neighbours: Annotated[
+        int | None,
+        typer.Option(
+            "--neighbours", "-n", min=1, max=256, help="The most neighbours; as many as cores if left out."
+        ),
+    ] = None,
+    agent: Annotated[
+        bool, typer.Option("--agent", help="Neighbours are builds, as coding agents run them, not sessions.")
+    ] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Only try whether all of it runs: the figures are worth little.")
+    ] = False,
+    folder: Annotated[
+        Path, typer.Option("--out", "-o", help="Where the figures and pictures are put.")
+    ] = Path("isolation"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
+) -> None:
+    """Measure what a session on this machine notices of its neighbours: on shared cores, in slices of its own, and with
+    the CPU quota of containers. Takes some four minutes on two cores; what else runs makes the figures worse."""
+    order = bench_isolation.Order(neighbours, agent, quick)
+    bench_isolation.isolation(Paths.from_env(os.environ), order, machine, folder, as_json)
 
 
 def show(figures: MachineFigures) -> None:

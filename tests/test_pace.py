@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.pace import Stream, pace, percentile
+from benchmarks.pace import Stream, pace
+from serving.isolation import percentile
 
 
 def test_speed_counts_only_while_all_streams_run() -> None:

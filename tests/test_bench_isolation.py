@@ -1,0 +1,161 @@
+"""`homeport bench isolation` with real hosts and few tokens: what it leaves, refuses and draws."""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.inventory import measure_cores
+from cluster.locks import holds_locks, take_lock
+from cluster.paths import Paths
+from cluster.processes import ours
+from router.bench_isolation import CannotMeasure, Order, here, take
+from router.bench_isolation_agent import main as work
+from router.bench_isolation_hosts import ROLE, Stage
+from router.bench_isolation_picture import draw
+from serving.isolation import Figures, Regime, Report, Verdict, place, whole
+from serving.source import bundled_model
+from tests.e2e.installation import eventually
+
+CORES = measure_cores()
+needs_two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this needs two cores")
+REPORT = Report(
+    "2 cores of a test",
+    "2026-11-29",
+    "0.1.0",
+    "sessions",
+    1,
+    0.0,
+    (
+        Figures("shared", 0, 0.014, 0.020, 0.030, 70.0, 0.4, 1.0),
+        Figures("shared", 1, 0.050, 0.600, 2.0, 14.0, 2.0, 30.0),
+        Figures("dedicated", 0, 0.014, 0.018, 0.020, 70.0, 0.4, 1.0),
+        Figures("dedicated", 1, 0.015, 0.019, 0.021, 68.0, 0.4, 1.06),
+    ),
+    (Verdict("p99 token gap", ">= 4", 31.6, True),),
+    (),
+)
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> Iterator[Paths]:
+    made = Paths(tmp_path / "home", tmp_path / "locks")
+    made.make()
+    yield made
+    assert ours(made, ROLE) == []
+
+
+def bench(paths: Paths, *words: str) -> "subprocess.Popen[str]":
+    env = {**os.environ, "HOMEPORT_HOME": str(paths.home), "HOMEPORT_LOCKS": str(paths.locks)}
+    return subprocess.Popen(
+        [sys.executable, "-m", "router.cli", "bench", "isolation", *words],
+        env={**env, "TMPDIR": str(paths.home)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@needs_two_cores
+def test_it_measures_all_regimes_draws_them_and_leaves_nothing(paths: Paths, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    said, errors = bench(paths, "--quick", "--neighbours", "1", "--json", "--out", str(out)).communicate()
+    told = json.loads(said or errors)
+    measured = {(each["regime"], each["neighbours"]) for each in told["figures"]}
+    assert {("shared", 0), ("shared", 1), ("dedicated", 0), ("dedicated", 1)} <= measured
+    assert len(told["verdicts"]) == 2
+    assert all(each["p50_s"] <= each["p99_s"] <= each["max_s"] for each in told["figures"])
+    assert any("virtual machine: not measured" in note for note in told["notes"])
+    assert json.loads((out / "isolation.json").read_text())["figures"] == told["figures"]
+    assert (out / "isolation.png").read_bytes().startswith(b"\x89PNG")
+    assert "<svg" in (out / "isolation-dark.svg").read_text()
+    assert not list(paths.home.glob("homeport-bench-*"))
+    assert not holds_locks(paths.locks, whole(CORES))
+
+
+@needs_two_cores
+def test_an_interrupt_ends_all_of_it(paths: Paths, tmp_path: Path) -> None:
+    process = bench(paths, "--quick", "--out", str(tmp_path / "out"))
+    try:
+        eventually(lambda: ours(paths, ROLE), 60.0)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60.0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        process.communicate()
+    assert process.returncode == 130
+    assert "nothing of it is left" in errors
+    assert not list(paths.home.glob("homeport-bench-*"))
+
+
+@needs_two_cores
+def test_where_a_replica_holds_a_core_it_refuses_and_says_what_to_do(paths: Paths, tmp_path: Path) -> None:
+    descriptor = take_lock(paths.locks / f"core-{CORES[-1].id}.lock", "core", "den/0", 0o666)
+    try:
+        with pytest.raises(CannotMeasure, match=r"held by den/0 .*`homeport down` first.*--machine"):
+            take(paths, Order(quick=True), lambda _: None)
+    finally:
+        os.close(descriptor)
+
+
+def test_another_machine_is_measured_there() -> None:
+    paths = Paths(Path("/nowhere"), Path("/nowhere"))
+    here(paths, None)
+    here(paths, socket.gethostname())
+    with pytest.raises(CannotMeasure, match=r"den-pc itself.*`homeport down`, `homeport bench isolation`"):
+        here(paths, "den-pc")
+
+
+def test_more_neighbours_than_memory_are_refused(paths: Paths) -> None:
+    with pytest.raises(CannotMeasure, match=r"Try --neighbours \d+"):
+        take(paths, Order(neighbours=10**6), lambda _: None)
+
+
+@needs_two_cores
+@pytest.mark.parametrize("regime", ["dedicated", "shared"])
+def test_an_agents_build_stays_in_its_slice_and_ends(paths: Paths, tmp_path: Path, regime: Regime) -> None:
+    folder = tmp_path / "stage"
+    folder.mkdir()
+    stage = Stage(paths, folder, bundled_model(), CORES)
+    wanted = place(regime, CORES, 2, 0)[1]
+    try:
+        with stage.agents(regime, 1, 60.0):
+            compiling = eventually(lambda: [each for each in ours(paths, ROLE) if "python" not in each.name])
+            allowed = {
+                tuple(sorted(os.sched_getaffinity(each.pid)))
+                for each in compiling
+                if psutil.pid_exists(each.pid)
+            }
+        assert allowed == {wanted.cpus}
+        assert ours(paths, ROLE) == []
+    finally:
+        stage.close()
+    assert not folder.exists()
+
+
+def test_a_build_ends_by_itself_where_nobody_ends_it(tmp_path: Path) -> None:
+    work(1, 0.0, tmp_path / "began")
+    assert (tmp_path / "began").exists()
+
+
+def test_a_picture_is_the_same_for_the_same_figures(tmp_path: Path) -> None:
+    (tmp_path / "again").mkdir()
+    files, again = draw(REPORT, tmp_path), draw(REPORT, tmp_path / "again")
+    assert [file.name for file in files] == [
+        "isolation.svg",
+        "isolation.png",
+        "isolation-dark.svg",
+        "isolation-dark.png",
+    ]
+    assert [file.read_bytes() for file in files] == [file.read_bytes() for file in again]
