@@ -73,7 +73,9 @@ async def test_the_fleet_names_machines_slices_and_owners_by_public_id(tmp_path:
     async with routed(tmp_path, host) as router:
         fleet = (await router.get("/api/fleet")).json()
         assert fleet["revision"] == 1
-        assert fleet["models"] == [{"name": MODEL, "context": 512, "engine": "llama.cpp"}]
+        assert fleet["models"] == [
+            {"name": MODEL, "context": 512, "engine": "llama.cpp", "when_lost": "wait"}
+        ]
         assert fleet["controller"] == {"reachable": True}
         (machine,) = fleet["machines"]
         assert (machine["name"], machine["state"]) == ("den", "ready")

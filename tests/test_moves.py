@@ -585,7 +585,8 @@ async def test_an_uncordon_stops_a_drain_where_it_is(make_world: MakeWorld) -> N
 
 async def test_a_drain_by_no_time_is_refused(make_world: MakeWorld) -> None:
     world = await make_world(den=("home", FAKE))
-    for body in ({"within_s": -1}, {"within_s": "10m"}, {"within_s": True}, []):
+    bodies: tuple[Any, ...] = ({"within_s": -1}, {"within_s": "10m"}, {"within_s": True}, [])
+    for body in bodies:
         assert (await world.ask("POST", "/api/machines/den/drain", body))[0] == 400, body
     assert (await world.ask("POST", "/api/machines/shed/drain", {"within_s": 1}))[0] == 404
     assert (await world.fleet())["den"]["draining"] is None
