@@ -25,6 +25,7 @@ from cluster.router_end import HURRY
 from cluster.sockets import connecting
 from router.addressing import Addressing
 from router.client_server import Server
+from router.count_files import count_in_files
 from router.finding import Finder
 from router.fleet import Fleet
 from router.front import Front
@@ -32,7 +33,7 @@ from router.homes import Homes
 from router.hosts import Hosts
 from router.identity import naming_headers
 from router.key_file import KeyFile, key_ring
-from router.metrics import Metrics, count_in_files
+from router.metrics import Metrics
 from router.model_file import ModelFile
 from router.names import Names
 from router.pages import make_pages

@@ -83,15 +83,9 @@ class Relay:
 
     def _count(self, turn: Turn, model: str | None, outcome: str) -> None:
         first_s = None if turn.first_at is None else turn.first_at - turn.arrived
-        self.metrics.ended(
-            model,
-            "" if turn.replica is None else turn.replica.rpartition("/")[0],
-            outcome,
-            self.clock() - turn.arrived,
-            first_s,
-            turn.pin,
-            is_session=turn.ask is not None and turn.ask.session is not None,
-        )
+        is_session = turn.ask is not None and turn.ask.session is not None
+        took_s = self.clock() - turn.arrived
+        self.metrics.ended(model, turn.replica, outcome, turn.pin, is_session, took_s, first_s)
 
     def queue_s(self, model: str) -> float:
         spec = self._models.get(model)

@@ -9,16 +9,19 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.metrics import ROOM_BYTES, Metrics
+from router.count_files import ROOM_BYTES
+from router.metrics import Metrics
 
 COUNTS = """
 import os, sys
 from pathlib import Path
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
-from router.metrics import Metrics, count_in_files
+from router.count_files import count_in_files
+from router.metrics import Metrics
 
 folder, registry = Path(sys.argv[1]), CollectorRegistry()
 count_in_files(folder, int(sys.argv[2]))
@@ -28,19 +31,19 @@ for line in sys.stdin:
     if line == "tell\\n":
         print(generate_latest(registry).decode() + "#", flush=True)
     else:
-        model, machine, status, first_s, pin = line.split()
+        model, replica, status, first_s, pin = line.split()
         first_s = float(first_s)
-        metrics.ended(model, machine, status, first_s + 1.0, first_s, None if pin == "?" else pin, is_session=True)
+        metrics.ended(model, replica, status, None if pin == "?" else pin, True, first_s + 1.0, first_s)
         metrics.refused("invalid_api_key")
         print("counted", flush=True)
 """
 TURNS = (
-    ("tiny", "den", "ok", 0.2, "new"),
-    ("tiny", "den", "ok", 3.0, "kept"),
-    ("tiny", "attic", "client_gone", 700.0, "kept"),
-    ("big", "den", "queue_timeout", 0.001, "none"),
-    ("tiny", "den", "ok", 0.2, "moved"),
-    ("tiny", "attic", "machine_lost", 0.3, "?"),
+    ("tiny", "den/0", "ok", 0.2, "new"),
+    ("tiny", "den/0", "ok", 3.0, "kept"),
+    ("tiny", "attic/1", "client_gone", 700.0, "kept"),
+    ("big", "den/0", "queue_timeout", 0.001, "none"),
+    ("tiny", "den/0", "ok", 0.2, "moved"),
+    ("tiny", "attic/1", "machine_lost", 0.3, "?"),
 )
 
 
@@ -92,9 +95,8 @@ def workers(tmp_path: Path) -> Iterator[list[Worker]]:
 def alone(turns: tuple[tuple[str, str, str, float, str], ...]) -> str:
     registry = CollectorRegistry()
     metrics = Metrics(registry, "1.2")
-    for model, machine, status, first_s, pin in turns:
-        said = None if pin == "?" else pin
-        metrics.ended(model, machine, status, first_s + 1.0, first_s, said, is_session=True)
+    for model, replica, status, first_s, pin in turns:
+        metrics.ended(model, replica, status, None if pin == "?" else pin, True, first_s + 1.0, first_s)
         metrics.refused("invalid_api_key")
     return generate_latest(registry).decode()
 
@@ -143,7 +145,7 @@ def test_files_of_counts_have_no_holes(tmp_path: Path, workers: list[Worker]) ->
 FULL = """
 import resource, sys
 from pathlib import Path
-from router.metrics import count_in_files
+from router.count_files import count_in_files
 
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
@@ -165,3 +167,36 @@ def test_a_file_that_a_full_disk_cut_short_is_made_anew(tmp_path: Path, workers:
     assert samples(workers[1].tells()) == samples(alone(TURNS[:1])), "the others are not told half a file"
     workers[0] = Worker(tmp_path, 1)
     assert {file.stat().st_size for file in tmp_path.iterdir()} == {ROOM_BYTES}
+
+
+GROWS = """
+import sys
+from pathlib import Path
+from router.count_files import _values
+
+folder = Path(sys.argv[1])
+value = _values(folder, 1)
+
+def made(name):
+    return value("counter", "homeport_x", "homeport_x_total", ["model"], [name], "x" * 500)
+
+first = made("first")
+first.inc(1.0)
+others = [made(f"m{number}") for number in range(50)]
+first.inc(2.0)
+for each in others:
+    each.inc(1.0)
+"""
+"""Its first value lies in a file that has to grow for the others."""
+
+
+def test_a_file_that_grows_keeps_what_was_counted_before_and_after(tmp_path: Path) -> None:
+    file = tmp_path / "counter_1.db"
+    file.write_bytes(bytes(4096))
+    for times in (1, 2):
+        subprocess.run([sys.executable, "-c", GROWS, str(tmp_path)], check=True)
+        assert file.stat().st_size > 4096
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(tmp_path))  # type: ignore[no-untyped-call]
+        found = samples(generate_latest(registry).decode())["homeport_x"]
+        assert sorted(found.values()) == [1.0 * times] * 50 + [3.0 * times]
