@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-isolation bench-relay bench-sessions bench-vllm clean lock python
+.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-isolation bench-relay bench-sessions bench-vllm clean lock python bench-metrics
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -88,6 +88,10 @@ bench-sessions: python ## measure what becomes of sessions and pins when process
 bench-controller: python ## measure what 50 machines with 400 replicas cost the head, and write the table
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m benchmarks.controller $(ARGS)
+
+bench-metrics: python ## measure what telling Prometheus costs, and counting for it, and write the table (4 min)
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@exec .venv/bin/python -m benchmarks.metrics $(ARGS)
 
 bench-relay: python ## measure the router beside nginx, HAProxy, two Rust routers and LiteLLM, and write the table (15 min)
 	@$(PYTHON) -m $(SETUP) dev --quiet

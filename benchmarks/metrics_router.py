@@ -1,8 +1,8 @@
 """`python -m benchmarks.metrics_router filled|switched …`: the router as it ships, with the arguments of router.app.
 
-`filled`: it has counted requests of every model on every machine. `switched`: half of the time it counts nothing, by the
-clock that all processes of a machine share, so that both can be measured in one process. With the variable COUNTS it
-counts into files of that folder, as one of several workers does.
+`filled`: it has counted requests of every model on every machine. `switched`: half of the time it counts nothing, by
+the clock that all processes of a machine share, so that both can be measured in one process. With the variable COUNTS
+it counts into files of that folder, as one of several workers does.
 """
 
 import os
@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from benchmarks import fifty, metrics_fleet
 from router import app
-from router.count_files import count_in_files
+from router.cells import count_in_files
 from router.metrics import Metrics
 from router.relay import Relay
 from router.turn import Turn

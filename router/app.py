@@ -24,8 +24,8 @@ from cluster.clocks import AwakeClock, DayClock, uptime
 from cluster.router_end import HURRY
 from cluster.sockets import connecting
 from router.addressing import Addressing
+from router.cells import count_in_files
 from router.client_server import Server
-from router.count_files import count_in_files
 from router.finding import Finder
 from router.fleet import Fleet
 from router.front import Front

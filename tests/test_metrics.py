@@ -12,7 +12,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.count_files import ROOM_BYTES
+from router.cells import ROOM_BYTES
 from router.metrics import Metrics
 
 COUNTS = """
@@ -20,7 +20,7 @@ import os, sys
 from pathlib import Path
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import generate_latest
-from router.count_files import count_in_files
+from router.cells import count_in_files
 from router.metrics import Metrics
 
 folder, registry = Path(sys.argv[1]), CollectorRegistry()
@@ -145,7 +145,7 @@ def test_files_of_counts_have_no_holes(tmp_path: Path, workers: list[Worker]) ->
 FULL = """
 import resource, sys
 from pathlib import Path
-from router.count_files import count_in_files
+from router.cells import count_in_files
 
 _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, most))
@@ -172,10 +172,10 @@ def test_a_file_that_a_full_disk_cut_short_is_made_anew(tmp_path: Path, workers:
 GROWS = """
 import sys
 from pathlib import Path
-from router.count_files import _values
+from router.cells import values_in
 
 folder = Path(sys.argv[1])
-value = _values(folder, 1)
+value = values_in(folder, 1)
 
 def made(name):
     return value("counter", "homeport_x", "homeport_x_total", ["model"], [name], "x" * 500)
