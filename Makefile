@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-isolation bench-relay bench-sessions bench-vllm clean lock python bench-metrics
+.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-isolation bench-relay bench-sessions bench-vllm clean lock python bench-metrics dashboards
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -68,6 +68,12 @@ check: python ## format, lint, types, import rules: the gate of every change
 	@.venv/bin/mypy --no-error-summary
 	@.venv/bin/mypy --no-error-summary --platform darwin --no-warn-unreachable cluster serving router
 	@.venv/bin/lint-imports --no-logo
+
+dashboards: python ## write Grafana's dashboards from configs/grafana/*.py, and draw them from a Prometheus that watches (5 min)
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@.venv/bin/python -m configs.grafana.generate
+	@.venv/bin/python -m tests.cluster.packages
+	@exec .venv/bin/python -m tests.prometheus $(ARGS)
 
 bench: python ## measure, and write the tables of benchmarks/README.md
 	@$(PYTHON) -m $(SETUP) dev --quiet
