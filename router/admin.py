@@ -98,9 +98,8 @@ class Heard(NamedTuple):
 
     replica: str
     pins: list[dict[str, Any]]
-    state: HostState
-    is_away: bool = False
-    """It does not answer: all this is of before."""
+    state: HostState | None
+    """None: it does not answer, and all this is of before."""
 
 
 def merged_sessions(
@@ -137,13 +136,13 @@ def _sees(key: Key, scope: str | None, own: str | None = None) -> bool:
 
 def _at_host(heard: Heard, wall_s: float) -> Iterator[dict[str, Any]]:
     """The sessions of one host, with `session`, `scope` and `family` as they are."""
-    name, pins, host, is_away = heard
-    residents = {} if is_away else {resident.session: resident for resident in host.residents}
-    line = {} if is_away else {each.session: each for each in host.line if each.session is not None}
+    name, pins, host = heard
+    residents = {resident.session: resident for resident in host.residents} if host else {}
+    line = {each.session: each for each in host.line if each.session is not None} if host else {}
     for pin in pins:
         digest, model = str(pin.get("session")), str(pin.get("model"))
         resident, waiting = residents.get(digest), line.get(digest)
-        if is_away:
+        if host is None:
             state = "away"
         elif resident is not None and resident.busy:
             state = "running"
@@ -157,7 +156,8 @@ def _at_host(heard: Heard, wall_s: float) -> Iterator[dict[str, Any]]:
             "family": pin.get("family"),
             "source": "guess" if pin.get("guessed") else None,
             "context_tokens": pin.get("tokens", 0) if resident is None else resident.tokens,
-            "age_s": round(max(0.0, wall_s - float(pin.get("created_s", wall_s))), 1),
+            "created_s": round(created_s := float(pin.get("created_s", wall_s)), 1),
+            "age_s": round(max(0.0, wall_s - created_s), 1),
             "turns": pin.get("turns"),
         }
         if waiting is not None:
@@ -185,6 +185,7 @@ def _session(model: str, replica: str, state: str) -> dict[str, Any]:
         "replica": replica,
         "state": state,
         "context_tokens": 0,
+        "created_s": None,
         "age_s": 0.0,
         "turns": None,
         "line": None,

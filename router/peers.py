@@ -346,9 +346,16 @@ class Peers:
 
     async def host_pins(self, base: str) -> list[dict[str, Any]]:
         """All pins of one host as it tells them, with what it adds to a pin."""
-        text = await self._get(f"{base}/pins", POLL) or b""
+        return self._pins(await self._get(f"{base}/pins", POLL))
+
+    async def indexed_pins(self, replica: str) -> list[dict[str, Any]]:
+        """Of the pins whose home is this replica what the controller knows, be its machine there or not."""
+        return self._pins(await self._get(f"{self._control}/pins", POLL, {"replica": replica}))
+
+    @staticmethod
+    def _pins(text: bytes | None) -> list[dict[str, Any]]:
         try:
-            return msgspec.json.decode(text, type=dict[str, list[dict[str, Any]]])["pins"]
+            return msgspec.json.decode(text or b"", type=dict[str, list[dict[str, Any]]])["pins"]
         except (msgspec.DecodeError, KeyError) as error:
             raise Unreachable(f"its pins cannot be read: {error}") from error
 

@@ -26,6 +26,8 @@ COMMENT_S = 10.0
 COMMENT = b": still here\n\n"
 PATIENCE_S = 0.5
 """How long a look waits for what it asks; what comes later is for the next one."""
+INDEX_S = 10.0
+"""The controller is not asked again before so long for pins of a host that does not answer."""
 PACE = 20
 """A host is not asked again for its pins before so many times as long as its answer took."""
 
@@ -63,6 +65,7 @@ class Pins:
     """Of one host, as it told them last, without what its state tells anew all the time."""
 
     mark: str
+    """Of its journal then; "" where the controller told them, since it does not answer."""
     pins: list[dict[str, Any]]
     again_s: float
     """Not asked before."""
@@ -187,10 +190,12 @@ class Watch:
         silent, there = list[Heard](), list[Heard]()
         for name, kept in self._pins.items():
             known = self._fleet.known.get(name)
-            if known is None or known.state is None:
+            if known is None:
                 continue
-            is_away = known.replica().reach(now) == "out"
-            (silent if is_away else there).append(Heard(name, kept.pins, known.state, is_away))
+            if known.state is None or known.replica().reach(now) == "out":
+                silent.append(Heard(name, kept.pins, None))
+            else:
+                there.append(Heard(name, kept.pins, known.state))
         return silent + there
 
     async def _ask(self) -> None:
@@ -198,13 +203,19 @@ class Watch:
         fleet, now = self._fleet, self._fleet.now()
         self._pins = {name: kept for name, kept in self._pins.items() if name in fleet.known}
         for name, known in fleet.known.items():
-            host, kept = known.state, self._pins.get(name)
-            if host is None or known.refused or host.replica != name or name in self._asking:
+            kept, reach = self._pins.get(name), known.replica().reach(now)
+            if name in self._asking or (kept is not None and now < kept.again_s):
                 continue
-            if kept is None or (kept.mark != host.journal and now >= kept.again_s):
-                self._start(name, self._ask_pins(name, known.base, host))
-            elif kept is not None:
-                _note_tokens(kept.pins, host)
+            if reach == "out" and (kept is None or not kept.mark):
+                self._start(name, self._keep_pins(name, "", self._peers.indexed_pins(name)))
+            elif known.state is None or reach in ("out", "unknown"):
+                continue
+            elif kept is None or kept.mark != known.state.journal:
+                self._start(
+                    name, self._keep_pins(name, known.state.journal, self._peers.host_pins(known.base))
+                )
+            else:
+                _note_tokens(kept.pins, known.state)
         if "" not in self._asking:
             self._start("", self._ask_turns())
         await asyncio.wait(set(self._asking.values()), timeout=PATIENCE_S)
@@ -213,16 +224,18 @@ class Watch:
         task = self._asking[name] = asyncio.get_running_loop().create_task(work)
         task.add_done_callback(lambda _: self._asking.pop(name, None))
 
-    async def _ask_pins(self, name: str, base: str, host: HostState) -> None:
+    async def _keep_pins(
+        self, name: str, mark: str, asked: Coroutine[Any, Any, list[dict[str, Any]]]
+    ) -> None:
         began = time.perf_counter()
         try:
-            pins = await self._peers.host_pins(base)
+            pins = await asked
         except Unreachable:
             return
-        took_s = time.perf_counter() - began
         for pin in pins:
             pin.pop("state", None)  # Its state of this second says it.
-        self._pins[name] = Pins(host.journal, pins, self._fleet.now() + PACE * took_s)
+        pause_s = PACE * (time.perf_counter() - began) if mark else INDEX_S
+        self._pins[name] = Pins(mark, pins, self._fleet.now() + pause_s)
 
     async def _ask_turns(self) -> None:
         self._turns = await self._sessions.open_turns()

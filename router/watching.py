@@ -100,8 +100,7 @@ def _replica(replica: Json, was: Json, wall_s: float) -> None:
 
 
 def _session(session: Json, was: Json, wall_s: float) -> Json:
-    session.pop("turns")
-    session["created_s"] = _time(wall_s - session.pop("age_s"), was.get("created_s"))
+    del session["turns"], session["age_s"]
     if (line := session["line"]) is not None:
         before = was.get("line") or {}
         about_s = line["about_s"]

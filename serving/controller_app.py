@@ -83,13 +83,14 @@ class ControllerApp:
         self._metrics = metrics
 
     def asgi(self) -> Starlette:
-        """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; POST /pins; POST
+        """GET /fleet; POST /claim; GET and DELETE /pins/{session or public id}; GET /pins?replica=; POST /pins; POST
         /machines/{name}/forget, cordon, uncordon, drain, yield and wake; POST /models/pull; and what
         serving/join_routes.py and serving/metrics_routes.py answer."""
         return Starlette(
             routes=[
                 Route("/fleet", self._guard(self._get_fleet)),
                 Route("/claim", self._guard(self._claim), methods=["POST"]),
+                Route("/pins", self._guard(self._pins_of), methods=["GET"]),
                 Route("/pins", self._guard(self._take_in), methods=["POST"]),
                 Route("/pins/{name}", self._guard(self._pin), methods=["GET"]),
                 Route("/pins/{name}", self._guard(self._end), methods=["DELETE"]),
@@ -174,6 +175,12 @@ class ControllerApp:
             self._index.describe(pin.session, public, scope)
         winners = (self._index.get(pin.session, pin.model) or pin for pin in pins)
         return JSONResponse({"pins": [self._told(pin) for pin in winners]})
+
+    async def _pins_of(self, request: Request) -> Response:
+        """Those whose home is one replica, also of a machine that is away."""
+        replica = request.query_params.get("replica", "")
+        pins = [pin for pin in self._index.pins.values() if pin.replica == replica]
+        return JSONResponse({"pins": [self._told(pin) for pin in pins]})
 
     async def _pin(self, request: Request) -> Response:
         pin = self._find(request)

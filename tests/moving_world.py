@@ -166,7 +166,11 @@ class World:
 
 @contextlib.asynccontextmanager
 async def world(
-    folder: Path, machines: Machines, model: ModelSpec, monkeypatch: pytest.MonkeyPatch
+    folder: Path,
+    machines: Machines,
+    model: ModelSpec,
+    monkeypatch: pytest.MonkeyPatch,
+    lost_after_s: float = 30.0,
 ) -> AsyncIterator[World]:
     """The hosts are started already. What the controller does every two seconds in life, it does more often here."""
     monkeypatch.setattr(controller, "TICK_S", 0.3)
@@ -177,7 +181,7 @@ async def world(
     paths.make()
     port = free_port()
     write_private(paths.cluster_token, TOKEN)
-    control = {"host": "127.0.0.1", "port": port, "lost_after_s": 30.0}
+    control = {"host": "127.0.0.1", "port": port, "lost_after_s": lost_after_s}
     models = [{"spec": model.to_json(), "digest": "d"}]
     write_private(paths.revision, json.dumps({"revision": 1, "models": models, "control": control}))
     made = World(machines, Controller(lambda: machines), f"http://127.0.0.1:{port}")

@@ -511,6 +511,7 @@ class Controller:
         app.router.add_get("/metrics", self.get_metrics)
         app.router.add_post("/claim", self.post_claim)
         app.router.add_get("/pins/{session}", self.get_pin)
+        app.router.add_get("/pins", self.get_pins)
         app.router.add_post("/pins", self.post_pins)
         app.router.add_delete("/pins/{session}", self.delete_pin)
         app.router.add_post("/machines/{name}/forget", self.post_forget)
@@ -644,6 +645,12 @@ class Controller:
         if pin is None:
             return web.json_response({}, status=404)
         return web.json_response({**pin.to_json(), "confirmed": (name, model) not in self.index.claims})
+
+    async def get_pins(self, request: web.Request) -> web.Response:
+        pins = [pin for host in self.hosts for pin in host.pins.values()]
+        return web.json_response(
+            {"pins": [pin for pin in pins if pin["replica"] == request.query["replica"]]}
+        )
 
     async def post_pins(self, request: web.Request) -> web.Response:
         pins = (await request.json())["pins"]

@@ -162,6 +162,20 @@ async def test_a_machine_is_lost_with_its_sessions_and_comes_back(tmp_path: Path
             await board.until(lambda: board.states == {f"{public} {MODEL}": "parked"})
 
 
+async def test_who_lived_on_a_machine_that_was_lost_before_anybody_looked_is_known_to_the_controller(
+    tmp_path: Path,
+) -> None:
+    host = AnswersHost("m0/0")
+    async with routed(tmp_path, host, AnswersHost("m1/0")) as router:
+        public = await begin(router, "tea", host)
+        await host.stop()
+        router.controller.away["m0"] = 1234.5
+        await router.until(lambda: router.parts.fleet.snapshot().machines["m0"].state == "lost")
+        await router.until(lambda: router.parts.fleet.known["m0/0"].refused)
+        async with watching(router.url, router.client) as board:
+            await board.until(lambda: board.states == {f"{public} {MODEL}": "away"})
+
+
 async def test_a_key_is_told_of_its_own_and_no_longer_than_it_holds(tmp_path: Path, keys_file: Path) -> None:
     host = AnswersHost("m0/0")
     async with routed(tmp_path, host, keys_file=keys_file) as router:

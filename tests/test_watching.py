@@ -22,6 +22,7 @@ def machine(*replicas: dict[str, Any], away_s: float | None = None) -> dict[str,
 
 def session(**more: Any) -> dict[str, Any]:
     told = {"id": "hp_a", "model": "tiny", "state": "resident", "age_s": 10.0, "turns": 3, "line": None}
+    told |= {"created_s": 990.0}
     return {**told, "context_tokens": 12, **more}
 
 

@@ -77,9 +77,9 @@ class Beside:
         """On that loop, to its end."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(timeout_s)
 
-    def enter(self, what: AbstractAsyncContextManager[T]) -> T:
+    def enter(self, what: AbstractAsyncContextManager[T], timeout_s: float = 30.0) -> T:
         """Until `close`."""
-        return self.run(self._stack.enter_async_context(what))
+        return self.run(self._stack.enter_async_context(what), timeout_s)
 
     def close(self) -> None:
         try:
