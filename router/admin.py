@@ -87,8 +87,9 @@ async def sessions_json(
     heard = [Heard(name, *answer) for name, answer in zip(names, answers, strict=True) if answer is not None]
     unreachable = [name for name, answer in zip(names, answers, strict=True) if answer is None]
     digest_key, turns = sessions.relay.addressing.digest_key, await sessions.open_turns()
+    known = [each for host in heard for each in at_host(host, digest_key, wall_s)]
     return {
-        "sessions": merged_sessions(heard, turns, digest_key, key, wall_s),
+        "sessions": merged_sessions(known, turns, digest_key, key),
         "unreachable": unreachable,
     }
 
@@ -102,45 +103,47 @@ class Heard(NamedTuple):
     """None: it does not answer, and all this is of before."""
 
 
+class AtHost(NamedTuple):
+    """One session of a host."""
+
+    session: str
+    model: str
+    scope: str | None
+    told: dict[str, Any]
+
+
 def merged_sessions(
-    heard: Iterable[Heard], turns: Iterable[OpenTurn], digest_key: bytes, key: Key, wall_s: float
+    known: Iterable[AtHost], turns: Iterable[OpenTurn], digest_key: bytes, key: Key
 ) -> list[dict[str, Any]]:
-    """The sessions of these hosts and open turns that the key may see. Of one that several have, the last host's
-    account; `away` is the state of one whose host is, unless a turn of it waits."""
-    scope = key_scope(key.name)
-    open_turns = {(turn.session, turn.model): turn for turn in turns if _sees(key, key_scope(turn.key))}
-    found: dict[tuple[str, str], dict[str, Any]] = {}
-    for host in heard:
-        for session in _at_host(host, wall_s):
-            if not _sees(key, session.pop("scope"), scope):
-                continue
-            digest, model = session.pop("session"), session["model"]
-            family = session.pop("family")
-            session["parent"] = public_id(digest_key, family) if family not in (None, digest) else None
-            found[digest, model] = {"id": public_id(digest_key, digest), **session}
-    for (digest, model), turn in open_turns.items():
-        known = found.get((digest, model))
-        if known is not None:
-            known["source"] = turn.source
-            known["state"] = known["state"] if known["state"] == "running" else "waiting"
+    """Of the sessions of hosts and of open turns those that the key may see; what is `known` of them stays as it is. Of
+    one that several hosts have, the last account; `away` is the state of one whose host is, unless a turn of it waits.
+    """
+    scope, all_of_them = key_scope(key.name), key.role == "admin"
+    found = {(each.session, each.model): each.told for each in known if all_of_them or each.scope == scope}
+    for turn in turns:
+        if not all_of_them and key_scope(turn.key) != scope:
             continue
-        session = _session(model, turn.replica, "waiting") | {"source": turn.source}
-        session["parent"] = None if turn.family is None else public_id(digest_key, turn.family)
-        found[digest, model] = {"id": public_id(digest_key, digest), **session}
+        told = found.get((turn.session, turn.model))
+        if told is None:
+            told = {
+                "id": public_id(digest_key, turn.session),
+                **_session(turn.model, turn.replica, "waiting"),
+            }
+            told["parent"] = None if turn.family is None else public_id(digest_key, turn.family)
+        state = told["state"] if told["state"] == "running" else "waiting"
+        found[turn.session, turn.model] = told | {"source": turn.source, "state": state}
     return list(found.values())
 
 
-def _sees(key: Key, scope: str | None, own: str | None = None) -> bool:
-    return key.role == "admin" or scope == (own or key_scope(key.name))
-
-
-def _at_host(heard: Heard, wall_s: float) -> Iterator[dict[str, Any]]:
-    """The sessions of one host, with `session`, `scope` and `family` as they are."""
+def at_host(heard: Heard, digest_key: bytes, wall_s: float) -> Iterator[AtHost]:
+    """The sessions that live at a host."""
     name, pins, host = heard
     residents = {resident.session: resident for resident in host.residents} if host else {}
     line = {each.session: each for each in host.line if each.session is not None} if host else {}
     for pin in pins:
-        digest, model = str(pin.get("session")), str(pin.get("model"))
+        if pin.get("replica", name) != name:
+            continue  # It has moved there, which is that host's to tell.
+        digest, model, family = str(pin.get("session")), str(pin.get("model")), pin.get("family")
         resident, waiting = residents.get(digest), line.get(digest)
         if host is None:
             state = "away"
@@ -150,11 +153,10 @@ def _at_host(heard: Heard, wall_s: float) -> Iterator[dict[str, Any]]:
             state = "waiting"
         else:
             state = str(pin.get("state") or ("parked" if resident is None else "resident"))
-        session = _session(model, name, state) | {
-            "session": digest,
-            "scope": pin.get("scope"),
-            "family": pin.get("family"),
+        session = {"id": public_id(digest_key, digest), **_session(model, name, state)}
+        session |= {
             "source": "guess" if pin.get("guessed") else None,
+            "parent": public_id(digest_key, family) if family not in (None, digest) else None,
             "context_tokens": pin.get("tokens", 0) if resident is None else resident.tokens,
             "created_s": round(created_s := float(pin.get("created_s", wall_s)), 1),
             "age_s": round(max(0.0, wall_s - created_s), 1),
@@ -166,7 +168,7 @@ def _at_host(heard: Heard, wall_s: float) -> Iterator[dict[str, Any]]:
                 "waited_s": waiting.waited_s,
                 "about_s": waiting.about_s,
             }
-        yield session
+        yield AtHost(digest, model, pin.get("scope"), session)
 
 
 async def _ask(fleet: Fleet, peers: Peers, name: str) -> tuple[list[dict[str, Any]], HostState] | None:

@@ -13,13 +13,13 @@ from typing import Any
 
 import msgspec
 
-from router.admin import Heard, fleet_json, merged_sessions
+from router.admin import AtHost, Heard, at_host, fleet_json, merged_sessions
 from router.fleet import Fleet
 from router.keys import Key
-from router.peers import HostState, Peers, Unreachable
+from router.peers import HostState, InLine, Peers, Unreachable
 from router.sessions import Sessions
 from router.siblings import OpenTurn
-from router.watching import NOTHING, Picture, Speed, change, picture, whole
+from router.watching import NOTHING, Picture, Speed, change, picture, steady, whole
 
 LOOK_S = 1.0
 COMMENT_S = 10.0
@@ -30,6 +30,10 @@ INDEX_S = 10.0
 """The controller is not asked again before so long for pins of a host that does not answer."""
 PACE = 20
 """A host is not asked again for its pins before so many times as long as its answer took."""
+
+
+Said = tuple[list[tuple[str, bool, int]], list[tuple[str | None, InLine]]]
+"""What a host's state says of its sessions: who is resident, and who waits."""
 
 
 @dataclass(slots=True)
@@ -69,6 +73,32 @@ class Pins:
     pins: list[dict[str, Any]]
     again_s: float
     """Not asked before."""
+    told: dict[tuple[str, str], AtHost] = field(default_factory=dict)
+    """What they came to, by session and model: the same objects for as long as the same is said of them."""
+    says: Said | None = None
+    is_new: bool = True
+
+    def hear(self, name: str, host: HostState | None, digest_key: bytes, wall_s: float) -> None:
+        """Its state now; None: it does not answer."""
+        said, before = _said(host), self.says
+        if said == before and not self.is_new:
+            return
+        pins = self.pins
+        if said is not None and before is not None:  # Of the others nothing is said.
+            touched = {session for session, *_ in (*said[0], *before[0], *said[1], *before[1])}
+            pins = [pin for pin in pins if pin.get("session") in touched]
+        for each in at_host(Heard(name, pins, host), digest_key, wall_s):
+            was = self.told.get((each.session, each.model))
+            told = steady(each.told, {} if was is None else was.told, wall_s)
+            self.told[each.session, each.model] = each._replace(told=told)
+        self.says, self.is_new = said, False
+
+
+def _said(host: HostState | None) -> Said | None:
+    if host is None:
+        return None
+    residents = [(each.session, each.busy, each.tokens) for each in host.residents]
+    return residents, [(each.session, each) for each in host.line]
 
 
 class Watch:
@@ -157,13 +187,13 @@ class Watch:
         fleet, wall_s = self._fleet, self._wall()
         now, digest_key = fleet.now(), self._sessions.relay.addressing.digest_key
         speeds = self._measure(now) if views else {}
-        heard = self._heard(now)
+        known = self._known(now, wall_s) if views else []
         for key, view in views:
             if not self._holds(key):
                 view.wake()
                 continue
             told = fleet_json(fleet, digest_key, now, wall_s, key)
-            sessions = merged_sessions(heard, self._turns, digest_key, key, wall_s)
+            sessions = merged_sessions(known, self._turns, digest_key, key)
             new = picture(told, sessions, speeds, wall_s, view.seen)
             differs = change(view.seen, new)
             if differs is not None or view.version == 0:
@@ -184,18 +214,18 @@ class Watch:
                 found[name] = per_s
         return found
 
-    def _heard(self, now: float) -> list[Heard]:
-        """What is known of hosts' sessions: first of those that do not answer, so that who moved away from there is
-        where it is now."""
-        silent, there = list[Heard](), list[Heard]()
+    def _known(self, now: float, wall_s: float) -> list[AtHost]:
+        """The sessions of hosts: first of those that do not answer, so that who moved away from there is where it is
+        now."""
+        silent, there = list[AtHost](), list[AtHost]()
+        digest_key = self._sessions.relay.addressing.digest_key
         for name, kept in self._pins.items():
             known = self._fleet.known.get(name)
             if known is None:
                 continue
-            if known.state is None or known.replica().reach(now) == "out":
-                silent.append(Heard(name, kept.pins, None))
-            else:
-                there.append(Heard(name, kept.pins, known.state))
+            host = None if known.replica().reach(now) == "out" else known.state
+            kept.hear(name, host, digest_key, wall_s)
+            (silent if host is None else there).extend(kept.told.values())
         return silent + there
 
     async def _ask(self) -> None:

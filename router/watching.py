@@ -38,7 +38,7 @@ NOTHING = Picture({}, {}, {})
 def picture(
     fleet: Json, sessions: list[Json], speeds: Mapping[str, float], wall_s: float, old: Picture
 ) -> Picture:
-    """Of what `/api/fleet` and `/api/sessions` say (both are taken over and changed). `speeds`: by replica.
+    """Of what `/api/fleet` says, which is taken over and changed, and of sessions. `speeds`: by replica.
 
     `old`: the one of before, from which times are kept that did not really change.
     """
@@ -46,11 +46,7 @@ def picture(
     for machine in fleet.pop("machines"):
         was = old.machines.get(machine["name"], {})
         machines[machine["name"]] = _machine(machine, was, speeds, wall_s)
-    told = {}
-    for session in sessions:
-        name = name_of(session)
-        told[name] = _session(session, old.sessions.get(name, {}), wall_s)
-    return Picture(fleet, machines, told)
+    return Picture(fleet, machines, {name_of(each): steady(each, {}, wall_s) for each in sessions})
 
 
 def name_of(session: Json) -> str:
@@ -75,7 +71,12 @@ def change(old: Picture, new: Picture) -> Json | None:
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Json:
     gone = dict.fromkeys(old.keys() - new.keys())
-    return gone | {name: told for name, told in new.items() if name not in old or old[name] != told}
+    # What is the same object needs no look inside: of thousands of sessions few change.
+    return gone | {
+        name: told
+        for name, told in new.items()
+        if (was := old.get(name, gone)) is not told and (was is gone or was != told)
+    }
 
 
 def _machine(machine: Json, was: Json, speeds: Mapping[str, float], wall_s: float) -> Json:
@@ -99,17 +100,20 @@ def _replica(replica: Json, was: Json, wall_s: float) -> None:
         replica["memory"] = memory | {"rss_bytes": rss // MEMORY_STEP * MEMORY_STEP}
 
 
-def _session(session: Json, was: Json, wall_s: float) -> Json:
-    del session["turns"], session["age_s"]
+def steady(session: Json, was: Json, wall_s: float) -> Json:
+    """A session as `/api/sessions` tells it, without what ages; one that has no age is steady already. `was`: as it was
+    told before."""
+    if "age_s" not in session:
+        return session
+    told = {name: value for name, value in session.items() if name not in ("age_s", "turns")}
     if (line := session["line"]) is not None:
-        before = was.get("line") or {}
-        about_s = line["about_s"]
-        session["line"] = {
+        before, about_s = was.get("line") or {}, line["about_s"]
+        told["line"] = {
             "position": line["position"],
             "since_s": _time(wall_s - line["waited_s"], before.get("since_s")),
             "until_s": None if about_s is None else _time(wall_s + about_s, before.get("until_s")),
         }
-    return session
+    return told
 
 
 def _time(now_said: float, said_before: float | None) -> float:

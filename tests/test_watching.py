@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.watching import NOTHING, Picture, Speed, change, picture, whole
+from router.watching import NOTHING, Picture, Speed, change, name_of, picture, steady, whole
 
 
 def replica(**more: Any) -> dict[str, Any]:
@@ -29,7 +29,8 @@ def session(**more: Any) -> dict[str, Any]:
 def seen(
     *machines: dict[str, Any], sessions: Any = (), wall_s: float = 1000.0, old: Picture = NOTHING
 ) -> Picture:
-    return picture({"revision": 1, "machines": list(machines)}, list(sessions), {}, wall_s, old)
+    told = [steady(each, old.sessions.get(name_of(each), {}), wall_s) for each in sessions]
+    return picture({"revision": 1, "machines": list(machines)}, told, {}, wall_s, old)
 
 
 def test_time_that_passes_is_no_change() -> None:
