@@ -38,6 +38,7 @@ from router import (
     pull_commands,
     rotate_commands,
     service_commands,
+    top_commands,
     upgrading,
     vllm_commands,
     wake_commands,
@@ -70,6 +71,7 @@ app.command(name="join")(join_commands.join)
 app.command(name="setup-vllm")(vllm_commands.setup_vllm)
 app.command(name="join-token")(join_commands.join_token)
 app.command(name="pull")(pull_commands.pull)
+app.command(name="top")(top_commands.top)
 app.command(name="rotate-secrets")(rotate_commands.rotate_secrets)
 
 READY_S = 180.0
