@@ -113,6 +113,8 @@ def take(paths: Paths, order: Order, shown: Say) -> Report:
             kind = None if tried is None else tried.kind
         regimes: tuple[Regime, ...] = ("shared", "dedicated", *(("quota",) if kind else ()))
         busy = psutil.cpu_percent(0.5 if order.quick else 2.0) / 100
+        if busy > BUSY:
+            shown(_busy(busy))
         stage = Stage(paths, Path(mkdtemp(prefix="homeport-bench-")), model, cores)
         stack.callback(stage.close)
         effort = QUICK if order.quick else FULL
@@ -208,8 +210,12 @@ def _notes(
         "a gap is the time between two tokens as they arrive at the client's socket, by the kernel's clock",
     ]
     if busy > BUSY:
-        notes.append(
-            f"other programs took {busy:.0%} of the CPUs before it began: the figures are theirs too. Close them, and "
-            "measure again"
-        )
+        notes.append(_busy(busy))
     return tuple(notes)
+
+
+def _busy(busy: float) -> str:
+    return (
+        f"other programs took {busy:.0%} of the CPUs before it began: the figures are theirs too. Close them, and "
+        "measure again"
+    )

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -51,7 +52,7 @@ class Effort:
     """So many tokens are waited for, however long that takes."""
 
 
-FULL = Effort(4, 3.0, 20)
+FULL = Effort(4, 2.5, 20)
 QUICK = Effort(1, 0.5, 5)
 
 
@@ -177,8 +178,8 @@ def measure(
         for number, regime in turns:
             say(f"round {number + 1} of {effort.rounds}: {TITLES[regime]}")
             with stage.engines(regime, 1 if agent else max(counts) + 1) as engines:
-                for engine in engines:
-                    watch(engine, "warm", 0.0, 2)
+                with ThreadPoolExecutor(len(engines)) as threads:
+                    list(threads.map(lambda engine: watch(engine, "warm", 0.0, 2), engines))
                 for count in counts:
                     for engine in engines:
                         engine.wait_quiet()
