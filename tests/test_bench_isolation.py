@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from cluster.ending import end_everything
 from cluster.inventory import measure_cores
 from cluster.locks import holds_locks, take_lock
 from cluster.paths import Paths
@@ -97,6 +98,18 @@ def test_an_interrupt_ends_all_of_it(paths: Paths, tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "nothing of it is left" in errors
     assert not list(paths.home.glob("homeport-bench-*"))
+
+
+@needs_two_cores
+def test_after_a_sigkill_down_ends_what_it_left(paths: Paths, tmp_path: Path) -> None:
+    process = bench(paths, "--quick", "--out", str(tmp_path / "out"))
+    try:
+        eventually(lambda: ours(paths, ROLE), 60.0)
+    finally:
+        process.kill()
+        process.communicate()
+    eventually(lambda: any("python" in each.name for each in ours(paths, ROLE)), 10.0)
+    assert end_everything(paths) == []
 
 
 @needs_two_cores
