@@ -67,6 +67,7 @@ ONE_FILE = {
     "huggingface_hub": "serving.hub_fetch",
     "llguidance": "serving.constraint",
     "pynvml": "cluster.gpu_probe",
+    "textual": "router.top",
     "vllm": None,
     "zeroconf": "cluster.mdns",
 }
@@ -138,6 +139,12 @@ def test_a_heavy_library_is_imported_in_its_one_file_only(library: str, home: st
 @pytest.mark.parametrize("module", ["router.cli", "serving.controller", "serving.host", "serving.keeper"])
 def test_what_only_a_join_needs_is_loaded_for_a_join_only(module: str) -> None:
     look = f"import sys, {module}; sys.exit('zeroconf' in sys.modules)"
+    subprocess.run([sys.executable, "-c", look], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "textual"])
+def test_what_draws_is_loaded_by_the_commands_that_draw_only(library: str) -> None:
+    look = f"import sys, router.cli; sys.exit({library!r} in sys.modules)"
     subprocess.run([sys.executable, "-c", look], cwd=ROOT, check=True)
 
 
