@@ -2,7 +2,7 @@
 
 `python -m router.bench_isolation_agent JOBS SECONDS BEGAN`: so many compilations at a time of one C++ file, where a
 compiler is on PATH, else of Python's own library; for SECONDS at most, should whoever started it be gone. Makes the
-file BEGAN once it works. Whoever started it ends its process group.
+file BEGAN once it works; what it builds lies beside that. Whoever started it ends its process group.
 """
 
 import compileall
@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -58,15 +57,13 @@ def what() -> str:
 def main(jobs: int, seconds: float, began: Path) -> None:
     """Work until the time is over."""
     until = time.monotonic() + seconds
-    with tempfile.TemporaryDirectory(prefix="homeport-build-") as folder:
-        threads = [
-            threading.Thread(target=_work, args=(Path(folder) / str(number), until)) for number in range(jobs)
-        ]
-        for thread in threads:
-            thread.start()
-        began.touch()
-        for thread in threads:
-            thread.join()
+    folders = [began.parent / f"build-{number}" for number in range(jobs)]
+    threads = [threading.Thread(target=_work, args=(folder, until)) for folder in folders]
+    for thread in threads:
+        thread.start()
+    began.touch()
+    for thread in threads:
+        thread.join()
 
 
 def _work(folder: Path, until: float) -> None:

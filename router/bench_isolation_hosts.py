@@ -176,7 +176,8 @@ class Stage:
     ) -> Record:
         """Confined by homeport's own means. What shares cores has locks of its own, since it shares."""
         root = str(Path(__file__).resolve().parent.parent)
-        env = {**clean_environment(os.environ), **mark(self.paths, ROLE), "PYTHONPATH": root}
+        env = {**clean_environment(os.environ), **mark(self.paths, ROLE)}
+        env |= {"PYTHONPATH": root, "TMPDIR": str(folder)}  # a compiler that is killed leaves files there
         order = confine.Launch(
             replica=f"{ROLE}/{folder.name}",
             slice=carved,

@@ -16,10 +16,10 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from serving.isolation import REGIMES, TITLES, Figures, Regime, Report
 
-WIDTH, HEIGHT = 10.0, 5.4
+WIDTH, HEIGHT = 10.0, 5.6
 """In inches of 72 points."""
 DOTS = 160
-APART = 0.22
+APART = 0.29
 """Between regimes beside the same number of neighbours; 1 is from one number to the next."""
 
 
@@ -74,7 +74,7 @@ def _picture(report: Report, theme: Theme) -> Picture:
     picture = Picture(figsize=(WIDTH, HEIGHT), facecolor=theme.paper)
     FigureCanvasAgg(picture)
     grid = picture.add_gridspec(
-        1, 3, width_ratios=(2.1, 1, 1), left=0.07, right=0.985, top=0.76, bottom=0.2, wspace=0.3
+        1, 3, width_ratios=(2.1, 1, 1), left=0.07, right=0.985, top=0.79, bottom=0.235, wspace=0.3
     )
     gaps, speed, first = (picture.add_subplot(grid[0, column]) for column in range(3))
     _gaps(gaps, report, theme)
