@@ -9,13 +9,16 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.paths import Paths, read_json
+from cluster.processes import ours
+from router.lifecycle import end_everything
 
 T = TypeVar("T")
 
@@ -141,6 +144,16 @@ class Homeport:
     def logs(self) -> str:
         files = [*self.paths.logs.glob("*.log"), *self.paths.home.glob("replicas/*/host.err")]
         return "\n".join(f"--- {file}\n{file.read_text(errors='replace')[-3000:]}" for file in files)
+
+
+@contextmanager
+def ended_after(installed: Homeport) -> Iterator[Homeport]:
+    """All of it ends with the block, whatever happens there."""
+    try:
+        yield installed
+    finally:
+        end_everything(installed.paths)
+    assert ours(installed.paths) == []
 
 
 def get_json(url: str, headers: Mapping[str, str] | None = None) -> Any:

@@ -6,9 +6,7 @@ import openai
 import pytest
 from openai import OpenAI
 
-from cluster.processes import ours
-from router.lifecycle import end_everything
-from tests.e2e.installation import Homeport
+from tests.e2e.installation import Homeport, ended_after
 from tests.e2e.sdk_tests import *  # noqa: F403  the tests themselves
 from tests.e2e.sdk_tests import TEMPLATE
 from tests.e2e.talk import MODEL, client
@@ -18,13 +16,10 @@ from tests.e2e.talk import MODEL, client
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
     """One replica that several sessions share, with tools."""
     more = ("sessions: 4", f"options: {{chat_template: {TEMPLATE}}}")
-    installed = Homeport(tmp_path_factory.mktemp("sdk"), count="1", memory="2GiB", more=more)
-    try:
+    folder = tmp_path_factory.mktemp("sdk")
+    with ended_after(Homeport(folder, count="1", memory="2GiB", more=more)) as installed:
         installed.up()
         yield installed
-    finally:
-        end_everything(installed.paths)
-    assert ours(installed.paths) == []
 
 
 @pytest.fixture

@@ -16,8 +16,7 @@ import psutil
 import pytest
 
 from cluster.processes import ours
-from router.lifecycle import end_everything
-from tests.e2e.installation import Homeport, eventually
+from tests.e2e.installation import Homeport, ended_after, eventually
 from tests.e2e.talk import Conversation, at_once
 
 WORDS = (
@@ -288,12 +287,8 @@ def _in_session(pid: int, session: int) -> bool:
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
     """One that the tests of this file start and stop."""
-    installed = Homeport(tmp_path_factory.mktemp("own"))
-    try:
+    with ended_after(Homeport(tmp_path_factory.mktemp("own"))) as installed:
         yield installed
-    finally:
-        end_everything(installed.paths)
-    assert ours(installed.paths) == []
 
 
 @pytest.fixture

@@ -9,9 +9,7 @@ from typing import Any
 
 import pytest
 
-from cluster.processes import ours
-from router.lifecycle import end_everything
-from tests.e2e.installation import Homeport, eventually
+from tests.e2e.installation import Homeport, ended_after, eventually
 from tests.e2e.talk import Conversation, at_once
 
 TOPICS = ("rivers", "colours", "cities", "birds", "fruits", "metals", "planets", "tools")
@@ -21,23 +19,15 @@ TOPICS = ("rivers", "colours", "cities", "birds", "fruits", "metals", "planets",
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
     """One replica that eight sessions share on purpose."""
     folder = tmp_path_factory.mktemp("shared")
-    installed = Homeport(folder, count="1", memory="2GiB", more=("sessions: 8",))
-    try:
+    with ended_after(Homeport(folder, count="1", memory="2GiB", more=("sessions: 8",))) as installed:
         installed.up()
         yield installed
-    finally:
-        end_everything(installed.paths)
-    assert ours(installed.paths) == []
 
 
 @pytest.fixture(scope="module")
 def one_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
-    installed = Homeport(tmp_path_factory.mktemp("single"), count="1")
-    try:
+    with ended_after(Homeport(tmp_path_factory.mktemp("single"), count="1")) as installed:
         yield installed
-    finally:
-        end_everything(installed.paths)
-    assert ours(installed.paths) == []
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ import pytest
 
 from cluster.processes import ours
 from router.lifecycle import end_everything
-from tests.e2e.installation import Homeport, eventually
+from tests.e2e.installation import Homeport, ended_after, eventually
 from tests.e2e.talk import MODEL, SYSTEM, Answer, Conversation, at_once
 from tests.e2e.test_survival import actor
 
@@ -33,13 +33,10 @@ TITLE = (
 @pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
     """One exclusive replica. A quiet session keeps its place for 3 s, a turn waits for 8 s."""
-    homeport = Homeport(tmp_path_factory.mktemp("single"), hold="3s", queue="8s", count="1")
-    try:
+    folder = tmp_path_factory.mktemp("single")
+    with ended_after(Homeport(folder, hold="3s", queue="8s", count="1")) as homeport:
         homeport.up()
         yield homeport
-    finally:
-        end_everything(homeport.paths)
-    assert ours(homeport.paths) == []
 
 
 def at_rest(homeport: Homeport) -> None:
@@ -143,7 +140,7 @@ def test_its_replica_is_full_and_a_resident_has_been_quiet_longer_than_hold(sing
 
 def test_its_replica_is_full_of_busy_sessions(single: Homeport) -> None:
     at_rest(single)
-    _, busy = story(single, "busy", 1000)
+    _, busy = story(single, "busy", 1200)
     body = {"messages": [SYSTEM, {"role": "user", "content": "Hello"}], "max_tokens": 4}
     asked = time.monotonic()
     connection, answer = post(single, body, {"x-session-id": "in-the-line"})
