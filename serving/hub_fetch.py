@@ -17,7 +17,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 
 import httpx2
-from huggingface_hub import HfApi, constants, errors, get_hf_file_metadata, hf_hub_url
+from huggingface_hub import constants, errors, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils._headers import build_hf_headers
 from huggingface_hub.utils._http import get_session, hf_raise_for_status
@@ -43,6 +43,8 @@ class Found:
 
 def listed(hub: HubSource) -> tuple[str, tuple[str, ...]]:
     """The commit that this repository is at, and the paths of all its files then. Raises Trouble."""
+    from huggingface_hub import HfApi  # a third of a second, for folders only
+
     with _told(hub, "", None):
         found = HfApi(user_agent=USER_AGENT).model_info(
             hub.repo, revision=hub.revision, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT
