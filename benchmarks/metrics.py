@@ -103,7 +103,7 @@ def relay(pairs: int) -> list[Figure]:
                 f"{percent:.1f} % ({counted:.1f} against {uncounted:.1f} us)",
                 percent <= COST_PERCENT,
                 f"CPU of the router's process per small request of {CLIENTS} clients; half of the time it counts "
-                f"nothing: median of {pairs} pairs of windows of {WINDOW_S:g} s, "
+                f"nothing: median of {len(found)} pairs of windows of {WINDOW_S:g} s, "
                 f"{sum(pair.done for pair in found):,} requests",
             )
         )
@@ -166,12 +166,14 @@ async def _watch(kind: Relay, place: Place, process: Watched, pairs: int) -> lis
             before = load.done
             for began in (first, first + WINDOW_S):
                 await asyncio.sleep(began + EDGE_S - time.monotonic())
-                cpu_s, done = process.cpu_s(), load.done
+                cpu_s, done = process.first_thread_s(), load.done
                 await asyncio.sleep(began + WINDOW_S - EDGE_S - time.monotonic())
-                cpu_s, done = process.cpu_s() - cpu_s, load.done - done
-                micros[counts_at(began + EDGE_S)] = cpu_s / max(1, done) * 1e6
+                cpu_s, done = process.first_thread_s() - cpu_s, load.done - done
+                if done:
+                    micros[counts_at(began + EDGE_S)] = cpu_s / done * 1e6
             load.check()
-            found.append(Pair(micros[True], micros[False], load.done - before))
+            if len(micros) == 2:  # else others had the cores all the while
+                found.append(Pair(micros[True], micros[False], load.done - before))
     finally:
         load.close()
     return found
