@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-isolation bench-relay bench-sessions bench-vllm clean lock python bench-metrics dashboards
+.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-isolation bench-relay bench-sessions bench-vllm clean lock python bench-metrics dashboards screenshots bench-board
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -61,6 +61,11 @@ test-gpu: python ## run what needs an NVIDIA GPU; without one, say why and succe
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m pytest -m gpu tests/gpu $(ARGS)
 
+screenshots: python ## draw docs/*.png: board and desk in Chromium, while sessions talk on real hosts (2 min)
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@.venv/bin/python -m tests.browser.packages
+	@exec .venv/bin/python -m tests.browser.screenshots $(ARGS)
+
 check: python ## format, lint, types, import rules: the gate of every change
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/ruff format --check --quiet . || { echo "run .venv/bin/ruff format ." >&2; exit 1; }
@@ -90,6 +95,11 @@ bench-isolation: python ## measure what sessions notice of neighbours, write the
 bench-sessions: python ## measure what becomes of sessions and pins when processes are killed, and write the table
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@exec .venv/bin/python -m benchmarks.sessions $(ARGS)
+
+bench-board: python ## measure what open boards cost the router, and when a board is first seen, and write the table
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@.venv/bin/python -m tests.browser.packages
+	@exec .venv/bin/python -m benchmarks.board $(ARGS)
 
 bench-controller: python ## measure what 50 machines with 400 replicas cost the head, and write the table
 	@$(PYTHON) -m $(SETUP) dev --quiet

@@ -481,6 +481,18 @@ def test_a_session_is_found_by_its_public_id(folder: Path) -> None:
     assert running.ask("/pins/hp_y?model=m")[0] == running.ask("/pins/hp_x?model=other")[0] == 404
 
 
+def test_who_lives_on_a_replica_is_told_be_its_machine_there_or_not(folder: Path) -> None:
+    running = Running(folder, OneMachine([kept(public="hp_x", scope="s")]))
+    running.until(f"/pins/{SESSION}?model=m", None, 200)
+    home = kept()["replica"]
+    ((status, told), (_, nobody)) = (running.ask(f"/pins?replica={name}") for name in (home, "attic/9"))
+    assert (status, [(pin["session"], pin["public"], pin["scope"]) for pin in told["pins"]]) == (
+        200,
+        [(SESSION, "hp_x", "s")],
+    )
+    assert nobody == {"pins": []}
+
+
 def test_an_ended_session_is_new_again_and_old_homes_drop_what_they_have(folder: Path, host: Hears) -> None:
     members = OneMachine([kept("attic/0", 2)])
     members.hosts = [replica_at(host)]

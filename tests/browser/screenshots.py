@@ -136,10 +136,11 @@ def board(page: Page) -> None:
 
 
 def desk(page: Page) -> None:
-    field = page.get_by_role("textbox").last
+    field = page.get_by_label("Message")
     field.fill(DESK_ASKS)
     field.press("Enter")
-    time.sleep(8.0)
+    page.get_by_role("button", name="Stop").wait_for()
+    page.get_by_role("button", name="Send").wait_for(timeout=60_000)
 
 
 def main(docs: Path) -> int:
