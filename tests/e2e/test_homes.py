@@ -237,17 +237,23 @@ def test_a_second_up_says_what_runs_already(homeport: Homeport) -> None:
 
 
 def test_metrics_count_requests_and_carry_no_session(homeport: Homeport) -> None:
-    with subprocess.Popen(
-        ["curl", "-s", f"{homeport.url}/metrics"], stdout=subprocess.PIPE, text=True
-    ) as curl:
-        text = curl.communicate(timeout=10)[0]
+    def told() -> str:
+        asked = ["curl", "-s", f"{homeport.url}/metrics"]
+        with subprocess.Popen(asked, stdout=subprocess.PIPE, text=True) as curl:
+            text = curl.communicate(timeout=10)[0]
+        # What a keeper found comes with its next report.
+        assert re.search(r"homeport_slice_cpu_seconds_total\{.*\} [0-9.]*[1-9]", text), (
+            "nothing of the keeper's"
+        )
+        return text
+
+    text = eventually(told, seconds=30.0)
     assert "homeport_build_info{" in text
     assert re.search(r'homeport_requests_total\{[^}]*model="smollm2"[^}]*\} [1-9]', text)
     assert "homeport_time_to_first_token_seconds_bucket" in text
     assert re.search(r'homeport_sessions\{.*state="pinned"\} [1-9]', text)
     assert re.search(r"homeport_time_between_tokens_seconds_count\{.*\} [1-9]", text)
     assert re.search(r"homeport_machine_up\{.*\} 1", text)
-    assert "homeport_slice_cpu_seconds_total{" in text
     assert "twin-1" not in text
 
 
