@@ -237,6 +237,8 @@ def test_a_second_up_says_what_runs_already(homeport: Homeport) -> None:
 
 
 def test_metrics_count_requests_and_carry_no_session(homeport: Homeport) -> None:
+    assert homeport.run("chat", "--session", "a-secret-name", QUESTION).returncode == 0
+
     def told() -> str:
         asked = ["curl", "-s", f"{homeport.url}/metrics"]
         with subprocess.Popen(asked, stdout=subprocess.PIPE, text=True) as curl:
@@ -255,6 +257,7 @@ def test_metrics_count_requests_and_carry_no_session(homeport: Homeport) -> None
     assert re.search(r"homeport_time_between_tokens_seconds_count\{.*\} [1-9]", text)
     assert re.search(r"homeport_machine_up\{.*\} 1", text)
     assert "twin-1" not in text
+    assert "a-secret-name" not in text
 
 
 def test_prometheus_finds_and_may_ask_every_process(homeport: Homeport) -> None:
