@@ -37,6 +37,7 @@ export class Card {
     const spark = document.createElementNS(SVG, "svg");
     for (const [key, value] of [["viewBox", `0 0 ${SECONDS} 20`], ["preserveAspectRatio", "none"], ["class", "spark"], ["aria-hidden", "true"]]) spark.setAttribute(key, value);
     spark.append(this.line);
+    this.speed = el("div", { class: "speed" }, el("p", {}, this.number, el("span", { class: "unit" }, " tokens/s")), spark);
     this.fate = el("div", { class: "fate", hidden: true });
     this.list = el("ul", { class: "replicas" });
     this.count = el("span", { class: "count" });
@@ -57,7 +58,7 @@ export class Card {
       el("header", {}, this.beat, el("h3", { id }, el("a", { href: `/desk/${encodeURIComponent(name)}`, title: `the desk of ${name}` }, name)), this.zone, this.heard),
       this.standing, this.fate,
       el("div", { class: "chassis" }, this.cores, this.gpus, this.memory, this.facts),
-      el("div", { class: "speed" }, el("p", {}, this.number, el("span", { class: "unit" }, " tokens/s")), spark),
+      this.speed,
       this.list,
       el("h4", {}, "Sessions ", this.count), this.sessions, this.more, this.none, this.buttons,
     );
@@ -96,6 +97,7 @@ export class Card {
     this.drawMemory(cells.memory(machine, holds));
     say(this.facts, facts(machine));
     say(this.number, words.speed(speedOf(machine)));
+    show(this.speed, !words.AWAY.has(machine.state));
     const perSecond = machine.replicas.filter((each) => each.tokens_per_s);
     set(this.number.parentNode, "title", perSecond.map((each) => `${each.name}: ${words.speed(each.tokens_per_s)} tokens/s`).join("\n") || null);
     this.drawFate();

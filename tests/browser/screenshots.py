@@ -33,7 +33,7 @@ ASKS = (
     "Explain in many words how a tide table is read, and why it matters.",
     "Tell me everything about knots, one after another, with their uses.",
 )
-DESK_ASKS = "What is the capital of France?"
+DESK_ASKS = ("Name three colours.", "What is the capital of France?")
 
 
 def build(folder: Path) -> Scene:
@@ -71,7 +71,7 @@ class Talk:
             await asyncio.sleep(0.2)
 
     async def _turn(self, session: str, machine: str, tokens: int) -> None:
-        ask = ASKS[hash(session) % len(ASKS)]
+        ask = ASKS[len(session) % len(ASKS)]
         body = {"model": MODEL.name, "stream": True, "max_tokens": tokens, "temperature": 0.8}
         body["messages"] = [{"role": "user", "content": ask}]
         url = f"{self._made.url}/m/{machine}/v1/chat/completions"
@@ -104,16 +104,17 @@ async def fill(made: World, scene: Scene, talk: Talk) -> None:
     await asyncio.sleep(LOST_AFTER_S + 6.0)
 
 
-def pictures(chromium: Browser, url: str, docs: Path) -> None:
-    wide = {"viewport": {"width": 1440, "height": 900}, "reduced_motion": "reduce"}
+WIDE: dict[str, Any] = {"viewport": {"width": 1440, "height": 940}, "reduced_motion": "reduce"}
+
+
+def boards(chromium: Browser, url: str, docs: Path) -> None:
     phone = {"viewport": {"width": 360, "height": 780}, "device_scale_factor": 2, "reduced_motion": "reduce"}
     for name, context in (
-        ("board-light", {**wide, "color_scheme": "light"}),
-        ("board-dark", {**wide, "color_scheme": "dark"}),
+        ("board-light", {**WIDE, "color_scheme": "light"}),
+        ("board-dark", {**WIDE, "color_scheme": "dark"}),
         ("board-phone", {**phone, "color_scheme": "light"}),
     ):
         take(chromium, docs / f"{name}.png", f"{url}/", context, board)
-    take(chromium, docs / "desk.png", f"{url}/desk/den-pc", {**wide, "color_scheme": "light"}, desk)
 
 
 def take(
@@ -136,11 +137,13 @@ def board(page: Page) -> None:
 
 
 def desk(page: Page) -> None:
-    field = page.get_by_label("Message")
-    field.fill(DESK_ASKS)
-    field.press("Enter")
-    page.get_by_role("button", name="Stop").wait_for()
-    page.get_by_role("button", name="Send").wait_for(timeout=60_000)
+    page.get_by_text("den-pc").first.wait_for()
+    for ask in DESK_ASKS:
+        field = page.get_by_label("Message", exact=True)
+        field.fill(ask)
+        field.press("Enter")
+        page.get_by_role("button", name="Stop").wait_for()
+        page.get_by_role("button", name="Send").wait_for(timeout=120_000)
 
 
 def main(docs: Path) -> int:
@@ -160,7 +163,9 @@ def main(docs: Path) -> int:
                     launched = playwright.chromium.launch(
                         executable_path=path, chromium_sandbox=os.geteuid() != 0
                     )
-                    pictures(launched, made.url, docs)
+                    boards(launched, made.url, docs)
+                    beside.run(talk.end())
+                    take(launched, docs / "desk.png", f"{made.url}/desk/den-pc", WIDE, desk)
                     launched.close()
             finally:
                 beside.run(talk.end())
