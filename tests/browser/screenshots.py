@@ -24,7 +24,7 @@ from tests.host_process import model_spec
 from tests.moving_world import World
 
 DOCS = Path(__file__).parents[2] / "docs"
-MOST_BYTES = 200_000
+MOST_BYTES = 200 * 1024
 MODEL = model_spec(context=1024, hold_s=30.0, queue_s=600.0)
 SHARED = model_spec(context=4096, hold_s=30.0, queue_s=600.0, sessions=4)
 LOST_AFTER_S = 3.0
