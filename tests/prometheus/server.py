@@ -59,9 +59,18 @@ def _point(told: list[Any]) -> tuple[float, float]:
     return float(told[0]), float(told[1])
 
 
-def config(router: str) -> dict[str, Any]:
-    """configs/prometheus.yml, for this router's address (host:port) and asking every second."""
-    told: dict[str, Any] = yaml.safe_load((CONFIGS / "prometheus.yml").read_text())
+def text(key: Path | None = None) -> str:
+    """configs/prometheus.yml; with a file that holds a key, its lines for one are in force."""
+    told = (CONFIGS / "prometheus.yml").read_text()
+    if key is not None:
+        told = told.replace("# authorization:", "authorization:")
+        told = told.replace("/etc/prometheus/homeport.key", str(key))
+    return told
+
+
+def config(router: str, key: Path | None = None) -> dict[str, Any]:
+    """The same, for this router's address (host:port) and asking every second."""
+    told: dict[str, Any] = yaml.safe_load(text(key))
     told["global"] = {"scrape_interval": EVERY, "evaluation_interval": EVERY}
     told["rule_files"] = [str(CONFIGS / "rules" / "*.yml")]
     (job,) = told["scrape_configs"]
@@ -72,9 +81,9 @@ def config(router: str) -> dict[str, Any]:
 
 
 @contextmanager
-def running(folder: Path, router: str) -> Iterator[Prometheus]:
+def running(folder: Path, router: str, key: Path | None = None) -> Iterator[Prometheus]:
     """One that scrapes, for as long as the block lasts."""
-    (folder / "prometheus.yml").write_text(yaml.safe_dump(config(router)))
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config(router, key)))
     address = f"127.0.0.1:{free_port()}"
     command = [
         "prometheus",

@@ -1,6 +1,10 @@
 """configs/prometheus.yml and configs/rules: Prometheus takes them, and each alert does what its unit test says."""
 
+import json
+import queue
 import subprocess
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ import yaml
 
 from tests.cluster.lab import program
 from tests.prometheus.queries import CONFIGS, names, rules
+from tests.prometheus.server import running, text
 
 TESTS = Path(__file__).with_name("alerts.yml")
 RULES = rules()
@@ -28,16 +33,44 @@ def test_prometheus_takes_the_config() -> None:
 
 @needs_promtool
 def test_prometheus_takes_it_with_the_lines_for_a_key(tmp_path: Path) -> None:
-    text = (CONFIGS / "prometheus.yml").read_text()
-    with_key = text.replace("# authorization:", "authorization:")
-    assert with_key.count("\n    authorization:") == 1
-    assert with_key.count("\n        authorization:") == 1
-    (tmp_path / "prometheus.yml").write_text(
-        with_key.replace("/etc/prometheus/homeport.key", str(tmp_path / "key"))
-    )
     (tmp_path / "key").write_text("secret")
     (tmp_path / "rules").symlink_to(CONFIGS / "rules")
+    (tmp_path / "prometheus.yml").write_text(text(tmp_path / "key"))
     promtool("check", "config", str(tmp_path / "prometheus.yml"))
+
+
+@needs_promtool
+def test_these_lines_send_it_to_both(tmp_path: Path) -> None:
+    asked: queue.Queue[tuple[str, str | None]] = queue.Queue()
+
+    class Router(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = self.path.partition("?")[0]
+            asked.put((path, self.headers["authorization"]))
+            here = [{"targets": [self.headers["host"]], "labels": {}}]
+            told, kind = (json.dumps(here), "application/json") if path == "/sd" else ("", "text/plain")
+            self.send_response(200)
+            self.send_header("content-type", kind)
+            self.end_headers()
+            self.wfile.write(told.encode())
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    (tmp_path / "key").write_text("secret\n")
+    with ThreadingHTTPServer(("127.0.0.1", 0), Router) as router:
+        thread = threading.Thread(target=router.serve_forever)
+        thread.start()
+        try:
+            with running(tmp_path, f"127.0.0.1:{router.server_port}", tmp_path / "key"):
+                seen: dict[str, str | None] = {}
+                while seen.keys() < {"/sd", "/metrics"}:
+                    path, sent = asked.get(timeout=30)
+                    seen[path] = sent
+        finally:
+            router.shutdown()
+            thread.join()
+    assert seen == {"/sd": "Bearer secret", "/metrics": "Bearer secret"}
 
 
 @needs_promtool
