@@ -105,6 +105,8 @@ class Turn:
             if self._interrupted is None or self._uncancel():
                 raise
             if self._interrupted == "client_gone":
+                if self._reply.said_done:  # Clients close then, before the host has ended its answer.
+                    return "ok"
                 return "slow_client" if self.exchange.slow else "client_gone"
             ending = router_stopping() if self._interrupted == "router_stopping" else session_ended()
             return self._reply.fail(ending)

@@ -307,6 +307,14 @@ class EndlessHost(AnswersHost):
             await asyncio.sleep(0.01)
 
 
+class LingersHost(AnswersHost):
+    """Says all of its stream, and does not end it before its client goes."""
+
+    async def write(self, request: web.Request, response: web.StreamResponse) -> None:
+        await super().write(request, response)
+        await asyncio.Event().wait()
+
+
 class OnlyCommentsHost(AnswersHost):
     """Says for ever that it lives, and never a word."""
 

@@ -30,6 +30,7 @@ from tests.standins import (
     FailsAfterPinningHost,
     FailsHost,
     HangsHost,
+    LingersHost,
     OnlyCommentsHost,
     Refuses421Host,
     SplitsEverywhereHost,
@@ -795,6 +796,20 @@ async def test_a_client_that_leaves_ends_the_hosts_turn_at_once(tmp_path: Path, 
                 await router.parts.fleet.changed(0.05)
         assert router.count("client_gone", "den/0") == 1
         assert router.parts.fleet.snapshot().open_turns == {}
+
+
+async def test_a_client_that_has_all_of_its_stream_and_closes_counts_as_served(tmp_path: Path) -> None:
+    host = LingersHost("den/0")
+    async with routed(tmp_path, host) as router:
+        body = {"model": MODEL, "messages": [], "stream": True}
+        async with router.client.post(f"{router.url}/v1/chat/completions", json=body) as response:
+            await response.content.readuntil(b"[DONE]\n\n")
+            response.close()
+        await asyncio.wait_for(host.left.wait(), 5)
+        async with asyncio.timeout(5):
+            while router.parts.relay.turns:
+                await router.parts.fleet.changed(0.05)
+        assert (router.count("ok", "den/0"), router.count("client_gone", "den/0")) == (1, 0)
 
 
 async def test_a_client_that_leaves_while_its_home_is_away_leaves_nothing_behind(tmp_path: Path) -> None:
