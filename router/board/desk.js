@@ -64,7 +64,11 @@ class Desk {
     document.addEventListener("visibilitychange", () => void this.#renew());
     this.#conversation = this.#new();
     await this.#openNamed();
-    await machines.watch((picture) => this.#told(picture), (error) => this.#failed(error));
+    const again = machines.watch({
+      told: (picture, ahead) => this.#told(picture, ahead),
+      away: (why) => this.#away(why),
+      refused: (message) => void askKey(message).then(() => again()),
+    });
   }
 
   #new() {
@@ -234,25 +238,25 @@ class Desk {
     }
   }
 
-  #told(picture) {
+  #told(picture, ahead) {
     const before = this.#machine?.state;
-    const machine = picture.machines[NAME] ?? null;
+    const machine = picture.machines.get(NAME) ?? null;
     this.#machine = machine;
     if (machine === null) {
-      if (!this.#isUnknown) void this.#unknown(Object.keys(picture.machines));
+      if (!this.#isUnknown) void this.#unknown([...picture.machines.keys()]);
       return;
     }
     const of = load(machine);
     const came = this.#models.length === 0;
     this.#models = of.models;
-    this.#contexts = Object.fromEntries(picture.models.map((model) => [model.name, model.context]));
+    this.#contexts = Object.fromEntries(picture.fleet.models.map((model) => [model.name, model.context]));
     this.#trouble = "";
     say(at("zone"), machine.zone);
     say(at("load"), loadWords(of));
     at("edge").replaceChildren(...of.places.map((state) => make("i", { class: state })));
     at("edge").classList.toggle("line", of.waiting > 0);
-    const session = picture.sessions[`${this.#conversation.public} ${this.#conversation.model}`] ?? null;
-    this.#waiting.know({ load: of, session, ahead: picture.ahead });
+    const session = picture.sessions.get(`${this.#conversation.public} ${this.#conversation.model}`) ?? null;
+    this.#waiting.know({ load: of, session, ahead });
     this.#notice();
     if (came && this.#conversation.model === "" && of.models.length > 0) this.#change({ model: of.models[0] });
     else this.#showModels();
@@ -261,7 +265,7 @@ class Desk {
   }
 
   #notice() {
-    const told = this.#machine ? standing(this.#machine) : "";
+    const told = this.#machine ? standing(this.#machine, Date.now() / 1000) : "";
     say(at("notice"), [this.#unkept, this.#trouble, told].filter(Boolean).join(" "));
   }
 
@@ -284,14 +288,9 @@ class Desk {
     this.#show();
   }
 
-  async #failed(error) {
-    if (error.status === 401) {
-      await askKey(error.message);
-      return true;
-    }
-    this.#trouble = error.status === 0 ? `${error.message}. The desk goes on asking it.` : error.message;
+  #away(why) {
+    this.#trouble = `${why} The desk goes on asking it.`;
     this.#notice();
-    return false;
   }
 
   async #list() {

@@ -1,15 +1,6 @@
 // How the desk asks the router. Shows nothing.
-//
-// The key is kept in sessionStorage: it outlives a reload, is this tab's alone, and is gone with it.
 
-const KEY = "homeport.key";
-export const AWAY = "The router does not answer";
-
-export const keys = {
-  get: () => sessionStorage.getItem(KEY),
-  set: (key) => sessionStorage.setItem(KEY, key),
-  drop: () => sessionStorage.removeItem(KEY),
-};
+import * as key from "../key.js";
 
 /** An answer that is an error. `status` 0: there was no answer. `retryS`: when to ask again, in seconds; null: not
  * said. `final`: asking again will not help. */
@@ -22,9 +13,7 @@ export class Refused extends Error {
 
 /** The response, which is no error. Throws Refused, or AbortError where `signal` says so. */
 export async function ask(method, path, { body, headers = {}, signal } = {}) {
-  const key = keys.get();
-  const sent = { ...headers };
-  if (key !== null) sent.authorization = `Bearer ${key}`;
+  const sent = { ...headers, ...key.headers() };
   if (body !== undefined) sent["content-type"] = "application/json";
   let response;
   try {
@@ -32,7 +21,7 @@ export async function ask(method, path, { body, headers = {}, signal } = {}) {
     response = await fetch(path, { method, body: told, headers: sent, signal, cache: "no-store" });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "router_away", AWAY);
+    throw new Refused(0, "router_away", "The router does not answer");
   }
   if (!response.ok) throw await refusal(response);
   return response;

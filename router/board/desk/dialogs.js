@@ -1,6 +1,7 @@
 // The desk's dialogs: the conversations of this browser, the settings, and the question for a key.
 
-import { json, keys } from "./api.js";
+import * as keys from "../key.js";
+import { json } from "./api.js";
 import { button, make } from "./dom.js";
 
 const THEME = "homeport.theme";
@@ -36,7 +37,7 @@ export function askKey(why) {
       const key = input.value.trim();
       input.value = "";
       if (key === "") return;
-      keys.set(key);
+      keys.keep(key);
       asking = null;
       dialog.close();
       resolve();
@@ -54,7 +55,7 @@ export function askKey(why) {
 export function openSettings(conversation, changed) {
   const dialog = at("settings");
   at("system").value = conversation.system;
-  at("key-kept").hidden = keys.get() === null;
+  at("key-kept").hidden = keys.read() === "";
   const chosen = theme();
   for (const radio of dialog.querySelectorAll("input[name=theme]")) {
     radio.checked = radio.value === chosen;
@@ -64,7 +65,7 @@ export function openSettings(conversation, changed) {
     };
   }
   at("drop-key").onclick = () => {
-    keys.drop();
+    keys.forget();
     at("key-kept").hidden = true;
   };
   dialog.onclose = () => {

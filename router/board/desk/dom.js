@@ -1,25 +1,21 @@
 // Small things that every part of the desk does with a page.
 
-/** An element with these attributes and children. `text`, `class`, `on…` and attributes; null and false are left out. */
-export function make(name, { text, ...attributes } = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (value === null || value === false || value === undefined) continue;
-    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else element.setAttribute(key, value === true ? "" : value);
-  }
-  if (text !== undefined) element.textContent = text;
-  element.append(...children.filter((child) => child !== null));
-  return element;
+import { el, say as put } from "../dom.js";
+
+/** An element with this text, these attributes and children; children that are null are left out. */
+export function make(name, { text, ...given } = {}, ...children) {
+  const made = el(name, given, ...children.filter((child) => child !== null));
+  if (text !== undefined) made.prepend(text);
+  return made;
 }
 
 export function button(text, onclick, more = {}) {
   return make("button", { type: "button", text, onclick, ...more });
 }
 
-/** Sets a text where it changed, so that nothing is read out twice. */
+/** Sets a text where it changed, so that nothing is read out twice; without a text the element is hidden. */
 export function say(element, text) {
-  if (element.textContent !== text) element.textContent = text;
+  put(element, text);
   element.hidden = text === "";
 }
 

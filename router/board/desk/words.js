@@ -1,11 +1,12 @@
-// What the desk says of a machine, of a wait and of an answer, in words. Pure.
+// What the desk says of a machine, of a wait and of an answer, in words. Pure: times are given, in seconds since the epoch.
+
+import { AWAY, clock } from "../words.js";
 
 /** Errors within a stream after which the same question may be asked again: nothing of them is its fault. */
 const PASSING = new Set([
   "queue_timeout", "host_lost", "host_stopping", "host_error", "host_unsettled", "machine_unavailable", "machine_lost",
   "machine_yielded", "model_unavailable", "router_stopping", "not_ready", "internal_error",
 ]);
-const AWAY = new Set(["lost", "asleep", "unknown"]);
 const COMES = "The answer comes here by itself.";
 const AGAIN_S = 5;
 const LONGEST_S = 15;
@@ -28,7 +29,7 @@ export function bytes(count) {
 export function load(machine) {
   const places = [];
   let waiting = 0;
-  const away = AWAY.has(machine.state) || machine.state === "yielded";
+  const away = AWAY.has(machine.state);
   for (const replica of machine.replicas) {
     const serves = !away && replica.state === "ready" && replica.reach !== "out";
     for (let place = 0; place < replica.places; place += 1) {
@@ -50,15 +51,10 @@ export function loadWords(of) {
   return (busy === 0 ? "free" : all) + line;
 }
 
-/** The time of day here, of seconds since the epoch. */
-function clock(seconds) {
-  return new Date(seconds * 1000).toLocaleTimeString(undefined, { hour: "2-digit", minute: "2-digit" });
-}
-
 /** How a machine stands and what that means here; "" where there is nothing to say. */
-export function standing(machine) {
+export function standing(machine, now) {
   const name = machine.name;
-  const since = machine.heard_s === null ? "" : `, not heard from since ${clock(machine.heard_s)}`;
+  const since = machine.heard_s === null ? "" : `, not heard from since ${clock(machine.heard_s, now)}`;
   switch (machine.state) {
     case "lost":
       return `${name} is lost${since}. What was said stays there; ask, and it is asked again until ${name} is back.`;
@@ -70,7 +66,7 @@ export function standing(machine) {
       return `${name} has not been heard from yet. Ask, and it is asked again until it is.`;
     case "yielded": {
       const until = machine.yielded?.until ?? null;
-      const howLong = until === null ? "at present" : `until ${clock(until)}`;
+      const howLong = until === null ? "at present" : `until ${clock(until, now)}`;
       return `${name} is its person's ${howLong}. What was said stays there, and goes on afterwards.`;
     }
     case "draining":
@@ -82,8 +78,7 @@ export function standing(machine) {
   }
 }
 
-/** Why the answer has not begun, out of what is known: a stream's comment, else the session's line, else the load.
- * `now`: seconds since the epoch. */
+/** Why the answer has not begun, out of what is known: a stream's comment, else the session's line, else the load. */
 export function why(machine, { sign, session, load: of }, now) {
   if (sign) return sign.startsWith("waiting") ? `${machine}: ${sign}. ${COMES}` : `${machine}: ${sign}`;
   const line = session?.line;
