@@ -177,29 +177,30 @@ def impatient() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("fault", "found", "first"),
+    ("fault", "found", "likely"),
     [
-        pytest.param(Mutation(host=ForgetsHost), "pin", 33, id="forgets"),
-        pytest.param(Mutation(host=UnsyncedHost), "pin", 39, id="unsynced"),
-        pytest.param(two_at_once, "while it runs on", 3, id="two-at-once"),
-        pytest.param(elsewhere, "was told", 0, id="elsewhere"),
-        pytest.param(no_winner, "session", 0, id="no-winner"),
-        pytest.param(no_last_word, "without an end", 5, id="no-last-word"),
-        pytest.param(merged, "was said last", 15, id="merged"),
-        pytest.param(unread, "was said last", 3, id="unread"),
-        pytest.param(left_behind, "does not know", 69, id="left-behind"),
-        pytest.param(unknown_again, "does not know", 2, id="unknown-again"),
-        pytest.param(childless, "and its parent", 0, id="childless"),
-        pytest.param(impatient, "of its relatives' turns", 46, id="impatient"),
+        pytest.param(Mutation(host=ForgetsHost), "pin", (33,), id="forgets"),
+        pytest.param(Mutation(host=UnsyncedHost), "pin", (39,), id="unsynced"),
+        pytest.param(two_at_once, "while it runs on", (), id="two-at-once"),
+        pytest.param(elsewhere, "was told", (), id="elsewhere"),
+        pytest.param(no_winner, "session", (), id="no-winner"),
+        pytest.param(no_last_word, "without an end", (), id="no-last-word"),
+        pytest.param(merged, "was said last", (), id="merged"),
+        pytest.param(unread, "was said last", (), id="unread"),
+        pytest.param(left_behind, "does not know", (447, 110), id="left-behind"),
+        pytest.param(unknown_again, "does not know", (), id="unknown-again"),
+        pytest.param(childless, "and its parent", (), id="childless"),
+        pytest.param(impatient, "of its relatives' turns", (46,), id="impatient"),
     ],
 )
-def test_a_fault_is_found(fault: Any, found: str, first: int) -> None:
-    """`first`: the seed that found it when this was written, and so is tried before the others."""
+def test_a_fault_is_found(fault: Any, found: str, likely: tuple[int, ...]) -> None:
+    """`likely`: seeds that mostly find what few do, and so are tried first. Not always: what a seed does depends on the
+    order of sets too."""
     with ExitStack() as stack:
         mutation = fault if isinstance(fault, Mutation) else None
         if mutation is None:
             stack.enter_context(fault())
-        for seed in (first, *range(600)):
+        for seed in (*likely, *range(600)):
             if any(found in problem for problem in run(seed, mutation).problems):
                 return
     raise AssertionError("nobody noticed")
