@@ -5,6 +5,7 @@ With no question all are asked and the table of README.md is written. `--quick` 
 
 import argparse
 import asyncio
+import math
 import statistics
 import sys
 import time
@@ -93,14 +94,17 @@ def relay(pairs: int) -> list[Figure]:
     figures = []
     for kind, files in (("one process", False), ("counting into files, as one of several workers", True)):
         found = _windows(pairs, files)
-        percent = (statistics.median(pair.counted / pair.uncounted for pair in found) - 1) * 100
+        ratios = [pair.counted / pair.uncounted for pair in found]
+        percent = (statistics.median(ratios) - 1) * 100
+        # The standard error of a median, of values that are spread as the normal distribution has them.
+        error = 1.253 * statistics.stdev(ratios) / math.sqrt(len(ratios)) * 100
         counted = statistics.median(pair.counted for pair in found)
         uncounted = statistics.median(pair.uncounted for pair in found)
         figures.append(
             Figure(
                 f"cost of metrics on the relay's path: {kind}",
                 f"<= {COST_PERCENT:.0f} % of CPU per request",
-                f"{percent:.1f} % ({counted:.1f} against {uncounted:.1f} us)",
+                f"{percent:.1f} % +- {error:.1f} ({counted:.1f} against {uncounted:.1f} us)",
                 percent <= COST_PERCENT,
                 f"CPU of the router's process per small request of {CLIENTS} clients; half of the time it counts "
                 f"nothing: median of {len(found)} pairs of windows of {WINDOW_S:g} s, "

@@ -54,9 +54,9 @@ def _filed(registry: CollectorRegistry, version: str, folder: Path | None = None
     return Metrics(registry, version, folder if files is None else Path(files))
 
 
-def _now_and_then(relay: Relay, turn: Turn, model: str | None, outcome: str) -> None:
+def _now_and_then(relay: Relay, turn: Turn, model: str | None, outcome: str, began_s: float) -> None:
     if counts_at(time.monotonic()):
-        _COUNT(relay, turn, model, outcome)
+        _COUNT(relay, turn, model, outcome, began_s)
 
 
 _COUNT = Relay._count
