@@ -32,8 +32,6 @@ from tests.standins import MODEL, AnswersHost, Controller, running
 BOARDS = 10
 SETTLE_S = 5.0
 MOST_PERCENT = 1.0
-LARGE_PERCENT = 2.0
-"""Half of two hundred replicas make tokens there: each of fifty machines is another one every second."""
 PAINT_S = 1.0
 MOST_BYTES = 150 * 1024
 PAINTS = 7
@@ -193,7 +191,7 @@ SEEN = """() => {
 async def measure(for_s: float, tries: int) -> list[Figure]:
     return [
         await boards(HOME, MOST_PERCENT, for_s),
-        await boards(LARGE, LARGE_PERCENT, for_s),
+        await boards(LARGE, MOST_PERCENT, for_s),
         *await paint(tries),
     ]
 
