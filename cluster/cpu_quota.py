@@ -1,7 +1,7 @@
 """A ceiling of CPU time for processes: what a container runtime sets for `--cpus`, without one.
 
-A control group with a quota (v2's `cpu.max`, v1's `cpu.cfs_quota_us`) for each 100 ms. Changes no group that it did not
-make. Not part of how homeport confines hosts: it is what slices are measured against.
+A control group with a quota (v2's `cpu.max`, v1's `cpu.cfs_quota_us`) for each 100 ms. Changes no group that was not
+made here. Not part of how homeport confines hosts: it is what slices are measured against.
 """
 
 import contextlib
@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from cluster.cgroup import PROC, place_in, unified
 
@@ -41,6 +43,16 @@ def quota(name: str, cpus: float, proc: Path = PROC) -> Iterator[Quota | None]:
     finally:
         if made is not None:
             _remove(made.folder)
+
+
+def remove_left(prefix: str, proc: Path = PROC) -> None:
+    """Remove the empty groups called `prefix`, a pid and more, that a process which is no more could not remove."""
+    for parent, _ in _parents(proc):
+        for folder in parent.glob(f"{prefix}*"):
+            pid = folder.name.removeprefix(prefix).partition("-")[0]
+            if pid.isdecimal() and not psutil.pid_exists(int(pid)):
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def _make(name: str, cpus: float, proc: Path) -> Quota | None:

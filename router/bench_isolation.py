@@ -22,7 +22,7 @@ import typer
 from rich.table import Table
 
 from cluster.cpu import cpu_model
-from cluster.cpu_quota import quota
+from cluster.cpu_quota import quota, remove_left
 from cluster.inventory import measure_cores
 from cluster.locks import LockTaken, take_slice
 from cluster.machine import CpuCore
@@ -30,7 +30,7 @@ from cluster.paths import Paths, read_json
 from cluster.restarting import running
 from cluster.slices import bytes_text
 from router import bench_isolation_agent, following
-from router.bench_isolation_hosts import Stage
+from router.bench_isolation_hosts import GROUP, Stage
 from router.bench_isolation_run import FULL, QUICK, Say, measure
 from router.command_line import FAILED, INTERRUPTED, PLAIN, WRONG, err, out, refuse, say
 from serving.isolation import HEADERS, Regime, Report, figures, neighbour_counts, rows, verdicts, whole
@@ -109,7 +109,8 @@ def take(paths: Paths, order: Order, shown: Say) -> Report:
     model = bundled_model()
     with ExitStack() as stack:
         _hold(stack, paths, cores)
-        with quota("homeport-bench-try", 1.0) as tried:
+        remove_left(GROUP)
+        with quota(f"{GROUP}{os.getpid()}-try", 1.0) as tried:
             kind = None if tried is None else tried.kind
         regimes: tuple[Regime, ...] = ("shared", "dedicated", *(("quota",) if kind else ()))
         busy = psutil.cpu_percent(0.5 if order.quick else 2.0) / 100

@@ -10,13 +10,15 @@ import os
 import secrets
 import shutil
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster import confine
 from cluster.cpu_quota import Quota, quota
@@ -40,9 +42,12 @@ READY_S = 120.0
 QUIET_S = 30.0
 LOOK_S = 0.02
 ROLE = "bench"
+GROUP = "homeport-bench-"
+"""How the names of control groups begin; then comes the pid of who made them."""
 LATE_S = 0.3
 """A launch that a signal broke off may have started its process after all."""
 LAST_LINES = 3
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +85,36 @@ class Engine:
             time.sleep(LOOK_S)
 
 
+class Launches:
+    """Launches in threads of their own, where no signal breaks into them but only into who waits for them. (A pool of
+    threads does not wait for one that a signal came upon while it was started.)"""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running = 0
+        self._left = False
+
+    def run(self, launch: Callable[[], T]) -> T:
+        """In a thread of its own. Raises BenchFailed once they were left, and what `launch` raises."""
+        with self._changed:
+            if self._left:
+                raise BenchFailed("it was broken off")
+            self._running += 1
+        try:
+            return launch()
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    def leave(self) -> None:
+        """None begins from now on, and none goes on when this returns: what they started can be ended, and its group
+        removed."""
+        with self._changed:
+            self._left = True
+            self._changed.wait_for(lambda: not self._running)
+
+
 @dataclass
 class Stage:
     """Where all of it is started: one at a time is on it."""
@@ -98,8 +133,11 @@ class Stage:
         with ExitStack() as stack:
             limits = self._quotas(stack, regime, len(slices))
             stack.callback(self.end)
-            folders = [self._new_folder() for _ in slices]
-            started = list(self._threads.map(self._engine, [regime] * len(slices), folders, slices, limits))
+            launches = Launches()
+            stack.callback(launches.leave)
+            told = [(regime, self._new_folder(), *each) for each in zip(slices, limits, strict=True)]
+            calls = [partial(self._engine, *each) for each in told]
+            started = list(self._threads.map(launches.run, calls))
             for engine in started:
                 self._wait_ready(engine)
             yield started
@@ -113,12 +151,19 @@ class Stage:
             begun, records = list[Path](), list[Record]()
             limits = self._quotas(stack, regime, len(slices))
             stack.callback(lambda: [confine.end_group(record, 0.0) for record in records])
+            launches = Launches()
+            stack.callback(launches.leave)
+
+            def launch(*told: Any) -> None:
+                records.append(self._launch(regime, *told))
+
             for carved, limit in zip(slices, limits, strict=True):
                 folder = self._new_folder()
                 begun.append(folder / "began")
                 told = (str(len(carved.cores)), str(seconds), str(begun[-1]))
                 command = (sys.executable, "-m", "router.bench_isolation_agent", *told)
-                records.append(self._launch(regime, folder, carved, command, None, limit))
+                call = partial(launch, folder, carved, command, None, limit)
+                self._threads.submit(launches.run, call).result()
             deadline = time.monotonic() + READY_S
             while not all(path.exists() for path in begun):
                 if time.monotonic() > deadline:
@@ -133,7 +178,7 @@ class Stage:
             raise BenchFailed(f"still there: {', '.join(f'{each.name} (pid {each.pid})' for each in left)}")
 
     def close(self) -> None:
-        """Wait for launches that are under way, end what they started, and take the folder away."""
+        """End all that was started, and take the folder away."""
         self._threads.shutdown()
         self.end()
         time.sleep(LATE_S)
@@ -144,7 +189,7 @@ class Stage:
         if regime != "quota":
             return [None] * count
         cpus = len(self.cores[0].cpus)
-        names = [f"homeport-bench-{os.getpid()}-{self._count}-{number}" for number in range(count)]
+        names = [f"{GROUP}{os.getpid()}-{self._count}-{number}" for number in range(count)]
         made = [stack.enter_context(quota(name, cpus)) for name in names]
         if None in made:
             raise BenchFailed("a control group with a quota could not be made")

@@ -117,7 +117,8 @@ class Neighbour(threading.Thread):
     def _ask(self, session: str) -> None:
         self._turn = turn = Turn(self._engine, session, NEIGHBOURS_TOKENS)
         try:
-            data, _ = turn.read()
+            # `stop` may have come while this one was not there to be left.
+            data = b"" if self._stopped.is_set() else turn.read()[0]
             while data and b"[DONE]" not in data and not self._stopped.is_set():
                 if PIECE.search(data):
                     self.speaks.set()

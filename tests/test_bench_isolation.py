@@ -1,5 +1,6 @@
 """`homeport bench isolation` with real hosts and few tokens: what it leaves, refuses and draws."""
 
+import _thread
 import contextlib
 import json
 import os
@@ -7,21 +8,28 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
+from cluster import confine
+from cluster.cpu_quota import Quota
 from cluster.ending import end_everything
 from cluster.inventory import measure_cores
 from cluster.locks import holds_locks, take_lock
 from cluster.paths import Paths
 from cluster.processes import ours
+from router import bench_isolation_hosts, bench_isolation_run
 from router.bench_isolation import CannotMeasure, Order, here, take
 from router.bench_isolation_agent import main as work
 from router.bench_isolation_hosts import ROLE, Stage
 from router.bench_isolation_picture import draw
+from router.bench_isolation_run import Neighbour
 from serving.isolation import Figures, Regime, Report, Verdict, place, whole
 from serving.source import bundled_model
 from tests.e2e.installation import eventually
@@ -155,6 +163,65 @@ def test_an_agents_build_stays_in_its_slice_and_ends(paths: Paths, tmp_path: Pat
     finally:
         stage.close()
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("what", ["engines", "agents"])
+def test_a_launch_that_a_signal_breaks_into_is_over_before_its_group_goes(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    happened = list[str]()
+    ended = threading.Event()
+
+    @contextmanager
+    def quota(name: str, cpus: float) -> Iterator[Quota]:
+        try:
+            yield Quota(tmp_path / name, "cpu.max")
+        finally:
+            happened.append("group gone")
+            ended.set()
+
+    def launch(_stage: Stage, *_told: Any) -> str:
+        _thread.interrupt_main()
+        ended.wait(0.3)
+        happened.append("launched")
+        return "it"
+
+    monkeypatch.setattr(bench_isolation_hosts, "quota", quota)
+    monkeypatch.setattr(Stage, "_launch" if what == "agents" else "_engine", launch)
+    monkeypatch.setattr(Stage, "end", lambda _: happened.append("ended"))
+    monkeypatch.setattr(
+        confine, "end_group", lambda record, _: happened.append("ended") if record == "it" else None
+    )
+    stage = Stage(paths, tmp_path, tmp_path, CORES[:1] * 2)
+    begin = stage.engines("quota", 1) if what == "engines" else stage.agents("quota", 1, 1.0)
+    with pytest.raises(KeyboardInterrupt), begin:
+        pass
+    assert happened == ["launched", "ended", "group gone"]
+
+
+def test_a_neighbour_that_stops_while_it_connects_waits_for_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connecting, read = threading.Event(), list[bool]()
+
+    class Slow:
+        def __init__(self, *_: Any) -> None:
+            connecting.set()
+            assert neighbour._stopped.wait(10.0)
+
+        def read(self) -> tuple[bytes, float]:
+            read.append(True)
+            return b"", 0.0
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(bench_isolation_run, "Turn", Slow)
+    neighbour = Neighbour(None, 1)  # type: ignore[arg-type]
+    neighbour.start()
+    assert connecting.wait(10.0)
+    neighbour.stop()
+    assert read == []
 
 
 def test_a_build_ends_by_itself_where_nobody_ends_it(tmp_path: Path) -> None:

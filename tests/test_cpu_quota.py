@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.cpu_quota import quota
+from cluster.cpu_quota import quota, remove_left
 
 ENDLESS = "while True: pass"
 
@@ -57,6 +57,18 @@ def test_where_v2_hands_out_no_cpu_time_v1_does(tmp_path: Path) -> None:
 def test_without_control_groups_there_is_none(tmp_path: Path) -> None:
     with quota("bench", 1.0, tree(tmp_path)) as made:
         assert made is None
+
+
+def test_empty_groups_of_processes_that_are_no_more_are_removed(tmp_path: Path) -> None:
+    proc = tree(tmp_path, ("one", "cgroup", "cpu"))
+    process = subprocess.Popen([sys.executable, "-S", "-c", ""])
+    process.wait()
+    stay = {f"b-{os.getpid()}-0", f"b-{process.pid}-full", f"c-{process.pid}-0", "b-x"}
+    for name in (*stay, f"b-{process.pid}-0"):
+        (tmp_path / "one" / name).mkdir()
+    (tmp_path / "one" / f"b-{process.pid}-full" / "cgroup.procs").touch()
+    remove_left("b-", proc)
+    assert {path.name for path in (tmp_path / "one").iterdir()} == stay
 
 
 def test_a_process_of_the_group_gets_no_more_on_this_machine() -> None:
