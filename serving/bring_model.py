@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +54,10 @@ class Bringing:
         """Returns the exit code; the last line says why it is not 0."""
         try:
             content = self._bring()
-        except Trouble as trouble:
+        except BrokenPipeError:
+            raise
+        except Exception as error:  # noqa: BLE001 - else it ends without a word, and is begun anew for ever
+            trouble = error if isinstance(error, Trouble) else _internal(error)
             told = {"code": trouble.code, "message": trouble.message, "remedy": trouble.remedy}
             self._say({"trouble": told})
             return 1
@@ -170,10 +174,11 @@ class Bringing:
 
     def _check_model(self, content: Content) -> None:
         """Whether an engine could read it at all. What is no model goes at once."""
+        names = [part.name for part in content.parts]
         try:
-            check_model(self._hub, self._folder.path(self._order.source, self._hub.file or ""))
+            check_model(self._hub, self._folder.path(self._order.source, self._hub.file or ""), names)
         except Trouble:
-            self._folder.remove(self._order.source, [part.name for part in content.parts])
+            self._folder.remove(self._order.source, names)
             raise
 
     def _digest(self, part: Part) -> str:
@@ -189,6 +194,14 @@ class Bringing:
     def _say(self, told: Mapping[str, Any]) -> None:
         self._out.write(json.dumps(told).encode() + b"\n")
         self._out.flush()
+
+
+def _internal(error: Exception) -> Trouble:
+    """A fault of ours that nothing here foresaw: who looks after it reads where on stderr."""
+    traceback.print_exception(error)
+    return Trouble(
+        "internal", f"homeport failed over it ({type(error).__name__})", "Name another model, and report it"
+    )
 
 
 def _first_line(starter: int) -> bytes:

@@ -1,6 +1,7 @@
 """Whether files that were brought are a model that an engine could read at all: by their heads, without an engine."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from serving import safetensors_layout
@@ -16,27 +17,28 @@ ANOTHER = "Name another file of the repository"
 ANOTHER_REPO = "Name another repository"
 
 
-def check_model(hub: HubSource, path: Path) -> None:
-    """`path`: its GGUF, or its folder. Raises Trouble, and OSError."""
+def check_model(hub: HubSource, path: Path, names: Sequence[str]) -> None:
+    """`path`: its GGUF, or its folder, of which `names` are the files that were brought: what else lies there is not
+    looked at. Raises Trouble, and OSError."""
     if hub.file is not None:
         try:
             read_head(path)
         except GgufError as error:
             raise Trouble("no_model", error.message, ANOTHER) from None
         return
-    if (lack := lacking(path) or _broken(path)) is not None:
+    if (lack := lacking(path) or _broken(path, names)) is not None:
         raise Trouble("no_model", f"what came from {hub.repo} cannot be served by vLLM: {lack}", ANOTHER_REPO)
 
 
-def _broken(folder: Path) -> str | None:
+def _broken(folder: Path, names: Sequence[str]) -> str | None:
     """What is wrong with a folder that has all that it needs; None: nothing."""
     try:
         read_config(json.loads((folder / CONFIG).read_bytes()), {}, weight_bytes(folder))
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         return f"its {CONFIG} cannot be read ({error})"
     except NotServed as wrong:
         return str(wrong)
-    for file in sorted(folder.glob(f"*{WEIGHTS}")):
+    for file in (folder / name for name in names if name.endswith(WEIGHTS)):
         with file.open("rb") as opened:
             data = opened.read(safetensors_layout.LENGTH_BYTES)
             more = int.from_bytes(data, "little")
@@ -47,4 +49,6 @@ def _broken(folder: Path) -> str | None:
             return f"{file.name}: {wrong.message}"
         except Short as short:
             return f"{file.name}: {short}"
+        except RecursionError:
+            return f"{file.name}: its header cannot be read"
     return None

@@ -46,9 +46,9 @@ from serving.wake_machine import Cluster, Waker, sleepers
 from serving.waking import Awake, entries
 
 TICK_S = 2.0
+"""How often it looks for new machines."""
 LISTED = ("name", "context", "engine", "when_lost")
 """What routers are told of a model."""
-"""How often it looks for new machines."""
 NEWS_S, NEWS_PART = 10.0, 1 / 3
 """How long it waits for news of a machine in one question: at most, and of the time after which that one is lost."""
 HEARD_S, HEARD_PART = 15.0, 1 / 2

@@ -5,7 +5,7 @@ Reads no file (see hf_model.py).
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 NO_GENERATORS = (
     *("ForMaskedLM", "ForSequenceClassification", "ForTokenClassification", "ForQuestionAnswering"),
@@ -13,6 +13,9 @@ NO_GENERATORS = (
 )
 """How architectures end that make no text."""
 ELEMENT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+NAME_MAX = 100
+SIZE_MAX = 2**31
+"""No model has as much of anything that its config.json counts."""
 
 
 class NotServed(Exception):
@@ -41,32 +44,55 @@ def read_config(
     safetensors. `dtype`: in which it is served. Raises NotServed."""
     text = config.get("text_config") or config
     names = config.get("architectures") or ["unknown"]
-    if str(names[0]).endswith(NO_GENERATORS):
-        raise NotServed(f"it makes no text: its config.json says {names[0]}")
-    try:
-        layers, heads = int(text["num_hidden_layers"]), int(text["num_attention_heads"])
-        width, vocabulary = int(text["hidden_size"]), int(text["vocab_size"])
-        context = int(text["max_position_embeddings"])
-        kv_heads = int(text.get("num_key_value_heads") or heads)
-        head = int(text.get("head_dim") or width // heads)
-    except ZeroDivisionError:
-        raise NotServed("its config.json describes a model without attention") from None
-    except (KeyError, TypeError, ValueError) as missing:
-        raise NotServed(
-            f"its config.json does not describe a decoder-only text model ({missing} is missing)"
-        ) from None
+    if not isinstance(text, Mapping):
+        _no_decoder("text_config is no object")
+    if not isinstance(names, list):
+        _no_decoder("architectures is no list")
+    architecture = str(names[0])
+    if len(architecture) > NAME_MAX:
+        _no_decoder("the name of its architecture is too long")
+    if architecture.endswith(NO_GENERATORS):
+        raise NotServed(f"it makes no text: its config.json says {architecture}")
+    if text.get("num_attention_heads") == 0:
+        raise NotServed("its config.json describes a model without attention")
+    layers, heads = _size(text, "num_hidden_layers"), _size(text, "num_attention_heads")
+    width, vocabulary = _size(text, "hidden_size"), _size(text, "vocab_size")
+    context = _size(text, "max_position_embeddings")
+    kv_heads = _size(text, "num_key_value_heads", heads)
+    head = _size(text, "head_dim", width // heads)
+    if not head:
+        _no_decoder("hidden_size is less than num_attention_heads")
     kept = str(config.get("dtype") or config.get("torch_dtype") or text.get("dtype") or "bfloat16")
     # vLLM serves float32 weights in a half type unless it is told otherwise.
     served = ("bfloat16" if kept == "float32" else kept) if dtype == "auto" else dtype
     element = ELEMENT_BYTES.get(served, 2)
     ends = generation.get("eos_token_id", config.get("eos_token_id", text.get("eos_token_id")))
     found = ends if isinstance(ends, list) else [ends]
+    begin = config.get("bos_token_id", text.get("bos_token_id"))
     return HfConfig(
-        architecture=str(names[0]),
+        architecture=architecture,
         context=context,
         vocabulary=vocabulary,
         weight_bytes=file_bytes * element // ELEMENT_BYTES.get(kept, element),
         kv_bytes_per_token=layers * 2 * kv_heads * head * element,
         ends=tuple(int(end) for end in found if isinstance(end, int)),
-        begin=config.get("bos_token_id", text.get("bos_token_id")),
+        begin=begin if isinstance(begin, int) else None,
     )
+
+
+def _size(text: Mapping[str, Any], name: str, otherwise: int | None = None) -> int:
+    """A whole number from 1 on. `otherwise`: what it is where nothing is said."""
+    told = text.get(name)
+    if otherwise is not None and not told:
+        return otherwise
+    if told is None:
+        _no_decoder(f"{name} is missing")
+    if isinstance(told, bool) or not isinstance(told, int | float):
+        _no_decoder(f"{name} is not a number")
+    if not 1 <= told <= SIZE_MAX or told != int(told):
+        _no_decoder(f"{name} is not a whole number from 1 to {SIZE_MAX}")
+    return int(told)
+
+
+def _no_decoder(why: str) -> NoReturn:
+    raise NotServed(f"its config.json does not describe a decoder-only text model ({why})")

@@ -68,7 +68,7 @@ def _folder(hub: HubSource) -> tuple[str, tuple[str, ...]]:
 def _json(hub: HubSource, name: str, commit: str) -> dict[str, Any]:
     try:
         found = json.loads(hub_fetch.read_small(hub, name, commit))
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise NoSource(f"its {name} is no JSON", "Name another repository of this model")

@@ -163,27 +163,26 @@ def folder_names(listed: Collection[str], weights: Collection[str] | None) -> tu
     `weights`: those that its index names, None: it has no index. Raises NoSource where they make none."""
     if wrong := [name for name in listed if ".." in name.split("/")]:
         raise NoSource(f"it says to have {_shown(wrong[0])}, which lies outside of it", "Do not trust it")
-    found = [name for name in listed if name.endswith(WEIGHTS) and "/" not in name]
+    there = frozenset(listed)
+    found = {name for name in there if name.endswith(WEIGHTS) and "/" not in name}
     if not found:
         raise NoSource(*_without_weights(listed))
     for name in NEEDED:
-        if name not in listed:
+        if name not in there:
             raise NoSource(f"it has no {name}", "Name another repository of this model")
     if weights is not None:
-        if lacking := sorted(name for name in weights if name not in listed):
-            raise NoSource(
-                f"it lacks {_shown(lacking[0])}, which its {INDEX} names", "Name another repository"
-            )
-        found = sorted(weights)
+        found = {*weights}
     elif "model.safetensors" in found:
-        found = ["model.safetensors"]  # what lies beside it is the same in another form, or an adapter
-    names = (*sorted(name for name in listed if name in BESIDE), *sorted(found))
-    if odd := [name for name in names if not is_of_folder(name)]:
-        raise NoSource(f"{_shown(odd[0])} is an odd name for a file with weights", "Name another repository")
+        found = {"model.safetensors"}  # what lies beside it is the same in another form, or an adapter
+    names = (*sorted(there & BESIDE), *sorted(found))
     if len(names) > FILES_MAX:
         raise NoSource(
             f"its model is made of {len(names)} files, more than {FILES_MAX}", "Name another repository"
         )
+    if lacking := [name for name in names if name not in there]:
+        raise NoSource(f"it lacks {_shown(lacking[0])}, which its {INDEX} names", "Name another repository")
+    if odd := [name for name in names if not is_of_folder(name)]:
+        raise NoSource(f"{_shown(odd[0])} is an odd name for a file with weights", "Name another repository")
     return names
 
 

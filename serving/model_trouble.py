@@ -17,9 +17,20 @@ Code = Literal[
     "too_large",
     "busy",
     "ended",
+    "internal",
 ]
 LASTING: frozenset[Code] = frozenset(
-    {"gated", "unauthorized", "not_found", "digest", "changed", "not_served", "no_model", "too_large"}
+    {
+        "gated",
+        "unauthorized",
+        "not_found",
+        "digest",
+        "changed",
+        "not_served",
+        "no_model",
+        "too_large",
+        "internal",
+    }
 )
 """Those that do not pass by themselves: a replica that waits for such files is `failed`."""
 AGAIN_S = (1.0, 5.0, 15.0, 30.0, 60.0)

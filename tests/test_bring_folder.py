@@ -187,6 +187,29 @@ def test_what_another_commit_left_there_is_not_given_to_the_engine(machine: Mach
     assert lying(machine) == {*TAKEN, "m.gguf"}
 
 
+def test_a_bad_file_of_another_commit_takes_nothing_of_this_one_with_it(
+    machine: Machine, folder: Path
+) -> None:
+    place(machine).mkdir(parents=True)
+    (place(machine) / "model-00001-of-00003.safetensors").write_bytes(b"no weights at all" * 1000)
+    assert "whole" in machine.fetch(SOURCE)[-1]
+    assert lying(machine) == {*TAKEN}
+
+
+@pytest.mark.parametrize("name", ["config.json", SHARDS[1]])
+def test_json_of_a_copy_that_nests_too_deeply_is_no_model(machine: Machine, folder: Path, name: str) -> None:
+    deep = b'{"a":' * 100_000
+    (folder / name).write_bytes(deep if name == "config.json" else len(deep).to_bytes(8, "little") + deep)
+    content = content_of(folder)
+    with giving({part.sha256: folder / part.name for part in content.parts}) as den:
+        code, sentence = machine.trouble(
+            machine.order(SOURCE, how="copy", content=content, givers=(den.giver,))
+        )
+    assert code == "no_model"
+    assert f"{name}" in sentence
+    assert machine.folder.taken() == 0
+
+
 def test_what_the_cluster_took_before_is_what_is_fetched(machine: Machine, site: Hub, folder: Path) -> None:
     assert "whole" in machine.fetch(SOURCE, content=content_of(folder))[-1]
     assert all(f"/resolve/{COMMIT}/" in asked for asked in site.asked)

@@ -1,6 +1,7 @@
 """Models brought by the real process: from a stand-in of Hugging Face over real HTTP, and from other machines."""
 
 import hashlib
+import io
 import json
 import os
 import signal
@@ -15,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from serving.bring_model import Bringing
 from serving.bring_order import Giver, Order
 from serving.model_files import Content, Part
 from serving.model_folder import ModelFolder
+from serving.model_trouble import LASTING
 from serving.source import bundled_model
 from tests.giver import TOKEN, answering, giving, head_206, part_of
 from tests.hub import COMMIT, Hub, HubFile, add, hub
@@ -494,3 +497,19 @@ def test_a_commit_that_is_gone_is_named(machine: Machine, site: Hub, small: Path
     code, sentence = machine.trouble(machine.order(content=gone))
     assert code == "not_found"
     assert f"o/r has no revision {'d' * 40}. Look at " in sentence
+
+
+def test_a_fault_that_nobody_foresaw_is_a_trouble_that_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(_: Bringing) -> Content:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(Bringing, "_bring", fails)
+    out = io.BytesIO()
+    assert Bringing(Order(SOURCE, str(tmp_path), "fetch"), out).run() == 1
+    told = json.loads(out.getvalue())["trouble"]
+    assert told["code"] == "internal"
+    assert told["code"] in LASTING
+    assert told["message"] == "homeport failed over it (KeyError)"
+    assert "unforeseen" in capsys.readouterr().err

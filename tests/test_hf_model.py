@@ -135,3 +135,31 @@ def test_sizes_are_worked_out_in_the_type_that_is_served() -> None:
 def test_what_is_no_text_model_is_refused() -> None:
     with pytest.raises(NotServed, match="num_hidden_layers"):
         read_config({"architectures": ["Whisper"]}, {}, 1)
+
+
+@pytest.mark.parametrize(
+    ("odd", "words"),
+    [
+        ('{"architectures": 5}', "architectures is no list"),
+        ('{"architectures": {"a": 1}}', "architectures is no list"),
+        (json.dumps({"architectures": ["a" * 10**6 + "BertModel"]}), "name of its architecture is too long"),
+        ('{"text_config": [1]}', "text_config is no object"),
+        ('{"hidden_size": 1e999}', "hidden_size is not a whole number from 1"),
+        ('{"hidden_size": "64"}', "hidden_size is not a number"),
+        ('{"hidden_size": 2}', "hidden_size is less than num_attention_heads"),
+        ('{"hidden_size": null}', "hidden_size is missing"),
+        ('{"num_hidden_layers": -2}', "num_hidden_layers is not a whole number from 1"),
+        ('{"num_hidden_layers": 1.5}', "num_hidden_layers is not a whole number from 1"),
+        ('{"num_hidden_layers": true}', "num_hidden_layers is not a number"),
+        ('{"num_key_value_heads": [1, 2]}', "num_key_value_heads is not a number"),
+        ('{"head_dim": -1}', "head_dim is not a whole number from 1"),
+    ],
+)
+def test_an_odd_config_is_refused_in_words(odd: str, words: str) -> None:
+    with pytest.raises(NotServed, match="does not describe a decoder-only text model") as refused:
+        read_config({**CONFIG, **json.loads(odd)}, {}, 1)
+    assert words in str(refused.value)
+
+
+def test_a_beginning_that_is_no_token_is_none() -> None:
+    assert read_config({**CONFIG, "bos_token_id": [1]}, {}, 1).begin is None

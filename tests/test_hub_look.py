@@ -77,6 +77,8 @@ def test_a_repository_is_its_models_files_at_one_commit(site: Hub, folder: Path)
             {"config.json": json.dumps({**CONFIG, "num_attention_heads": 0})},
             "describes a model without attention",
         ),
+        ((), {"config.json": "[" * 100_000}, "its config.json is no JSON"),
+        ((), {INDEX: '{"a":' * 100_000}, f"its {INDEX} is no JSON"),
     ],
 )
 def test_what_vllm_could_not_serve_is_told_before_any_weights_are_fetched(

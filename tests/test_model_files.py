@@ -70,6 +70,11 @@ def test_the_index_says_which_weights_there_are() -> None:
             None,
             f"its model is made of {FILES_MAX + 2} files, more than {FILES_MAX}",
         ),
+        (
+            (*WHOLE, INDEX),
+            {f"{n}.safetensors" for n in range(FILES_MAX)},
+            f"its model is made of {FILES_MAX + 3} files, more than {FILES_MAX}",
+        ),
     ],
 )
 def test_what_makes_no_model_is_refused(
