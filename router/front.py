@@ -121,5 +121,5 @@ def _inner(scope: Message, address: Address, key: Key | None) -> Message:
         **scope,
         "path": address.path,
         "raw_path": quote(address.path).encode(),
-        "homeport": Told(key, address.machine),
+        "homeport": Told(key, address.machine, True),
     }

@@ -42,6 +42,8 @@ class Told:
 
     key: Key | None
     machine: str | None
+    is_below: bool = False
+    """Whether a session or a machine stood before its path."""
 
 
 def told(request: Request) -> Told:
@@ -71,7 +73,7 @@ def make_pages(
     _add_state(pages, fleet, clock, version)
     _add_errors(pages)
     _add_actions(pages, sessions)
-    add_web(pages, read_files())
+    add_web(pages, read_files(), lambda request: told(request).is_below)
 
     @pages.get("/api/fleet", response_model=None)
     async def api_fleet(request: Request) -> dict[str, Any] | Response:

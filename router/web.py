@@ -3,7 +3,7 @@ the cluster is in them; what they show, they ask the API for.
 """
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -61,12 +61,14 @@ def _read(path: Path, kind: str) -> File:
     return File(kind, f'"{sha256(plain).hexdigest()[:32]}"', plain, gzip.compress(plain, mtime=0))
 
 
-def add_web(pages: FastAPI, files: Mapping[str, File]) -> None:
-    """`/`, `/desk/{machine}` and `/board/{file}`."""
+def add_web(pages: FastAPI, files: Mapping[str, File], is_below: Callable[[Request], bool]) -> None:
+    """`/`, `/desk/{machine}` and `/board/{file}`. `is_below`: whether a session or a machine stands before the path; a
+    page would take it for its own there, and is not found.
+    """
 
     def found(name: str, request: Request) -> Response:
         file = files.get(name)
-        if file is None:
+        if file is None or is_below(request):
             raise Rejected(not_found(request.url.path))
         return answer(file, request.headers)
 

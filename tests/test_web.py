@@ -45,3 +45,11 @@ async def test_a_file_is_sent_small_and_once(tmp_path: Path) -> None:
         assert (again.status, again.body) == (304, b"")
         head = await router.ask("HEAD", "/", headers={"accept-encoding": "identity"})
         assert (head.status, head.headers["content-length"]) == (200, str(len(plain)))
+
+
+async def test_pages_are_not_had_below_a_session_or_a_machine(tmp_path: Path) -> None:
+    async with routed(tmp_path, AnswersHost("m0/0")) as router:
+        for prefix in ("/s/x", "/m/m0", "/s/x/m/m0"):
+            for path in ("/", "/desk/m0", "/board/desk.js"):
+                assert (await router.get(prefix + path)).code == "not_found"
+        assert (await router.get("/desk/%E0%A4")).status == 200

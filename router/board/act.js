@@ -5,19 +5,25 @@ import * as key from "./key.js";
 import * as words from "./words.js";
 
 const dialog = document.getElementById("ask");
+const LONGEST_MS = 45000; // A wake may take that long.
 
 /** The router's answer; throws an Error with its message. */
 async function send(method, path, body) {
   const headers = { ...key.headers(), ...(body ? { "content-type": "application/json" } : {}) };
   let answer;
   try {
-    answer = await fetch(path, { method, headers, body: body && JSON.stringify(body) });
-  } catch {
-    throw new Error("The router does not answer. Try again when the board is live.");
+    answer = await fetch(path, { method, headers, body: body && JSON.stringify(body), signal: AbortSignal.timeout(LONGEST_MS) });
+  } catch (error) {
+    throw away(error);
   }
-  const told = await answer.json().catch(() => ({}));
+  const told = await answer.json().catch((error) => { if (error.name === "TimeoutError") throw away(error); return {}; });
   if (!answer.ok) throw new Error(told.error?.message ?? `The router answered ${answer.status}.`);
   return told;
+}
+
+function away(error) {
+  if (error.name !== "TimeoutError") return new Error("The router does not answer. Try again when the board is live.");
+  return new Error(`The router has not answered for ${LONGEST_MS / 1000} s. It may be done all the same: look at the board before you try again.`);
 }
 
 /** Ask in the dialog. `run` does it and returns what is announced; its error is shown, and one may try again. */

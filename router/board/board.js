@@ -114,6 +114,7 @@ function lost(reason, againMs) {
 
 function refused(status, message) {
   isLive = false;
+  waitsForKey = true;
   why = status === 401 ? "It needs a key." : message;
   since = null;
   drawLive();
@@ -122,17 +123,41 @@ function refused(status, message) {
   show($("leave"), false);
   Object.assign(picture, blank());
   draw(null);
-  askKey(message, had, () => stream.now());
+  askKey(message, had, again);
 }
 
-const stream = follow("/api/fleet?watch", key.headers, {
-  event(name, told) {
-    ahead = Date.now() / 1000 - told.now_s;
-    draw(lay(picture, name, told));
-    show($("leave"), Boolean(key.read()));
-  },
-  live, lost, refused,
-});
+// It follows while somebody looks: a browser opens six connections to a router, whatever the number of its tabs.
+
+let stream = null, waitsForKey = false;
+
+function begin() {
+  stream ??= follow("/api/fleet?watch", key.headers, {
+    event(name, told) {
+      ahead = Date.now() / 1000 - told.now_s;
+      draw(lay(picture, name, told));
+      show($("leave"), Boolean(key.read()));
+    },
+    live, lost, refused,
+  });
+}
+
+/** Nobody looks: nothing is wrong, and what is shown is old once somebody does. */
+function rest() {
+  if (waitsForKey) return;
+  stream?.stop();
+  stream = null;
+  isLive = false;
+  since = null;
+  why = "";
+  drawLive();
+}
+
+/** Asks at once, with the key that there is now. */
+function again() {
+  waitsForKey = false;
+  if (stream) stream.now();
+  else if (!document.hidden) begin();
+}
 
 setInterval(() => {
   const at = now();
@@ -141,10 +166,11 @@ setInterval(() => {
   if (!isLive) drawLive();
 }, 1000);
 
-addEventListener("online", () => { if (!isLive && since !== null) stream.now(); });
-document.addEventListener("visibilitychange", () => { if (!document.hidden && !isLive && since !== null) stream.now(); });
+addEventListener("online", () => { if (!isLive && since !== null) again(); });
+document.addEventListener("visibilitychange", () => (document.hidden ? rest() : begin()));
+if (!document.hidden) begin();
 
-$("leave").addEventListener("click", () => { key.forget(); stream.now(); });
+$("leave").addEventListener("click", () => { key.forget(); again(); });
 
 // Light and dark.
 

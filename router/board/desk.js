@@ -12,8 +12,17 @@ import { Waiting } from "./desk/waiting.js";
 import { load, loadWords, standing } from "./desk/words.js";
 
 const at = (id) => document.getElementById(id);
-const NAME = decodeURIComponent(location.pathname.split("/")[2] ?? "");
+const NAME = decoded(location.pathname.split("/")[2] ?? "");
 const SAVE_MS = 1000;
+
+/** What cannot be decoded is no machine's name: it is left as it is. */
+function decoded(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
 
 /** Randomness also where the page came over plain HTTP. */
 function newId() {
@@ -79,9 +88,21 @@ class Desk {
   async #openNamed() {
     const id = location.hash.slice(1);
     if (id !== "" && id === this.#conversation.id) return;
-    const found = id === "" ? undefined : await this.#store.get(id);
-    [this.#lastOne = null] = await this.#store.all(NAME);
-    await this.#open(found?.machine === NAME ? found : this.#new());
+    try {
+      const found = id === "" ? undefined : await this.#store.get(id);
+      [this.#lastOne = null] = await this.#store.all(NAME);
+      await this.#open(found?.machine === NAME ? found : this.#new());
+    } catch (error) {
+      await this.#unshown(error);
+    }
+  }
+
+  /** What is kept is damaged: the desk begins anew, and what is kept stays. */
+  async #unshown(error) {
+    this.#lastOne = null;
+    await this.#open(this.#new());
+    const told = `What is kept here cannot be shown: ${error.message}. Go on with a new conversation; the list deletes old ones.`;
+    this.#log.tell(make("div", { class: "empty" }, make("p", { text: told })));
   }
 
   /** Takes what another tab has made of the conversation meanwhile. */

@@ -25,11 +25,15 @@ export function theme() {
 
 let asking = null;
 
-/** Asks for a key until there is one. `why`: the router's words. Who asks meanwhile gets the same answer. */
+/** Asks for a key until there is one; the one that was refused is forgotten, and nothing that was said is seen meanwhile.
+ * `why`: the router's words. Who asks meanwhile gets the same answer. */
 export function askKey(why) {
   const dialog = at("key");
   at("key-why").textContent = why;
   asking ??= new Promise((resolve) => {
+    keys.forget();
+    document.body.classList.add("locked");
+    for (const other of document.querySelectorAll("dialog[open]")) other.close();
     const input = at("key-input");
     input.value = "";
     at("key-form").onsubmit = (event) => {
@@ -39,6 +43,7 @@ export function askKey(why) {
       if (key === "") return;
       keys.keep(key);
       asking = null;
+      document.body.classList.remove("locked");
       dialog.close();
       resolve();
     };

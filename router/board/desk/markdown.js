@@ -17,6 +17,8 @@ const ALLOWED = {
   ALLOW_ARIA_ATTR: false,
   RETURN_DOM_FRAGMENT: true,
 };
+/** What is beyond that is shown as plain text: marked's time grows with the square of it, and its calls nest. */
+const MOST = { letters: 400_000, markers: 40, columns: 200, emphasis: 1_000_000 };
 const ESCAPES = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;", "'": "&#39;" };
 
 function escaped(text) {
@@ -36,7 +38,46 @@ const marked = new Marked({
   },
 });
 
-/** Shows a growing text in an element. */
+/** Whether a text of that kind takes too long to read: an answer that is shown again with each reload must not. */
+function isTooMuch(text) {
+  if (text.length > MOST.letters) return true;
+  for (const [prefix] of text.matchAll(/^(?:[ \t]|>|[-+*](?=[ \t])|\d{1,9}[.)](?=[ \t]))+/gm)) {
+    if (prefix.length <= MOST.markers) continue;
+    if (prefix.replaceAll("\t", "    ").length > MOST.columns) return true;
+    if ((prefix.match(/[^\s\d]/g)?.length ?? 0) > MOST.markers) return true;
+  }
+  return emphasis(text) > MOST.emphasis;
+}
+
+/** The squares of how many marks of emphasis are open at most, over all paragraphs. */
+function emphasis(text) {
+  let open = 0, most = 0, sum = 0;
+  for (const { 0: mark, groups } of `${text}\n\n`.matchAll(
+    /(?<end>\n[ \t]*\n)|(?<!\S)(?<opens>[*_~]+)(?=[^\s*_~])|(?<=[^\s*_~])[*_~]+(?!\S)/g,
+  )) {
+    if (groups.end) {
+      sum += most ** 2;
+      open = most = 0;
+    } else {
+      open = Math.max(0, open + (groups.opens ? mark.length : -mark.length));
+      most = Math.max(most, open);
+    }
+  }
+  return sum;
+}
+
+/** The text's blocks; where it cannot be read, it is one. */
+function blocksOf(text) {
+  const whole = [{ type: "plain", raw: text }];
+  try {
+    if (isTooMuch(text)) return whole;
+    return marked.lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
+  } catch {
+    return whole;
+  }
+}
+
+/** Shows a growing text in an element. Whatever the text is, it is shown. */
 export class Written {
   #element;
   #blocks = [];
@@ -47,7 +88,7 @@ export class Written {
 
   /** All of the text so far. */
   show(text) {
-    const tokens = marked.lexer(text).filter((token) => token.type !== "space" && token.type !== "def");
+    const tokens = blocksOf(text);
     tokens.forEach((token, at) => {
       const before = this.#blocks[at];
       if (before?.raw === token.raw) return;
@@ -63,7 +104,12 @@ export class Written {
 function blockOf(token) {
   const block = document.createElement("div");
   block.className = "block";
-  block.append(globalThis.DOMPurify.sanitize(marked.parser([token]), ALLOWED));
+  if (token.type === "plain") return plain(block, token.raw);
+  try {
+    block.append(globalThis.DOMPurify.sanitize(marked.parser([token]), ALLOWED));
+  } catch {
+    return plain(block, token.raw);
+  }
   for (const link of block.querySelectorAll("a")) {
     if (!link.hasAttribute("href")) link.replaceWith(...link.childNodes);
     link.target = "_blank";
@@ -71,6 +117,14 @@ function blockOf(token) {
   }
   for (const pre of block.querySelectorAll("pre")) frame(pre);
   for (const table of block.querySelectorAll("table")) scrolls(table, "Table");
+  return block;
+}
+
+function plain(block, text) {
+  const words = document.createElement("p");
+  words.className = "raw";
+  words.textContent = text;
+  block.replaceChildren(words);
   return block;
 }
 
