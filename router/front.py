@@ -4,14 +4,14 @@ What a model answers goes straight to `relay`, everything else to FastAPI. Decid
 """
 
 from collections.abc import Callable
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 from fastapi import FastAPI
 
 from router.cors import answered, is_listed, preflight
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
 from router.exchange import EXCHANGE, Exchange, Message, Receive, SendMessage
-from router.keys import Key, KeyRing, guard, secret_of, too_many
+from router.keys import Entry, Key, KeyRing, guard, secret_of, too_many
 from router.metrics import Metrics
 from router.names import Names, may_come_from, may_name
 from router.pages import Told
@@ -20,6 +20,8 @@ from router.request import ENDPOINTS, Address, Head, new_id, read_address, read_
 
 ASKS_HOSTS = "/api/sessions"
 """What is answered here and below asks every host: it counts as a request, as a turn does."""
+WATCHED = "/api/fleet"
+"""With `watch` it asks hosts too."""
 
 
 class Front:
@@ -52,7 +54,8 @@ class Front:
         exchange: Exchange = scope[EXCHANGE]
         head = read_head(scope["headers"], new_id, self._naming)
         address = read_address(scope)
-        key = self._ring.find(secret_of(head.shown) if self._ring.required else None)
+        entry = self._ring.entry(secret_of(head.shown) if self._ring.required else None)
+        key = None if entry is None else entry[0]
         own = {b"x-request-id": head.request_id}
         error = self._foreign(scope, head)
         if self._origins:
@@ -68,7 +71,7 @@ class Front:
             if error is None and key is not None:
                 await self._relay(endpoint, head, address, key, exchange, own)
                 return
-        elif error is None and address.path.startswith(ASKS_HOSTS):
+        elif error is None and _asks_hosts(scope, address.path):
             error = self._too_many(key)
         if error is not None:
             self._refuse(exchange, error, own)
@@ -79,7 +82,7 @@ class Front:
                 message["headers"] = [*message["headers"], *own.items()]
             await send(message)
 
-        await self._pages(_inner(scope, address, key), receive, send_named)
+        await self._pages(_inner(scope, address, entry), receive, send_named)
 
     def _too_many(self, key: Key | None) -> ApiError | None:
         wait_s = None if key is None else self._ring.allow(key, self._clock())
@@ -113,13 +116,20 @@ def _empty(exchange: Exchange, headers: dict[bytes, bytes]) -> None:
     exchange.finish()
 
 
-def _inner(scope: Message, address: Address, key: Key | None) -> Message:
+def _asks_hosts(scope: Message, path: str) -> bool:
+    if path.startswith(WATCHED):
+        query = parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True)
+        return any(name == "watch" for name, _ in query)
+    return path.startswith(ASKS_HOSTS)
+
+
+def _inner(scope: Message, address: Address, entry: Entry | None) -> Message:
     """What the pages see: the path without what stands before it, which they are told beside it."""
     if address.path == scope["path"]:
-        return {**scope, "homeport": Told(key, None)}
+        return {**scope, "homeport": Told(entry, None)}
     return {
         **scope,
         "path": address.path,
         "raw_path": quote(address.path).encode(),
-        "homeport": Told(key, address.machine, True),
+        "homeport": Told(entry, address.machine, True),
     }

@@ -61,6 +61,8 @@ LOCAL = Key(ANONYMOUS, "admin")
 
 Entry = tuple[Key, bytes]
 """A key, and the SHA-256 of its secret."""
+ALL: Entry = LOCAL, b""
+"""Everybody's, while there are no keys: of no secret."""
 
 
 @dataclass(slots=True)
@@ -121,21 +123,26 @@ class KeyRing:
                 self._paces[key.name] = pace
 
     def find(self, secret: bytes | None) -> Key | None:
-        """Whose this is; None for nobody's. Takes as long for each key as for one that does not exist."""
+        """Whose this is; None for nobody's."""
+        found = self.entry(secret)
+        return None if found is None else found[0]
+
+    def entry(self, secret: bytes | None) -> Entry | None:
+        """As `find`, with the secret's digest. Takes as long for each key as for one that does not exist."""
         if not self.required:
-            return LOCAL
+            return ALL
         if secret is None:
             return None
         given = hashlib.sha256(secret).digest()
         found = None
         for key, digest in (*self._own, *self._entries):
             if hmac.compare_digest(digest, given):
-                found = key
+                found = key, digest
         return found
 
-    def holds(self, key: Key) -> bool:
-        """Whether somebody who came in with this key still may, and as much."""
-        return key == LOCAL or key in self.keys
+    def holds(self, entry: Entry) -> bool:
+        """Whether somebody who came in with this secret still may, and as much."""
+        return not self.required or entry in (*self._own, *self._entries)
 
     def allow(self, key: Key, now: float) -> float | None:
         """Count a request of this key; where it asks too often, how many seconds it must wait instead."""

@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
 
 from router import admin
 from router.errors import (
@@ -23,8 +24,9 @@ from router.errors import (
     not_found,
     wrong_method,
 )
+from router.exchange import EXCHANGE
 from router.fleet import Fleet
-from router.keys import Key
+from router.keys import Entry, Key
 from router.peers import Peers
 from router.scrape import Scrape
 from router.sessions import Sessions, wanted_machine, wanted_time
@@ -40,7 +42,7 @@ MAX_BODY = 64 << 10
 class Told:
     """What `app` found out about a request: whose it is, and the machine that stood before its path."""
 
-    key: Key | None
+    entry: Entry | None
     machine: str | None
     is_below: bool = False
     """Whether a session or a machine stood before its path."""
@@ -53,7 +55,26 @@ def told(request: Request) -> Told:
 
 def who(request: Request) -> Key:
     """Whose request it is; `app` lets nobody in without a key but to pages that do not ask for it."""
-    return told(request).key or Key("")
+    return _entry(request)[0]
+
+
+def _entry(request: Request) -> Entry:
+    return told(request).entry or (Key(""), b"")
+
+
+class Board(StreamingResponse):
+    """The events of one board. Raises Rejected where the key has as many boards as it may."""
+
+    def __init__(self, watch: Watch, entry: Entry) -> None:
+        headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
+        super().__init__(watch.events(entry), 200, headers, "text/event-stream")
+        self._watch = watch
+        self._key = entry[0]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = scope[EXCHANGE]
+        with self._watch.seat(self._key, lambda: exchange.paused):
+            await super().__call__(scope, receive, send)
 
 
 def make_pages(
@@ -78,8 +99,7 @@ def make_pages(
     @pages.get("/api/fleet", response_model=None)
     async def api_fleet(request: Request) -> dict[str, Any] | Response:
         if "watch" in request.query_params:
-            headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-            return StreamingResponse(watch.events(who(request)), 200, headers, "text/event-stream")
+            return Board(watch, _entry(request))
         return admin.fleet_json(fleet, relay.addressing.digest_key, clock(), wall(), who(request))
 
     @pages.get("/api/sessions")

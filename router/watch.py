@@ -6,20 +6,24 @@ what a change is says router/watching.py.
 """
 
 import asyncio
+import contextlib
+import logging
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
 from router.admin import AtHost, Heard, at_host, fleet_json, merged_sessions
+from router.errors import ApiError, Rejected
 from router.fleet import Fleet
-from router.keys import Key
+from router.keys import Entry, Key
 from router.peers import HostState, InLine, Peers, Unreachable
 from router.sessions import Sessions
 from router.siblings import OpenTurn
 from router.watching import NOTHING, Picture, Speed, change, picture, steady, whole
+from serving.trouble import trace_of
 
 LOOK_S = 1.0
 COMMENT_S = 10.0
@@ -30,6 +34,10 @@ INDEX_S = 10.0
 """The controller is not asked again before so long for pins of a host that does not answer."""
 PACE = 20
 """A host is not asked again for its pins before so many times as long as its answer took."""
+BOARDS_MAX = 20
+"""How many one key may have open at once, at each router."""
+
+log = logging.getLogger("homeport.watch")
 
 
 Said = tuple[list[tuple[str, bool, int]], list[tuple[str | None, InLine]]]
@@ -101,6 +109,17 @@ def _said(host: HostState | None) -> Said | None:
     return residents, [(each.session, each) for each in host.line]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Seat:
+    """What one open board is to its router."""
+
+    name: str
+    """Its key's."""
+    task: asyncio.Task[Any] | None
+    is_stuck: Callable[[], bool]
+    """Whether its client does not read."""
+
+
 class Watch:
     """`stop` ends all of its streams."""
 
@@ -110,15 +129,16 @@ class Watch:
         peers: Peers,
         sessions: Sessions,
         wall: Callable[[], float],
-        holds: Callable[[Key], bool],
+        holds: Callable[[Entry], bool],
     ) -> None:
-        """`holds`: whether there is still a key like that."""
+        """`holds`: whether there is still a key like that, with that secret."""
         self._fleet = fleet
         self._peers = peers
         self._sessions = sessions
         self._wall = wall
         self._holds = holds
-        self._views: dict[Key, View] = {}
+        self._views: dict[Entry, View] = {}
+        self._seats: set[Seat] = set()
         self._pins: dict[str, Pins] = {}
         self._speeds: dict[str, Speed] = {}
         self._turns: list[OpenTurn] = []
@@ -126,9 +146,22 @@ class Watch:
         self._new = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
         self._stopped = False
+        self._logged_once = set[str]()
 
-    async def events(self, key: Key) -> AsyncGenerator[bytes, None]:
-        """The events for one board, until the router stops or the key is no more."""
+    @contextlib.contextmanager
+    def seat(self, key: Key, is_stuck: Callable[[], bool]) -> Iterator[None]:
+        """For as long as the current task serves a board of this key. Raises Rejected where it has too many."""
+        if sum(each.name == key.name for each in self._seats) >= BOARDS_MAX:
+            raise Rejected(too_many_boards())
+        seat = Seat(key.name, asyncio.current_task(), is_stuck)
+        self._seats.add(seat)
+        try:
+            yield
+        finally:
+            self._seats.discard(seat)
+
+    async def events(self, key: Entry) -> AsyncGenerator[bytes, None]:
+        """The events for one board, until the router stops or the key is no more, or has another secret."""
         view = self._views.setdefault(key, View())
         view.boards += 1
         self._begin()
@@ -150,14 +183,18 @@ class Watch:
                 self._views.pop(key, None)
 
     def stop(self) -> None:
+        """At once also those whose clients do not read, which would not come to their end."""
         self._stopped = True
+        for seat in self._seats:
+            if seat.task is not None and seat.is_stuck():
+                seat.task.cancel()
         for view in self._views.values():
             view.wake()
         for task in self._asking.values():
             task.cancel()
         self._new.set()
 
-    def _ended(self, key: Key) -> bool:
+    def _ended(self, key: Entry) -> bool:
         return self._stopped or not self._holds(key)
 
     def _begin(self) -> None:
@@ -171,8 +208,9 @@ class Watch:
         while self._views and not self._stopped:
             next_s = loop.time() + LOOK_S
             self._new.clear()
-            await self._ask()
-            self._look(list(self._views.items()))
+            with self._logged():
+                await self._ask()
+                self._look(list(self._views.items()))
             while (left_s := next_s - loop.time()) > 0 and not self._stopped:
                 try:
                     async with asyncio.timeout(left_s):
@@ -180,9 +218,23 @@ class Watch:
                 except TimeoutError:
                     break
                 self._new.clear()
-                self._look([(key, view) for key, view in self._views.items() if view.version == 0])
+                with self._logged():
+                    self._look([(key, view) for key, view in self._views.items() if view.version == 0])
 
-    def _look(self, views: list[tuple[Key, View]]) -> None:
+    @contextlib.contextmanager
+    def _logged(self) -> Iterator[None]:
+        """An error in here is written down, each once, and is no reason to look no more."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - streams that nobody feeds look like ones in which nothing happens
+            self._log("boards are not told what changed, which is tried again", error)
+
+    def _log(self, what: str, error: Exception) -> None:
+        if (text := f"{what}:\n{trace_of(error)}") not in self._logged_once:
+            self._logged_once.add(text)
+            log.error("%s", text)
+
+    def _look(self, views: list[tuple[Entry, View]]) -> None:
         """Show these what there is now."""
         fleet, wall_s = self._fleet, self._wall()
         now, digest_key = fleet.now(), self._sessions.relay.addressing.digest_key
@@ -192,8 +244,8 @@ class Watch:
             if not self._holds(key):
                 view.wake()
                 continue
-            told = fleet_json(fleet, digest_key, now, wall_s, key)
-            sessions = merged_sessions(known, self._turns, digest_key, key)
+            told = fleet_json(fleet, digest_key, now, wall_s, key[0])
+            sessions = merged_sessions(known, self._turns, digest_key, key[0])
             new = picture(told, sessions, speeds, wall_s, view.seen)
             differs = change(view.seen, new)
             if differs is not None or view.version == 0:
@@ -224,7 +276,11 @@ class Watch:
             if known is None:
                 continue
             host = None if known.replica().reach(now) == "out" else known.state
-            kept.hear(name, host, digest_key, wall_s)
+            try:
+                kept.hear(name, host, digest_key, wall_s)
+            except Exception as error:  # noqa: BLE001 - what a host wrote there
+                self._log(f"pins of {name} are not shown until they change", error)
+                kept.pins, kept.told, kept.is_new = [], {}, False
             (silent if host is None else there).extend(kept.told.values())
         return silent + there
 
@@ -234,7 +290,10 @@ class Watch:
         self._pins = {name: kept for name, kept in self._pins.items() if name in fleet.known}
         for name, known in fleet.known.items():
             kept, reach = self._pins.get(name), known.replica().reach(now)
-            if name in self._asking or (kept is not None and now < kept.again_s):
+            if reach == "out" and kept is not None and kept.mark:
+                kept.mark, kept.again_s = "", now + INDEX_S  # Who is ended meanwhile, the controller knows.
+            is_back = kept is not None and not kept.mark and reach != "out"
+            if name in self._asking or (kept is not None and now < kept.again_s and not is_back):
                 continue
             if reach == "out" and (kept is None or not kept.mark):
                 self._start(name, self._keep_pins(name, "", self._peers.indexed_pins(name)))
@@ -262,13 +321,25 @@ class Watch:
             pins = await asked
         except Unreachable:
             return
+        if not mark and (kept := self._pins.get(name)) is not None:  # The controller knows less of each.
+            more = {(pin.get("session"), pin.get("model")): pin for pin in kept.pins}
+            pins = [{**more.get((pin.get("session"), pin.get("model")), {}), **pin} for pin in pins]
         for pin in pins:
             pin.pop("state", None)  # Its state of this second says it.
         pause_s = PACE * (time.perf_counter() - began) if mark else INDEX_S
         self._pins[name] = Pins(mark, pins, self._fleet.now() + pause_s)
 
     async def _ask_turns(self) -> None:
-        self._turns = await self._sessions.open_turns()
+        with self._logged():
+            self._turns = await self._sessions.open_turns()
+
+
+def too_many_boards() -> ApiError:
+    message = (
+        f"{BOARDS_MAX} boards of this key (without keys: of everybody) are open at this router, which is the most. "
+        "Close one of them, or give each person a key with `homeport key new NAME`."
+    )
+    return ApiError(429, "too_many_boards", message, retry_after_s=COMMENT_S)
 
 
 def _note_tokens(pins: list[dict[str, Any]], host: HostState) -> None:

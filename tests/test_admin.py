@@ -118,6 +118,9 @@ async def test_questions_that_all_hosts_are_asked_count_as_requests(tmp_path: Pa
             ("DELETE", f"/api/sessions/{public}"),
             ("POST", f"/api/sessions/{public}/move"),
             ("GET", "/m/m0/api/sessions"),
+            ("GET", "/api/fleet?watch"),
+            ("GET", "/api/fleet?a&%77atch=1"),
+            ("GET", "/m/m0/api/fleet?watch"),
         ):
             answer = await router.ask(method, path, headers=bearer("slow"))
             assert (answer.status, answer.code) == (429, "rate_limit_exceeded")

@@ -9,7 +9,7 @@ import pytest
 from router import keys
 from router.errors import ApiError
 from router.identity import ANONYMOUS
-from router.keys import LOCAL, Entry, Key, KeyRing, Role, guard, secret_of, too_many
+from router.keys import ALL, LOCAL, Entry, Key, KeyRing, Role, guard, secret_of, too_many
 
 
 def digest(secret: bytes) -> bytes:
@@ -77,6 +77,17 @@ def test_new_keys_replace_the_old_ones() -> None:
     ring.replace([entry("new")])
     assert ring.find(b"old") is None
     assert ring.keys == (Key("new"),)
+
+
+def test_who_came_in_is_held_with_the_same_limits_and_the_same_secret() -> None:
+    ring = KeyRing([entry("den"), entry("boss", "admin")], own=digest(b"token"))
+    den, boss, own = (ring.entry(secret) for secret in (b"den", b"boss", b"token"))
+    assert den is not None
+    assert boss is not None
+    assert own is not None
+    ring.replace([(Key("den"), digest(b"another")), entry("boss", "admin", 5)])
+    assert [ring.holds(each) for each in (den, boss, own)] == [False, False, True]
+    assert KeyRing(required=False).holds(ALL)
 
 
 @pytest.mark.parametrize(

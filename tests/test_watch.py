@@ -1,19 +1,24 @@
 """`/api/fleet?watch` over real sockets, before stand-ins for hosts and the controller."""
 
 import asyncio
+import contextlib
 import json
+import logging
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
 
 from router import watch
-from router.keys import LOCAL
+from router.admin import fleet_json
+from router.keys import ALL
 from serving.router_limits import RouterLimits
 from tests.router_workers import two_workers
 from tests.standins import MODEL, AnswersHost, EndlessHost, Router, routed
@@ -85,8 +90,9 @@ def keys_file(tmp_path: Path) -> Path:
     return file
 
 
-def entry(name: str, **more: str) -> dict[str, str]:
-    return {"name": name, "sha256": sha256(name.encode()).hexdigest(), **more}
+def entry(name: str, secret: str = "", **more: str) -> dict[str, str]:
+    """A key whose secret is its name, or this."""
+    return {"name": name, "sha256": sha256((secret or name).encode()).hexdigest(), **more}
 
 
 async def test_a_board_is_told_all_and_then_what_changes(tmp_path: Path) -> None:
@@ -176,6 +182,31 @@ async def test_who_lived_on_a_machine_that_was_lost_before_anybody_looked_is_kno
             await board.until(lambda: board.states == {f"{public} {MODEL}": "away"})
 
 
+async def test_who_is_ended_while_its_machine_is_away_goes_from_the_board(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "INDEX_S", 0.5)
+    host = AnswersHost("m0/0")
+    async with routed(tmp_path, host, AnswersHost("m1/0")) as router:
+        kept = await begin(router, "kept", host)
+        ended = digest_of(host)
+        name = f"{kept} {MODEL}"
+        tea = await begin(router, "tea", host)
+        quiet = {"session": ended, "quiet_s": 1.0, "busy": False, "tokens": 9}
+        host.residents = [quiet]
+        async with watching(router.url, router.client) as board:
+            await board.until(lambda: len(board.sessions) == 2)
+            seen = router.parts.watch
+            await router.until(lambda: any(pin.get("tokens") for pin in seen._pins["m0/0"].pins))
+            await host.stop()
+            router.controller.away["m0"] = 1234.5
+            await board.until(lambda: set(board.states.values()) == {"away"})
+            del host.pins[next(key for key in host.pins if key[0] != ended)]
+            await board.until(lambda: f"{tea} {MODEL}" not in board.sessions)
+            assert board.states == {name: "away"}
+            assert board.sessions[name]["context_tokens"] == 9
+
+
 async def test_a_key_is_told_of_its_own_and_no_longer_than_it_holds(tmp_path: Path, keys_file: Path) -> None:
     host = AnswersHost("m0/0")
     async with routed(tmp_path, host, keys_file=keys_file) as router:
@@ -196,6 +227,96 @@ async def test_a_key_is_told_of_its_own_and_no_longer_than_it_holds(tmp_path: Pa
             ).status == 401
             await begin_as(router, "boss")
             await boss.until(lambda: len(boss.sessions) == 3)
+
+
+async def test_a_board_ends_once_its_key_has_another_secret(tmp_path: Path, keys_file: Path) -> None:
+    async with routed(tmp_path, AnswersHost("m0/0"), keys_file=keys_file) as router:
+        client, url = router.client, router.url
+        async with watching(url, client, "anna") as old, watching(url, client, "bert") as bert:
+            await old.take()
+            await bert.take()
+            changed = json.dumps([entry("anna", "new"), entry("bert")])
+            await asyncio.to_thread(keys_file.write_text, changed)
+            assert router.parts.keys is not None
+            router.parts.keys.look()
+            async with watching(url, client, "new") as new:
+                assert await new.take() == "fleet"
+                with pytest.raises(EOFError):
+                    await old.until(lambda: False)
+            await begin_as(router, "bert")
+            await bert.until(lambda: bert.sessions)
+
+
+async def test_a_host_whose_pins_are_odd_is_left_out_and_no_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    odd, host = AnswersHost("m0/0"), AnswersHost("m1/0")
+    async with routed(tmp_path, odd, host) as router:
+        await begin(router, "odd", odd)
+        (pin,) = odd.pins.values()
+        pin["created_s"] = None
+        tea = await begin(router, "tea", host)
+        async with watching(router.url, router.client) as board:
+            await board.until(lambda: set(board.states) == {f"{tea} {MODEL}"})
+            cup = await begin(router, "cup", host)
+            await board.until(lambda: set(board.states) == {f"{tea} {MODEL}", f"{cup} {MODEL}"})
+            pin["created_s"] = 1.0
+            await begin(router, "even", odd)
+            await board.until(lambda: len(board.states) == 4)
+    assert caplog.text.count("pins of m0/0 are not shown") == 1
+
+
+async def test_a_look_that_failed_is_followed_by_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real, fails, words = fleet_json, [True, True], "somebody's text"
+
+    def seen(*asked: Any) -> dict[str, Any]:
+        if fails:
+            fails.pop()
+            raise ValueError(words)
+        return real(*asked)
+
+    monkeypatch.setattr(watch, "fleet_json", seen)
+    with caplog.at_level(logging.ERROR, "homeport.watch"):
+        async with (
+            routed(tmp_path, AnswersHost("m0/0")) as router,
+            watching(router.url, router.client) as board,
+        ):
+            await board.until(lambda: board.machines)
+    (record,) = (each for each in caplog.records if each.name == "homeport.watch")
+    assert record.getMessage().endswith("ValueError")
+    assert "somebody" not in caplog.text
+
+
+async def test_a_key_has_so_many_boards_and_no_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "BOARDS_MAX", 2)
+    async with routed(tmp_path, AnswersHost("m0/0")) as router:
+        async with (
+            watching(router.url, router.client) as one,
+            watching(router.url, router.client) as other,
+        ):
+            await one.take()
+            await other.take()
+            answer = await router.get("/api/fleet?watch")
+            assert (answer.status, answer.code) == (429, "too_many_boards")
+            assert "homeport key new" in answer.json()["error"]["message"]
+        await router.until(lambda: not router.parts.watch._seats)
+        async with watching(router.url, router.client) as again:
+            assert await again.take() == "fleet"
+
+
+async def test_boards_of_one_key_do_not_keep_those_of_another_out(
+    tmp_path: Path, keys_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch, "BOARDS_MAX", 1)
+    async with routed(tmp_path, AnswersHost("m0/0"), keys_file=keys_file) as router:
+        client, url = router.client, router.url
+        async with watching(url, client, "anna") as anna, watching(url, client, "bert") as bert:
+            await anna.take()
+            await bert.take()
+            headers = {"authorization": "Bearer anna"}
+            assert (await router.get("/api/fleet?watch", headers=headers)).status == 429
 
 
 async def begin_as(router: Router, key: str) -> None:
@@ -227,10 +348,10 @@ async def test_boards_of_one_key_are_one_view_and_leave_nothing(tmp_path: Path) 
 async def test_a_board_that_read_too_slowly_is_told_all_anew(tmp_path: Path) -> None:
     host = AnswersHost("m0/0")
     async with routed(tmp_path, host) as router:
-        events = router.parts.watch.events(LOCAL)
+        events = router.parts.watch.events(ALL)
         first = await anext(events)
         assert first.startswith(b"event: fleet")
-        view = router.parts.watch._views[LOCAL]
+        view = router.parts.watch._views[ALL]
         for name in ("a", "b"):
             await begin(router, name, host)
             before = view.version
@@ -254,6 +375,23 @@ async def test_open_boards_do_not_hold_up_the_routers_end(tmp_path: Path) -> Non
         async with asyncio.timeout(10):
             with pytest.raises(EOFError):
                 await board.until(lambda: False)
+
+
+async def test_a_board_that_does_not_read_does_not_hold_up_the_routers_end_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = {"large": "x" * (16 << 20)}
+    monkeypatch.setattr(watch, "whole", lambda _: large)
+    async with routed(tmp_path, AnswersHost("m0/0"), limits=RouterLimits(drain_s=60.0)) as router:
+        with contextlib.closing(socket.socket()) as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            at = urlsplit(router.url)
+            deaf.connect((at.hostname, at.port))
+            deaf.sendall(b"GET /api/fleet?watch HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+            seats = router.parts.watch._seats
+            await router.until(lambda: any(seat.is_stuck() for seat in seats))
+            router.server.stop()
+            await router.until(lambda: not router.server.connections)
 
 
 async def test_each_worker_shows_what_waits_at_the_other(tmp_path: Path) -> None:
