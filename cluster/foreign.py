@@ -88,14 +88,25 @@ def news(
 
 
 @dataclass(frozen=True, slots=True)
+class Lived:
+    """What one process has run so far, in ticks."""
+
+    ticks: int
+    waited: int
+    """By those of its children that ended and that it waited for, and theirs; counted at their end."""
+    parent: int
+    """Its pid."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ran:
     """What the CPUs of one place had run when it was looked, in ticks."""
 
     place: Place
     busy: int
     """In all, since the machine began."""
-    own: Mapping[tuple[int, int], int]
-    """By process of the host's, as pid and start time: all that it has run."""
+    own: Mapping[tuple[int, int], Lived]
+    """By process of the host's, as pid and start time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +124,44 @@ def spend(spent: Spent, before: Ran | None, now: Ran) -> Spent:
     processes that came and went between two looks, and of the kernel.
 
     Where there was no look before, or one at another place or host, nothing is known. Where one of the host's
-    processes has ended, its last ticks are not known, and so what was foreign neither.
+    processes has ended and none of the others waited for it, its last ticks are not known, and so what was foreign
+    neither.
     """
     if before is None or before.place != now.place:
         return spent
-    own = sum(max(0, ticks - before.own.get(process, 0)) for process, ticks in now.own.items())
-    if not before.own.keys() <= now.own.keys():
+    none = Lived(0, 0, 0)
+    own = sum(max(0, each.ticks - before.own.get(process, none).ticks) for process, each in now.own.items())
+    last = _last(before.own, now.own)
+    if last is None:
         return Spent(spent.own + own, spent.foreign, spent.owed)
-    rest = spent.owed + now.busy - before.busy - own
+    busy = now.busy - before.busy
+    own += min(last, max(0, busy))  # a child that was not of the host's group is counted with its whole life
+    rest = spent.owed + busy - own
     return Spent(spent.own + own, spent.foreign + max(0, rest), min(0, rest))
+
+
+def _last(before: Mapping[tuple[int, int], Lived], now: Mapping[tuple[int, int], Lived]) -> int | None:
+    """Ticks that processes ran which have ended, since they were looked at or began; None: not known.
+
+    Whoever waits for a process is told what it ran, and what those ran for which it waited itself.
+    """
+    by_pid = {process[0]: process for process in before}
+    known: dict[tuple[int, int], int] = {}
+    for process in before.keys() - now.keys():
+        heir = by_pid.get(before[process].parent)
+        while heir is not None and heir not in now:
+            heir = by_pid.get(before[heir].parent)
+        if heir is None:
+            return None
+        known[heir] = known.get(heir, 0) + before[process].ticks + before[process].waited
+    last = 0
+    for process, each in now.items():
+        waited_before = before[process].waited if process in before else 0
+        more = each.waited - waited_before - known.get(process, 0)
+        if more < 0:
+            return None
+        last += more
+    return last
 
 
 def _newer(before: tuple[Foreign, ...], now: tuple[Foreign, ...]) -> tuple[Foreign, ...]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from cluster.foreign import (
     LEAST,
     Foreign,
+    Lived,
     Place,
     Ran,
     Spent,
@@ -38,9 +39,12 @@ TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 @dataclass(frozen=True, slots=True)
 class _Process:
     name: str
+    parent: int
     group: int
     session: int
     ticks: int
+    waited: int
+    """Ticks of its children that ended."""
     threads: int
     cpu: int
 
@@ -92,7 +96,7 @@ class ForeignWatch:
         ran = {}
         for slot, place in places.items():
             own = {
-                key: process.ticks
+                key: Lived(process.ticks, process.waited, process.parent)
                 for key, process in seen.items()
                 if place.host is not None and place.host in (process.group, process.session)
             }
@@ -121,9 +125,17 @@ class ForeignWatch:
             if len(fields) < 37 or int(fields[6]) & KERNEL_THREAD:
                 continue
             name = text[start + 1 : end].decode(errors="replace")
-            group, session, ticks = int(fields[2]), int(fields[3]), int(fields[11]) + int(fields[12])
+            parent, group, session = map(int, fields[1:4])
+            user, kernel, waited_user, waited_kernel = map(int, fields[11:15])
             found[pid, int(fields[19])] = _Process(
-                name, group, session, ticks, int(fields[17]), int(fields[36])
+                name,
+                parent,
+                group,
+                session,
+                user + kernel,
+                waited_user + waited_kernel,
+                int(fields[17]),
+                int(fields[36]),
             )
         return found
 

@@ -74,7 +74,7 @@ class Front:
         elif error is None and _asks_hosts(scope, address.path):
             error = self._too_many(key)
         if error is not None:
-            self._refuse(exchange, error, own)
+            self._refuse(exchange, error, own, endpoint is not None)
             return
 
         async def send_named(message: Message) -> None:
@@ -88,13 +88,15 @@ class Front:
         wait_s = None if key is None else self._ring.allow(key, self._clock())
         return None if key is None or wait_s is None else too_many(key, wait_s)
 
-    def _refuse(self, exchange: Exchange, error: ApiError, own: dict[bytes, bytes]) -> None:
+    def _refuse(self, exchange: Exchange, error: ApiError, own: dict[bytes, bytes], is_request: bool) -> None:
+        """`is_request`: to a model; only these are counted."""
         if error.status == 405:
             own[b"allow"] = b"POST, OPTIONS"
             if exchange.method == "OPTIONS":
                 _empty(exchange, own)
                 return
-        self._metrics.refused(error.code)
+        if is_request:
+            self._metrics.refused(error.code)
         exchange.whole(error.status, [*own.items(), *error.headers()], error.body())
 
     def _foreign(self, scope: Message, head: Head) -> ApiError | None:

@@ -20,7 +20,8 @@ PINS = frozenset({"new", "kept", "moved", "none"})
 """What a host says of a session's pin."""
 OTHER = "other"
 """The model of a request that names none that is known."""
-GOOD = frozenset({"ok", "client_gone"})
+NOT_REFUSED = frozenset({"ok", "client_gone", "slow_client", "router_stopping", "session_ended"})
+"""How turns end of which no pin was refused, also where no host has said anything of it."""
 
 
 class _Bins:
@@ -148,4 +149,4 @@ def pin_of(status: str, pin: str | None, is_session: bool) -> str:
     """What became of a session's pin: as its host said; else `refused` where the turn was, else `none`."""
     if pin is not None:
         return pin if pin in PINS else "none"
-    return "refused" if is_session and status not in GOOD else "none"
+    return "refused" if is_session and status not in NOT_REFUSED else "none"

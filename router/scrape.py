@@ -4,6 +4,7 @@ Hosts are told of from the picture, as they answered last; controller and keeper
 """
 
 import asyncio
+import logging
 from collections.abc import Collection, Coroutine, Iterator, Mapping
 from typing import Any, Literal, assert_never, get_args
 
@@ -15,6 +16,8 @@ from router.fleet import Fleet, Known
 from router.peers import HostState, Peers, Unreachable
 from serving import host_metrics
 from serving.exposition import Labels, add, gauge, text
+
+log = logging.getLogger("homeport.router")
 
 Role = Literal["router", "controller", "keeper", "host"]
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -28,6 +31,8 @@ class Scrape:
         self._fleet = fleet
         self._peers = peers
         self._registry = registry
+        self._complained: set[str] = set()
+        """Of which replicas it was logged that they tell something else than was expected."""
 
     async def metrics(self, role: str | None, name: str | None) -> bytes:
         """All there is; with a role, what that process tells itself."""
@@ -76,7 +81,18 @@ class Scrape:
         return own + text([up]) + others
 
     def _own(self, hosts: list[tuple[Labels, Mapping[str, Any]]]) -> bytes:
-        return text([*self._registry.collect(), *host_metrics.families(hosts)])
+        return text([*self._registry.collect(), *host_metrics.families(hosts, self._complain)])
+
+    def _complain(self, labels: Labels, family: str, error: Exception) -> None:
+        replica = labels["replica"]
+        if replica not in self._complained:
+            self._complained.add(replica)
+            log.warning(
+                "%s is left out of the metrics of %s, which tells it otherwise (%r); is its host of another version?",
+                family,
+                replica,
+                error,
+            )
 
     def _heard(self) -> list[Known]:
         reachable = set(self._fleet.reachable())

@@ -15,8 +15,8 @@ from serving.engine import Usage
 GAP_BOUNDS_S = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 WAIT_BOUNDS_S = (0.01, 0.1, 0.5, 1.0, 5.0, 15.0, 30.0, 60.0, 180.0, 600.0)
 
-Lease = Literal["granted"] | RefusalCode
-LEASES: tuple[Lease, ...] = ("granted", *get_args(RefusalCode))
+Lease = Literal["granted", "client_gone"] | RefusalCode
+LEASES: tuple[Lease, ...] = ("granted", "client_gone", *get_args(RefusalCode))
 
 
 class Histogram:
@@ -62,7 +62,7 @@ class Counts:
         """Seconds between two events of one turn that carry text, as its client sees them: of several tokens in one
         event, and of several choices of one answer, there is the gap between the events only."""
         self.waits = Histogram(WAIT_BOUNDS_S)
-        """Seconds in the line, of turns that got their lease or a refusal."""
+        """Seconds in the line, until the lease, a refusal, or the client left."""
         self.leases: Counter[Lease] = Counter(dict.fromkeys(LEASES, 0))
         self.cached = 0
         """Tokens of prompts that had not to be evaluated."""

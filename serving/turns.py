@@ -257,6 +257,7 @@ class Turns:
         self._feed(admission_events.Left(lease.turn))
         if lease.granted is None:
             del self._leases[lease.turn]
+            self.counts.left_line("client_gone", self.now() - lease.arrived_s)
         lease.push(Gone())
 
     def release(self, lease: Lease) -> None:

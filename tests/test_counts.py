@@ -87,6 +87,20 @@ async def test_who_is_refused_is_counted_by_why(desk: Desk) -> None:
     assert sum(told["waits"]["counts"]) == 1
 
 
+async def test_who_leaves_the_line_is_counted_with_its_wait(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, Behaviour(sequences=1))
+    running = desk.turns.ask(await desk.turns.context_for(TEA, (1,)), "r1")
+    waiting = desk.turns.ask(await desk.turns.context_for(COFFEE, (1,)), "r2")
+    for _ in range(2):
+        desk.turns.left(waiting)
+    desk.turns.release(waiting)
+    desk.turns.release(running)
+    told = desk.turns.counts.report()
+    assert leases(told) == {"granted": 1, "client_gone": 1}
+    assert sum(told["waits"]["counts"]) == 2
+    await desk.close()
+
+
 async def test_who_waits_too_long_is_counted_by_why(tmp_path: Path) -> None:
     desk = Desk(tmp_path, Behaviour(sequences=1, endless=True, step_s=0.02), queue_s=0.05)
     context = await desk.turns.context_for(TEA, (1,))

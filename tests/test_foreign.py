@@ -14,6 +14,7 @@ from cluster.foreign import (
     MOVED,
     TOLD_MAX,
     Foreign,
+    Lived,
     Place,
     Ran,
     Spent,
@@ -97,8 +98,16 @@ def test_a_share_that_moves_a_little_is_no_news() -> None:
 OWN, CHILD, OTHER = (HOST, 1), (4712, 9), (4713, 9)
 
 
-def ran(busy: int, own: dict[tuple[int, int], int], host: int | None = HOST) -> Ran:
-    return Ran(Place(frozenset({2}), host), busy, own)
+def ran(
+    busy: int, own: dict[tuple[int, int], int], host: int | None = HOST, **waited: dict[tuple[int, int], int]
+) -> Ran:
+    """All but the host are its children. `waited`: below that name, what each has of its ended children."""
+    ended = waited.get("waited", {})
+    lived = {
+        process: Lived(ticks, ended.get(process, 0), 1 if process == OWN else HOST)
+        for process, ticks in own.items()
+    }
+    return Ran(Place(frozenset({2}), host), busy, lived)
 
 
 def test_what_a_slice_ran_and_its_host_did_not_is_foreign() -> None:
@@ -123,6 +132,32 @@ def test_what_a_process_ran_that_has_ended_is_not_taken_for_foreign() -> None:
     assert (spent.own, spent.foreign) == (100, 0)
 
 
+def test_of_children_that_ended_all_counts_as_the_hosts_once() -> None:
+    """The one that was seen ran 40 more; another came and went with 60."""
+    before = ran(1000, {OWN: 400, CHILD: 90}, waited={OWN: 1000})
+    now = ran(1500, {OWN: 500, OTHER: 10}, waited={OWN: 1190})
+    assert spend(Spent(), before, now) == Spent(own=210, foreign=290)
+
+
+def test_of_a_child_whose_parent_ended_too_what_ran_is_found_at_theirs() -> None:
+    place = Place(frozenset({2}), HOST)
+    before = Ran(place, 0, {OWN: Lived(0, 0, 1), CHILD: Lived(50, 5, HOST), OTHER: Lived(70, 0, CHILD[0])})
+    assert spend(Spent(), before, Ran(place, 300, {OWN: Lived(0, 165, 1)})) == Spent(own=40, foreign=260)
+    lost = Ran(place, 300, {OWN: Lived(0, 60, 1)})
+    assert spend(Spent(), before, lost) == Spent(), "nobody waited for the grandchild"
+
+
+def test_of_one_that_ended_without_a_parent_among_the_hosts_nothing_is_known() -> None:
+    place = Place(frozenset({2}), HOST)
+    before = Ran(place, 0, {OWN: Lived(0, 0, 1), CHILD: Lived(50, 0, 1)})
+    assert spend(Spent(), before, Ran(place, 300, {OWN: Lived(20, 500, 1)})) == Spent(own=20)
+
+
+def test_a_child_of_another_group_that_ended_hides_no_more_than_one_look() -> None:
+    spent = spend(Spent(), ran(0, {OWN: 0, CHILD: 1}), ran(100, {OWN: 0}, waited={OWN: 10**6}))
+    assert spent == Spent(own=100)
+
+
 def test_ticks_that_the_kernel_counts_apart_are_evened_out() -> None:
     spent, looks = Spent(), [(0, 0), (97, 100), (203, 200), (300, 300), (420, 400)]
     for (busy, own), (later, more) in itertools.pairwise(looks):
@@ -134,6 +169,33 @@ def test_ticks_that_the_kernel_counts_apart_are_evened_out() -> None:
         spent = spend(spent, ran(0, {OWN: 0}), ran(95, {OWN: 100}))
         spent = spend(spent, ran(0, {OWN: 0}), ran(105, {OWN: 100}))
     assert spent.foreign == 0, "nothing is made of what only comes late"
+
+
+def write_stat(proc: Path, pid: int, parent: int, group: int, ticks: int, waited: int) -> None:
+    """As the kernel writes it: half of the ticks are the kernel's."""
+    fields = ["0"] * 50
+    fields[:4] = ["S", str(parent), str(group), str(group)]
+    fields[11:15] = [str(ticks - ticks // 2), str(ticks // 2), str(waited - waited // 2), str(waited // 2)]
+    fields[17], fields[19], fields[36] = "1", str(pid), "2"
+    (proc / str(pid)).mkdir(exist_ok=True)
+    (proc / str(pid) / "stat").write_text(f"{pid} (a (strange) name) {' '.join(fields)}")
+
+
+@LINUX
+def test_a_host_whose_children_come_and_go_hides_no_foreign_load(tmp_path: Path) -> None:
+    watch, places = ForeignWatch(tmp_path), {0: Place(frozenset({2}), HOST)}
+    write_stat(tmp_path, 77, 1, 77, 0, 0)
+    for look_number in range(6):
+        child = 5000 + look_number
+        if look_number:
+            (tmp_path / str(child - 1) / "stat").unlink()
+            (tmp_path / str(child - 1)).rmdir()
+        (tmp_path / "stat").write_text(f"cpu  0 0 0 0 0 0 0\ncpu2 {500 * look_number} 0 0 0 0 0 0\n")
+        write_stat(tmp_path, HOST, 1, HOST, 100 * look_number, 120 * look_number)
+        write_stat(tmp_path, child, HOST, HOST, 20, 0)
+        watch.look(places, 5.0 * look_number)
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    assert watch.spent_s(0) == (5 * 220 / ticks_per_s, 5 * 280 / ticks_per_s)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from serving.counts import Counts
-from serving.exposition import add, counter, gauge, text
+from serving.exposition import Labels, add, counter, gauge, text
 from serving.host_metrics import families, own
 from tests.fakes import Behaviour
 from tests.host_process import HostProcess, model_spec
@@ -38,6 +38,7 @@ def state(**changes: Any) -> dict[str, Any]:
     counts.left_line("granted", 0.0)
     counts.left_line("queue_timeout", 61.0)
     counts.left_line("session_ended", 2.0)
+    counts.left_line("client_gone", 3.0)
     counts.parks.note(0.5, 1000)
     counts.resumes.note(0.25, 700)
     counts.cached, counts.evaluated = 40, 60
@@ -67,14 +68,15 @@ def test_what_a_host_counted_and_has_is_told() -> None:
     assert found[f"{gaps}_bucket", "le=0.05"] == found[f"{gaps}_bucket", "le=10.0"] == 3
     assert found[f"{gaps}_bucket", "le=+Inf"] == found[f"{gaps}_count", ""] == 4
     assert found[f"{gaps}_sum", ""] == pytest.approx(12.083)
-    assert found["homeport_line_wait_seconds_bucket", "le=60.0"] == 2
-    assert found["homeport_line_wait_seconds_count", ""] == 3
+    assert found["homeport_line_wait_seconds_bucket", "le=60.0"] == 3
+    assert found["homeport_line_wait_seconds_count", ""] == 4
     assert found["homeport_prompt_tokens_total", "source=cached"] == 40
     assert found["homeport_prompt_tokens_total", "source=evaluated"] == 60
     assert found["homeport_generated_tokens_total", ""] == 15
     assert found["homeport_leases_total", "reason=,result=granted"] == 1
     assert found["homeport_leases_total", "reason=queue_timeout,result=expired"] == 1
     assert found["homeport_leases_total", "reason=session_ended,result=refused"] == 1
+    assert found["homeport_leases_total", "reason=client_gone,result=left"] == 1
     assert found["homeport_leases_total", "reason=host_stopping,result=refused"] == 0
     assert found["homeport_parks_total", ""] == found["homeport_resumes_total", ""] == 1
     assert found["homeport_park_seconds_total", ""] == 0.5
@@ -95,6 +97,36 @@ def test_of_an_older_host_is_told_what_it_tells() -> None:
     found = samples(text(families([(LABELS, {"pins": 1, "memory": None, "counts": None})])))
     assert found["homeport_sessions", "state=pinned"] == 1
     assert not any(name.startswith("homeport_time_between") for name, _ in found)
+
+
+WRONG: dict[str, Any] = {
+    "gaps": {"counts": {"gaps": 5}},
+    "bounds": {"counts": Counts().report() | {"waits": {"bounds": [1.0], "counts": [3], "sum": 1.0}}},
+    "leases": {"counts": Counts().report() | {"leases": [1, 2]}},
+    "tokens": {"counts": Counts().report() | {"tokens": {"cached": "many", "evaluated": 1, "generated": 2}}},
+    "counts": {"counts": 7},
+    "parking": {"parking": {"disk_bytes": 4}},
+    "memory": {"memory": 12},
+    "places": {"places": None},
+    "residents": {"residents": 3},
+}
+
+
+@pytest.mark.parametrize("kind", sorted(WRONG))
+def test_what_one_host_tells_wrongly_is_left_out_and_the_rest_is_told(kind: str) -> None:
+    other, wrong = {**LABELS, "replica": "den/1"}, list[tuple[str, str]]()
+
+    def note(labels: Labels, family: str, _error: Exception) -> None:
+        wrong.append((labels["replica"], family))
+
+    good, bad = (LABELS, state()), (other, state(**WRONG[kind]))
+    lines = text(families([bad, good], note)).decode().splitlines()
+    alone = text(families([good])).decode().splitlines()
+    assert {line for line in lines if 'replica="den/1"' not in line} == set(alone)
+    assert {replica for replica, _ in wrong} == {"den/1"}
+    theirs = {line.partition("{")[0] for line in lines if 'replica="den/1"' in line}
+    assert theirs, "what is right of it is told"
+    assert not any(name.startswith(family) for name in theirs for _, family in wrong)
 
 
 def test_each_family_is_told_once_for_all_hosts() -> None:

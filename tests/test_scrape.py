@@ -36,6 +36,9 @@ class CountsHost(AnswersHost):
     """Tells what it has counted, as a real one does."""
 
     async def get_state(self, request: web.Request) -> web.Response:
+        return web.json_response(self.account())
+
+    def account(self) -> dict[str, Any]:
         counts = Counts()
         counts.text(1, None)
         counts.text(1, 0.03)
@@ -46,7 +49,7 @@ class CountsHost(AnswersHost):
             "disk_bytes": 3,
             "disk_limit_bytes": 4,
         }
-        told = {
+        return {
             "replica": self.replica,
             "incarnation": self.incarnation,
             "state": self.state,
@@ -57,7 +60,6 @@ class CountsHost(AnswersHost):
             "parking": parking,
             "counts": counts.report(),
         }
-        return web.json_response(told)
 
 
 def samples(answer: Answer) -> list[Any]:
@@ -79,6 +81,37 @@ async def test_without_a_role_all_hosts_and_the_controller_are_told_of(tmp_path:
         assert values(told, "homeport_controller_up") == [1]
         assert b"# of the controller, asked {'keepers': ''}" in told.body
         assert len(values(told, "homeport_build_info")) == 1
+
+
+class ForeignHost(CountsHost):
+    """Of another version: what it has counted has another shape."""
+
+    def account(self) -> dict[str, Any]:
+        return {**super().account(), "counts": {"gaps": 5}}
+
+
+async def test_a_host_of_another_shape_takes_only_its_own_away(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with routed(tmp_path, CountsHost("m0/0"), ForeignHost("m1/0")) as router:
+        for _ in range(2):
+            told = await router.get("/metrics")
+            assert values(told, "homeport_places") == [1, 1]
+            assert values(told, "homeport_generated_tokens_total", replica="m0/0") == [2]
+            assert not values(told, "homeport_generated_tokens_total", replica="m1/0")
+    lines = [each.getMessage() for each in caplog.records if "metrics" in each.getMessage()]
+    assert len(lines) == 1
+    assert "m1/0" in lines[0]
+
+
+async def test_what_is_no_request_to_a_model_is_not_counted_as_one(tmp_path: Path) -> None:
+    async with routed(tmp_path, CountsHost("m0/0")) as router:
+        for path in ("/nonsense", "/metrics", "/api/sessions"):
+            assert (await router.get(path, headers={"host": "elsewhere.example"})).status == 403
+        assert not values(await router.get("/metrics"), "homeport_requests_total")
+        answer = await router.chat(headers={"host": "elsewhere.example"})
+        told = await router.get("/metrics")
+        assert values(told, "homeport_requests_total", model="other", status=answer.code) == [1]
 
 
 async def test_of_a_host_that_does_not_answer_nothing_is_told(tmp_path: Path) -> None:
@@ -196,6 +229,8 @@ async def test_metrics_are_for_keys_of_role_metrics_and_admin(
         ("machine_lost", None, True, "refused"),
         ("machine_lost", None, False, "none"),
         ("client_gone", None, True, "none"),
+        *((status, None, True, "none") for status in ("router_stopping", "session_ended", "slow_client")),
+        ("session_ended", "kept", True, "kept"),
         ("ok", "something a host made up", True, "none"),
     ],
 )
