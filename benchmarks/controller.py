@@ -3,7 +3,6 @@
 With no question all are asked and the table of README.md is written. `--quick` only tries whether all of it runs.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -16,7 +15,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +23,8 @@ from unittest import mock
 import psutil
 
 import serving.controller
-from benchmarks import fifty, report
+from benchmarks import fifty
+from benchmarks.questions import ask
 from benchmarks.report import Figure
 from cluster import ray_cluster
 from cluster.join import enter
@@ -273,24 +272,5 @@ def cpu_s(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
-def main() -> int:
-    """Exit code 1 when a target was missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of: {', '.join(QUESTIONS)}")
-    parser.add_argument("--quick", action="store_true")
-    chosen = parser.parse_args()
-    if unknown := [name for name in chosen.questions if name not in QUESTIONS]:
-        parser.error(f"no such question: {', '.join(unknown)}")
-    figures: list[Figure] = []
-    for name in chosen.questions or QUESTIONS:
-        for figure in QUESTIONS[name](chosen.quick):
-            verdict = "met   " if figure.met else "MISSED"
-            print(f"{verdict}  {figure.question}: {figure.measured}; {figure.how}", flush=True)
-            figures.append(figure)
-    if not chosen.questions and not chosen.quick:
-        report.write("controller", report.table(figures, datetime.now(UTC).date().isoformat()))
-    return 0 if all(figure.met for figure in figures) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ask("controller", __doc__, QUESTIONS))

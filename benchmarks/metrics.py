@@ -3,7 +3,6 @@
 With no question all are asked and the table of README.md is written. `--quick` only tries whether all of it runs.
 """
 
-import argparse
 import asyncio
 import math
 import statistics
@@ -14,14 +13,14 @@ import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 
 import uvloop
 from prometheus_client.parser import text_string_to_metric_families
 
-from benchmarks import controller, fifty, metrics_fleet, report
+from benchmarks import controller, fifty, metrics_fleet
 from benchmarks.metrics_router import COUNTS, WINDOW_S, counts_at
+from benchmarks.questions import ask
 from benchmarks.relay import own, wire
 from benchmarks.relay.load import Load
 from benchmarks.relay.measure import CLIENTS, WARM_S
@@ -209,24 +208,5 @@ def _get(port: int, path: str) -> str:
     return told.decode()
 
 
-def main() -> int:
-    """Exit code 1 when a target was missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of: {', '.join(QUESTIONS)}")
-    parser.add_argument("--quick", action="store_true")
-    chosen = parser.parse_args()
-    if unknown := [name for name in chosen.questions if name not in QUESTIONS]:
-        parser.error(f"no such question: {', '.join(unknown)}")
-    figures: list[Figure] = []
-    for name in chosen.questions or QUESTIONS:
-        for figure in QUESTIONS[name](chosen.quick):
-            verdict = "met   " if figure.met else "MISSED"
-            print(f"{verdict}  {figure.question}: {figure.measured}; {figure.how}", flush=True)
-            figures.append(figure)
-    if not chosen.questions and not chosen.quick:
-        report.write("metrics", report.table(figures, datetime.now(UTC).date().isoformat()))
-    return 0 if all(figure.met for figure in figures) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ask("metrics", __doc__, QUESTIONS))

@@ -3,15 +3,11 @@
 With no question all are asked and the table of README.md is written. `--quick` only tries whether all of it runs.
 """
 
-import argparse
-import signal
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime
 
 from benchmarks import (
     pins,
-    report,
     sessions_causes,
     sessions_fairness,
     sessions_family,
@@ -20,6 +16,7 @@ from benchmarks import (
     sessions_new_pin,
     sessions_simultaneous,
 )
+from benchmarks.questions import ask
 from benchmarks.report import Figure
 
 QUESTIONS: dict[str, Callable[[bool], list[Figure]]] = {
@@ -34,26 +31,5 @@ QUESTIONS: dict[str, Callable[[bool], list[Figure]]] = {
 }
 
 
-def main() -> int:
-    """Exit code 1 when a target was missed."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("questions", nargs="*", metavar="QUESTION", help=f"of: {', '.join(QUESTIONS)}")
-    parser.add_argument("--quick", action="store_true")
-    chosen = parser.parse_args()
-    if unknown := [name for name in chosen.questions if name not in QUESTIONS]:
-        parser.error(f"no such question: {', '.join(unknown)}")
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))  # so that what was started is ended on the way out
-    figures: list[Figure] = []
-    for name in chosen.questions or QUESTIONS:
-        for figure in QUESTIONS[name](chosen.quick):
-            verdict = "met   " if figure.met else "MISSED"
-            print(f"{verdict}  {figure.question}: {figure.measured}; {figure.how}", flush=True)
-            figures.append(figure)
-    if not chosen.questions and not chosen.quick:
-        report.write("sessions", report.table(figures, datetime.now(UTC).date().isoformat()))
-    return 0 if all(figure.met for figure in figures) else 1
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ask("sessions", __doc__, QUESTIONS))
