@@ -17,7 +17,6 @@ import typer
 
 from cluster.join import LOOPBACK
 from cluster.paths import Paths, read_json
-from cluster.processes import ours
 from cluster.ray_cluster import forget_state
 from router import (
     advise_commands,
@@ -46,6 +45,7 @@ from router import (
 )
 from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, WRONG, err, out
 from router.head_service import list_of
+from router.run_here import known_run
 from serving.config import ConfigError
 
 app = typer.Typer(
@@ -309,7 +309,7 @@ def _input() -> str:
 
 def _running_or_exit(as_json: bool) -> dict[str, Any]:
     paths = Paths.from_env(os.environ)
-    run = lifecycle.running(paths) or (read_json(paths.run) if ours(paths, "router") else None)
+    run = known_run(paths)
     if run is None:
         if as_json:
             print(json.dumps({"running": False}))

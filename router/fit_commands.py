@@ -15,10 +15,10 @@ from cluster.cpu import cpu_flags
 from cluster.inventory import InventoryError, measure
 from cluster.machine import Hardware, Reserve, default_reserve
 from cluster.paths import Paths, read_json
-from cluster.processes import ours
 from cluster.slices import bytes_text
-from router import api_client, following, lifecycle
+from router import api_client, following
 from router.command_line import DEFAULT_CONFIG, FAILED, PLAIN, WRONG, err, out, refuse, say
+from router.run_here import known_run
 from serving.bench_kept import figures_of, kept
 from serving.config import ConfigError, load
 from serving.llama_options import EngineOptions, KvType
@@ -133,7 +133,7 @@ def find(paths: Paths, name: str, config: Path | None) -> Asked:
 def specs(paths: Paths, config: Path | None) -> list[ModelSpec]:
     """The models that run, or of the file; exits where it is wrong."""
     revision = read_json(paths.revision)
-    if config is None and _running(paths) is not None and revision:
+    if config is None and known_run(paths) is not None and revision:
         return [ModelSpec.from_json(model["spec"]) for model in revision.get("models", ())]
     try:
         return list(load(config or DEFAULT_CONFIG, paths.home).models)
@@ -141,13 +141,9 @@ def specs(paths: Paths, config: Path | None) -> list[ModelSpec]:
         refuse(str(error), WRONG)
 
 
-def _running(paths: Paths) -> dict[str, Any] | None:
-    return lifecycle.running(paths) or (read_json(paths.run) if ours(paths, "router") else None)
-
-
 def machines(paths: Paths) -> tuple[list[MachineView], Mapping[str, Any]]:
     """The fleet's, and the fleet; where homeport does not run, this machine alone, measured now."""
-    run = _running(paths)
+    run = known_run(paths)
     if run is None or following.is_worker(run):
         try:
             hardware = measure(os.environ)

@@ -12,6 +12,7 @@ from cluster.gpu_parts import gpu_texts
 from cluster.machine import Hardware, Reserve
 from cluster.slices import usable_cores
 from router import moves_words
+from router.watching import name_of
 
 LEGEND = "cells: a b a replica's, A B it answers, ! it does not serve, · free, - reserved"
 FREE, RESERVED, BROKEN, UNKNOWN = "·", "-", "!", "?"
@@ -209,9 +210,13 @@ def _session_row(session: Told, age: Callable[[float], str]) -> SessionRow:
         waits = f"waits at place {line['position']} of the line for {age(line.get('waited_s') or 0.0)}"
         facts.append(waits + ("" if line.get("about_s") is None else f", about {age(line['about_s'])} more"))
     about.append(", ".join(facts))
-    key = f"{session['id']} {session['model']}"
     return SessionRow(
-        key, session["id"], f"{session['state']}{place}", session["model"], session["replica"], tuple(about)
+        name_of(session),
+        session["id"],
+        f"{session['state']}{place}",
+        session["model"],
+        session["replica"],
+        tuple(about),
     )
 
 

@@ -49,7 +49,7 @@ def picture(
     return Picture(fleet, machines, {name_of(each): steady(each, {}, wall_s) for each in sessions})
 
 
-def name_of(session: Json) -> str:
+def name_of(session: Mapping[str, Any]) -> str:
     return f"{session['id']} {session['model']}"
 
 
