@@ -16,7 +16,8 @@ from router.metrics import Metrics
 from router.names import Names, may_come_from, may_name
 from router.pages import Told
 from router.relay import Relay
-from router.request import ENDPOINTS, Address, Head, new_id, read_address, read_head
+from router.reply import reply_in
+from router.request import ENDPOINTS, Address, Endpoint, Head, new_id, read_address, read_head
 
 ASKS_HOSTS = "/api/sessions"
 """What is answered here and below asks every host: it counts as a request, as a turn does."""
@@ -74,7 +75,7 @@ class Front:
         elif error is None and _asks_hosts(scope, address.path):
             error = self._too_many(key)
         if error is not None:
-            self._refuse(exchange, error, own, endpoint is not None)
+            self._refuse(exchange, error, own, endpoint)
             return
 
         async def send_named(message: Message) -> None:
@@ -88,16 +89,18 @@ class Front:
         wait_s = None if key is None else self._ring.allow(key, self._clock())
         return None if key is None or wait_s is None else too_many(key, wait_s)
 
-    def _refuse(self, exchange: Exchange, error: ApiError, own: dict[bytes, bytes], is_request: bool) -> None:
-        """`is_request`: to a model; only these are counted."""
+    def _refuse(
+        self, exchange: Exchange, error: ApiError, own: dict[bytes, bytes], endpoint: Endpoint | None
+    ) -> None:
+        """Only requests to a model are counted."""
         if error.status == 405:
             own[b"allow"] = b"POST, OPTIONS"
             if exchange.method == "OPTIONS":
                 _empty(exchange, own)
                 return
-        if is_request:
+        if endpoint is not None:
             self._metrics.refused(error.code)
-        exchange.whole(error.status, [*own.items(), *error.headers()], error.body())
+        reply_in(exchange, own, None if endpoint is None else endpoint.dialect).fail(error)
 
     def _foreign(self, scope: Message, head: Head) -> ApiError | None:
         """Why it may not come in: a name that is not this router's (DNS rebinding), or a page of another site."""

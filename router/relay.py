@@ -14,7 +14,7 @@ from router.homes import Homes
 from router.hosts import Hosts
 from router.keys import Key
 from router.metrics import Metrics
-from router.reply import Reply
+from router.reply import reply_in
 from router.request import Address, Endpoint, Head
 from router.retries import Retries
 from router.turn import Turn
@@ -63,7 +63,7 @@ class Relay:
         own: dict[bytes, bytes],
     ) -> None:
         """`own`: what goes with every answer."""
-        reply = Reply(exchange, own)
+        reply = reply_in(exchange, own, endpoint.dialect)
         turn = Turn(
             self, endpoint, head, address, key, exchange, reply, Retries(self.fleet, self.homes, self.clock)
         )

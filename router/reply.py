@@ -3,8 +3,13 @@
 Knows no host and chooses nothing. Bytes pass as they are.
 """
 
-from collections.abc import Iterable
+import random
+import time
+from collections.abc import Callable, Iterable
 
+import msgspec
+
+from router.dialects.dialect import Asked, Dialect, Naming, Stream
 from router.errors import ApiError, RawHeaders
 from router.exchange import Exchange
 
@@ -26,7 +31,7 @@ EVENT_STREAM: RawHeaders = [
 class Reply:
     """One response on its way. `own` are the router's headers by name; they go out with whichever head is sent."""
 
-    __slots__ = ("_exchange", "ended", "head_sent", "last", "own", "part")
+    __slots__ = ("_exchange", "ended", "frame", "head_sent", "last", "own", "part")
 
     def __init__(self, exchange: Exchange, own: dict[bytes, bytes]) -> None:
         self.own = own
@@ -36,8 +41,14 @@ class Reply:
         self._exchange = exchange
         self.last = b""
         """What was passed on last of a stream, with the end of its chunk or without."""
-        self.part = exchange.part
+        self.part: Callable[[bytes], None] = exchange.part
         """Some of a stream's body: whole events."""
+        self.frame: Callable[[bytes], bool] = exchange.frame
+        """The same, as a chunk already. Whether it could be passed on so."""
+
+    def read(self, body: bytes) -> bytes:
+        """What a host is asked for this body. Raises Rejected."""
+        return body
 
     @property
     def said_done(self) -> bool:
@@ -71,6 +82,58 @@ class Reply:
         else:
             self.whole(error.status, error.headers(), error.body())
         return error.code
+
+
+class Spoken(Reply):
+    """The same in a dialect: all that is said of chat completions is translated on its way out."""
+
+    __slots__ = ("_asked", "_dialect", "_stream")
+
+    def __init__(self, exchange: Exchange, own: dict[bytes, bytes], dialect: Dialect) -> None:
+        super().__init__(exchange, own)
+        self._dialect = dialect
+        self._asked: Asked | None = None
+        self._stream: Stream | None = None
+        self.part = self._said
+        self.frame = lambda _frame: False
+
+    def read(self, body: bytes) -> bytes:
+        self._asked = self._dialect.read(body, Naming(f"{random.getrandbits(128):032x}", int(time.time())))
+        return self._asked.body
+
+    def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
+        if status == 200 and self._asked is not None:
+            body = self._asked.whole(body, self._session())
+        else:
+            error = msgspec.json.decode(body)["error"]
+            more, body = self._dialect.error(status, error, self.own.get(b"x-request-id", b"").decode())
+            headers = [*headers, *more]
+        super().whole(status, headers, body)
+
+    def begin(self, headers: RawHeaders) -> None:
+        if not self.head_sent and self._asked is not None:
+            self._stream = self._asked.stream(self._session())
+            kept = [each for each in headers if each[0] != b"content-type"]
+            headers = [(b"content-type", self._dialect.stream_type), *kept]
+        super().begin(headers)
+
+    def finish(self, data: bytes = b"") -> None:
+        if self._stream is not None:
+            data = self._stream.take(data) + self._stream.end()
+        super().finish(data)
+
+    def _said(self, data: bytes) -> None:
+        if self._stream is not None and (out := self._stream.take(data)):
+            self._exchange.part(out)
+
+    def _session(self) -> str | None:
+        told = self.own.get(b"x-homeport-session")
+        return None if told is None else told.decode()
+
+
+def reply_in(exchange: Exchange, own: dict[bytes, bytes], dialect: Dialect | None) -> Reply:
+    """For one request in this dialect; None: as hosts speak."""
+    return Reply(exchange, own) if dialect is None else Spoken(exchange, own, dialect)
 
 
 def passed(raw_headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:

@@ -14,6 +14,8 @@ import msgspec
 
 from router.clues import BodyFields
 from router.decision import Ask, Send
+from router.dialects.dialect import Dialect
+from router.dialects.messages import Messages
 from router.errors import ApiError, Rejected, bad_request, body_too_large, encoded_body
 from router.exchange import Exchange, Message
 from router.identity import key_scope, naming_headers
@@ -59,7 +61,7 @@ class Address(msgspec.Struct, frozen=True, gc=False):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A path whose requests go to a host as they are."""
+    """A path whose requests go to a host, as they are or translated."""
 
     path: str
     holds: str
@@ -68,6 +70,14 @@ class Endpoint:
     """Gives a Wanted."""
     sessions: bool = True
     """Whether a request belongs to the session that it names; otherwise it leaves nothing behind at any host."""
+    dialect: Dialect | None = None
+    """How it is spoken there, where that is not how hosts speak."""
+    at_host: str = ""
+    """The host's path, where it is another."""
+
+    @property
+    def host_path(self) -> str:
+        return self.at_host or self.path
 
 
 ENDPOINTS = {
@@ -76,6 +86,9 @@ ENDPOINTS = {
         Endpoint("/v1/chat/completions", "messages", msgspec.json.Decoder(Chat)),
         Endpoint("/v1/completions", "prompt", msgspec.json.Decoder(Wanted)),
         Endpoint("/v1/embeddings", "input", msgspec.json.Decoder(Wanted), sessions=False),
+        Endpoint(
+            "/v1/messages", "messages", msgspec.json.Decoder(Chat), True, Messages(), "/v1/chat/completions"
+        ),
     )
 }
 

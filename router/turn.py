@@ -142,7 +142,8 @@ class Turn:
         return (task := self.exchange.task) is not None and task.uncancel() > 0
 
     async def _read(self) -> Addressed:
-        self._body = await read_body(self.head, self.exchange, self.relay.limits.max_body_bytes)
+        asked = await read_body(self.head, self.exchange, self.relay.limits.max_body_bytes)
+        self._body = self._reply.read(asked)
         wanted = read_wanted(self.endpoint, self._body)
         self._streams = wanted.stream is True
         addressed = self.relay.addressing.read(self.endpoint, self.head, self.address, wanted, self.key)
@@ -276,7 +277,7 @@ class Turn:
         assert self._addressed is not None
         bearer, size = relay.fleet.bearer(to.replica), len(self._body)
         told = host_headers(ask, to, self._addressed.who, bearer, left_s)
-        head = host_request(self.endpoint.path, place.address, told, self.head.forwarded, size)
+        head = host_request(self.endpoint.host_path, place.address, told, self.head.forwarded, size)
         silent_s = relay.limits.between_bytes_s if self._streams else None
         return await relay.hosts.ask(place, (head, self._body), silent_s)
 
@@ -306,7 +307,7 @@ class Turn:
     def _take_frame(self, frame: bytes, at: int) -> None:
         """A chunk that came as one, its data from `at` on: passed on as it is where it holds whole events."""
         whole = frame.endswith(b"\n\n\r\n", at)
-        if whole and self._begun and not self._held and self.exchange.frame(frame):
+        if whole and self._begun and not self._held and self._reply.frame(frame):
             self._reply.last = frame
         else:
             self._take_chunk(frame[at:-2])

@@ -61,6 +61,7 @@ SUPPORTED = frozenset(
 HARMLESS = frozenset(
     {
         "cache_prompt",
+        "conversation",
         "metadata",
         "prompt_cache_key",
         "prompt_cache_retention",

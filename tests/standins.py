@@ -106,7 +106,7 @@ class AnswersHost:
         app.router.add_post("/pins", self.post_pins)
         app.router.add_post("/pins/find", self.post_find)
         app.router.add_delete("/pins/{session}", self.delete_pin)
-        for path in ENDPOINTS:
+        for path in {endpoint.host_path for endpoint in ENDPOINTS.values()}:
             app.router.add_post(path, self.post_chat)
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.2)
         await self._runner.setup()

@@ -1,0 +1,86 @@
+"""A request in a dialect, through the router: what its host is asked, and how answers and errors come back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from router.dialects.chat_events import ChatEvents, Chunk, Comment, Done, Failed
+from tests.standins import (
+    AnswersHost,
+    DropsMidStreamHost,
+    SplitsEverywhereHost,
+    routed,
+)
+
+HI = [{"role": "user", "content": "Hi"}]
+
+
+def events(body: bytes) -> list[dict[str, Any]]:
+    """The data of a stream's events."""
+    return [json.loads(line[6:]) for line in body.decode().splitlines() if line.startswith("data: ")]
+
+
+async def test_a_host_is_asked_for_a_chat_and_its_answer_comes_back_in_the_dialect(tmp_path: Path) -> None:
+    host = AnswersHost("den/0")
+    async with routed(tmp_path, host) as router:
+        answer = await router.post("/v1/messages", session="tea", messages=HI, max_tokens=9)
+        assert answer.status == 200
+        assert answer.json()["content"] == [{"type": "text", "text": "Hello there"}]
+        assert answer.headers["x-homeport-replica"] == "den/0"
+        assert answer.headers["x-homeport-source"] == "header"
+    assert host.paths == ["/v1/chat/completions"]
+    assert json.loads(host.bodies[0])["max_tokens"] == 9
+
+
+async def test_a_stream_that_is_split_anywhere_comes_back_in_the_dialect(tmp_path: Path) -> None:
+    async with routed(tmp_path, SplitsEverywhereHost("den/0")) as router:
+        answer = await router.post("/v1/messages", messages=HI, max_tokens=9, stream=True)
+    told = events(answer.body)
+    assert told[0]["type"] == "message_start"
+    assert told[-1]["type"] == "message_stop"
+    said = [each["delta"]["text"] for each in told if each["type"] == "content_block_delta"]
+    assert said == ["Hello"]
+
+
+async def test_an_error_has_the_dialects_shape_whoever_refuses(tmp_path: Path) -> None:
+    async with routed(tmp_path, AnswersHost("den/0")) as router:
+        unread = await router.ask("POST", "/v1/messages", data=b"{")
+        no_model = await router.post("/v1/messages", model="none", messages=HI, max_tokens=9)
+        method = await router.ask("GET", "/v1/messages")
+    assert [each.status for each in (unread, no_model, method)] == [400, 404, 405]
+    assert [each.json()["error"]["type"] for each in (unread, no_model, method)] == [
+        "invalid_request_error",
+        "not_found_error",
+        "invalid_request_error",
+    ]
+    assert "known models" in no_model.json()["error"]["message"]
+
+
+async def test_a_host_lost_in_the_middle_is_an_error_event_of_the_dialect(tmp_path: Path) -> None:
+    async with routed(tmp_path, DropsMidStreamHost("den/0")) as router:
+        answer = await router.post("/v1/messages", messages=HI, max_tokens=9, stream=True)
+        assert router.count("host_lost", "den/0") == 1
+    last = events(answer.body)[-1]
+    assert last["type"] == "error"
+    assert "Send the request again" in last["error"]["message"]
+
+
+async def test_fields_that_name_the_session_are_read_in_a_dialect(tmp_path: Path) -> None:
+    who = {"user_id": json.dumps({"session_id": "6f0bd3e2-0cf3-4a3c-b7a3-2d0c3f0c6c11"})}
+    async with routed(tmp_path, AnswersHost("den/0")) as router:
+        answer = await router.post("/v1/messages", messages=HI, max_tokens=9, metadata=who)
+        assert answer.headers["x-homeport-source"] == "body"
+
+
+def test_events_are_read_from_bytes_that_end_anywhere() -> None:
+    stream = b': waiting\n\ndata: {"choices":[{"index":0}]}\n\ndata: {"error":{"code":"x"}}\n\ndata: [DONE]\n\n'
+    expected = [
+        Comment(b": waiting\n\n"),
+        Chunk({"choices": [{"index": 0}]}),
+        Failed({"code": "x"}),
+        Done(),
+    ]
+    for size in (1, 2, 7, len(stream)):
+        reader = ChatEvents()
+        parts = [stream[at : at + size] for at in range(0, len(stream), size)]
+        assert [event for part in parts for event in reader.take(part)] == expected
