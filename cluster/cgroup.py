@@ -36,23 +36,35 @@ def memory_limit(proc: Path = PROC) -> int | None:
     return min(limits, default=None)
 
 
-def enter_ceiling(name: str, memory_bytes: int, proc: Path = PROC) -> bool:
-    """Move this process into a cgroup v2 group `name` that may use `memory_bytes`. False when that is not
-    permitted.
+def enter_ceiling(name: str, memory_bytes: int, proc: Path = PROC) -> Path | None:
+    """Move this process into a cgroup v2 group `name` that may use `memory_bytes`. The group, which outlives the
+    process (see `remove`); None when that is not permitted.
 
-    The group is made under the nearest group above this process that hands out the memory controller. Only
-    one limit may be crossed on the way: none. A machine that denies any step leaves the process where it is.
+    A machine that denies any step leaves the process where it is, and no group.
     """
+    group = ceiling(name, proc)
+    return group if group is not None and _enter(group, memory_bytes) else None
+
+
+def ceiling(name: str, proc: Path = PROC) -> Path | None:
+    """Where a group of that name is made: under the nearest group above this process that hands out the memory
+    controller. None where there is none, or a limit would be crossed on the way."""
     try:
         place = unified(proc)
         for parent in place.upwards() if place else ():
             if "memory" in (parent / "cgroup.subtree_control").read_text().split():
-                return _enter(parent / name, memory_bytes)
+                return parent / name
             if _number(parent / "memory.max") is not None:
-                return False
+                return None
     except OSError:
         pass
-    return False
+    return None
+
+
+def remove(group: Path) -> None:
+    """Remove a group that was made here. One in which a process still is stays: the kernel sees to that."""
+    with contextlib.suppress(OSError):
+        group.rmdir()
 
 
 def unified(proc: Path = PROC) -> Place | None:
@@ -65,8 +77,11 @@ def _memory_v1(proc: Path) -> Place | None:
 
 
 def _enter(group: Path, memory_bytes: int) -> bool:
-    made = not group.exists()
-    group.mkdir(exist_ok=True)
+    try:
+        made = not group.exists()
+        group.mkdir(exist_ok=True)
+    except OSError:
+        return False
     try:
         (group / "memory.max").write_text(str(memory_bytes))
         # The ceiling holds without these two: swap would only soften it, and a lone child be ended first.
@@ -76,8 +91,7 @@ def _enter(group: Path, memory_bytes: int) -> bool:
         (group / "cgroup.procs").write_text(str(os.getpid()))
     except OSError:
         if made:
-            with contextlib.suppress(OSError):
-                group.rmdir()
+            remove(group)
         return False
     return True
 

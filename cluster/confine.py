@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, NoReturn, Self
 
 from cluster import cgroup, group, network
+from cluster.error_file import cap_file, tail
 from cluster.locks import LOCK_FDS, LockTaken, adopt_locks, holds_locks, take_lock, take_slice
 from cluster.paths import write_private
 from cluster.record import Limits, Record, read_record, write_record
@@ -49,6 +50,7 @@ __all__ = [
     "free",
     "holds_locks",
     "launch",
+    "lift",
     "read_record",
     "records",
     "slice_environment",
@@ -170,8 +172,17 @@ def alive(record: Record) -> bool:
 
 def end_group(record: Record, grace_s: float, first: signal.Signals = signal.SIGTERM) -> bool:
     """End the host and all that it started: `first`, `grace_s` seconds, SIGKILL. True when nothing is
-    left."""
-    return group.end(record.pid, record.start_time, grace_s, first)
+    left; then its control group is removed too."""
+    is_ended = group.end(record.pid, record.start_time, grace_s, first)
+    if is_ended:
+        lift(record)
+    return is_ended
+
+
+def lift(record: Record) -> None:
+    """Remove the control group of a host that has ended, if it had one. Does nothing while a process is in it."""
+    if record.limits.ceiling is not None:
+        cgroup.remove(record.limits.ceiling)
 
 
 def free(record: Record) -> bool:
@@ -183,39 +194,6 @@ def records(locks: Path, run_id: str) -> list[Record]:
     """Of the hosts of one installation that live."""
     found = (read_record(path) for path in sorted(locks.glob(f"{run_id}-*.json")))
     return [record for record in found if record is not None and alive(record)]
-
-
-def cap_file(path: Path, max_bytes: int) -> bool:
-    """Cut `path` to its last `max_bytes // 2` bytes, from a line's start, if it is longer than `max_bytes`.
-
-    In place, for a file that other processes append to (O_APPEND): their next line lands behind what is kept.
-    A line written during the cut itself can be lost. Returns whether it cut; a missing file is fine.
-    """
-    try:
-        with path.open("r+b") as file:
-            size = file.seek(0, os.SEEK_END)
-            if size <= max_bytes:
-                return False
-            file.seek(size - max_bytes // 2)
-            kept = file.read()
-            kept = kept[kept.find(b"\n") + 1 :]
-            file.seek(0)
-            file.write(kept)
-            file.truncate()
-            return True
-    except FileNotFoundError:
-        return False
-
-
-def tail(path: Path, lines: int) -> tuple[str, ...]:
-    """The last `lines` lines of `path`, out of its last 64 KiB; () for a missing file."""
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-            text = file.read().decode(errors="replace")
-    except FileNotFoundError:
-        return ()
-    return tuple(text.splitlines()[-lines:]) if lines > 0 else ()
 
 
 def main() -> int:
@@ -236,6 +214,10 @@ def main() -> int:
         answer = {"record": record.to_json()}
     else:
         answer = {"error": "the host was ended before it could start", "kind": "launch"}
+    if message and answer["kind"] == "launch":
+        os.waitpid(pid, 0)  # it may be in its control group, which goes when that is empty
+        if (left := cgroup.ceiling(_group_name(order))) is not None:
+            cgroup.remove(left)
     print(json.dumps(answer))
     return 0 if "record" in answer else 1
 
@@ -317,11 +299,12 @@ def _next_incarnation(path: Path) -> int:
 
 def _confine(order: Launch) -> Limits:
     """Put this process into the slice. Threads and GPUs are kept by the variables that are set at exec."""
+    ceiling = cgroup.enter_ceiling(_group_name(order), order.slice.memory_bytes)
     kept: dict[str, Callable[[], bool]] = {
         "cores": lambda: _set_affinity(order.slice.cpus),
         "threads": lambda: True,
         "gpus": lambda: not order.slice.shares_gpu,
-        "memory": lambda: cgroup.enter_ceiling(f"homeport-{order.record.stem}", order.slice.memory_bytes),
+        "memory": lambda: ceiling is not None,
     }
     done = {name: keep() for name, keep in kept.items()}
     why_not = network.leave() if order.isolate else "network.isolate is false in the config"
@@ -333,7 +316,13 @@ def _confine(order: Launch) -> Limits:
         tuple(name for name, kept in done.items() if kept),
         tuple(name for name, kept in done.items() if not kept),
         tuple(notes),
+        ceiling,
     )
+
+
+def _group_name(order: Launch) -> str:
+    """One for each slot of an installation."""
+    return f"homeport-{order.record.stem}"
 
 
 def _set_affinity(cpus: tuple[int, ...]) -> bool:

@@ -22,13 +22,26 @@ class Limits:
     watched: tuple[str, ...]
     notes: tuple[str, ...] = ()
     """Why some are not kept: `network: unshare: Operation not permitted`."""
+    ceiling: Path | None = None
+    """The control group that keeps its memory, which is there until somebody removes it."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"enforced": list(self.enforced), "watched": list(self.watched), "notes": list(self.notes)}
+        return {
+            "enforced": list(self.enforced),
+            "watched": list(self.watched),
+            "notes": list(self.notes),
+            "ceiling": None if self.ceiling is None else str(self.ceiling),
+        }
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        return cls(tuple(data["enforced"]), tuple(data["watched"]), tuple(data.get("notes", ())))
+        ceiling = data.get("ceiling")
+        return cls(
+            tuple(data["enforced"]),
+            tuple(data["watched"]),
+            tuple(data.get("notes", ())),
+            None if ceiling is None else Path(ceiling),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,8 @@ class HostWatch:
         else:
             self.record = record
             self.life = "absent"
+            if record is not None:
+                confine.lift(record)
 
     def wants(self, digest: str) -> None:
         """What its slot is to run: how often another configuration died says nothing of this one."""
@@ -238,6 +240,8 @@ class HostWatch:
     def _died(self, now: float) -> None:
         self.close()
         self.life, self.state = "absent", {}
+        if self.record is not None:
+            confine.lift(self.record)
         self.deaths = (*self.deaths[-10:], now)
         failures = [line for line in self._last_lines() if line.startswith(LOAD_FAILED)]
         self.permanent = failures[-1].removeprefix(LOAD_FAILED) if failures else None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster import group
+from cluster import cgroup, group
 from cluster.confine import (
     Launch,
     LaunchFailed,
@@ -387,6 +387,42 @@ def test_the_record_is_right_and_private(lab: Laboratory) -> None:
     assert stat.S_IMODE(order.record.stat().st_mode) == 0o600
     assert stat.S_IMODE((order.folder / "host.err").stat().st_mode) == 0o600
     assert list(lab.locks.glob(".*")) == [], "nothing half-written is left"
+
+
+HAS_CEILINGS = cgroup.ceiling("homeport-test") is not None
+needs_ceilings = pytest.mark.skipif(
+    not HAS_CEILINGS, reason="no control group (v2) above this process hands out the memory controller"
+)
+
+
+def order_of_its_own(lab: Laboratory) -> Launch:
+    """The control group of no other test has its name."""
+    order = lab.order(0, lab.slice(0), IDLE)
+    return replace(order, record=lab.locks / f"ceiling-{os.getpid()}-0.json")
+
+
+@needs_ceilings
+def test_a_ceiling_of_memory_is_there_for_as_long_as_its_host(lab: Laboratory) -> None:
+    record = lab.launch(order_of_its_own(lab))
+    lab.hear(0)
+    ceiling = record.limits.ceiling
+    if ceiling is None:
+        pytest.skip("this user may make no control group")
+    assert "memory" in record.limits.enforced
+    assert int((ceiling / "memory.max").read_text()) == GIB
+    assert (ceiling / "cgroup.procs").read_text().split() == [str(record.pid)]
+    assert end_group(record, 5)
+    assert not ceiling.exists()
+
+
+@needs_ceilings
+def test_a_host_that_cannot_start_leaves_no_ceiling(lab: Laboratory) -> None:
+    order = order_of_its_own(lab)
+    with pytest.raises(LaunchFailed):
+        lab.launch(replace(order, command=("/no/such/program",)))
+    left = cgroup.ceiling(f"homeport-{order.record.stem}")
+    assert left is not None
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", '{"pid": 1}', "null"])
