@@ -5,7 +5,7 @@ Hosts are told of from the picture, as they answered last; controller and keeper
 
 import asyncio
 import logging
-from collections.abc import Collection, Coroutine, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping, Set
 from typing import Any, Literal, assert_never, get_args
 
 import msgspec
@@ -40,7 +40,7 @@ class Scrape:
             return await self._everything()
         match _read(role):
             case "router":
-                return await asyncio.to_thread(self._own, [])
+                return await asyncio.to_thread(self._own, [], self._machines())
             case "controller":
                 return await _asked(self._peers.metrics(), "The controller")
             case "keeper":
@@ -68,7 +68,7 @@ class Scrape:
     async def _everything(self) -> bytes:
         asking = asyncio.create_task(self._peers.metrics(keepers=""))
         hosts = [(_labels(known), _told(known.state)) for known in self._heard()]
-        own = await asyncio.to_thread(self._own, hosts)
+        own = await asyncio.to_thread(self._own, hosts, self._machines())
         up = gauge(
             "homeport_controller_up", "1 where the controller answers, whose families are told here too."
         )
@@ -80,8 +80,17 @@ class Scrape:
             add(up, {}, 0.0)
         return own + text([up]) + others
 
-    def _own(self, hosts: list[tuple[Labels, Mapping[str, Any]]]) -> bytes:
-        return text([*self._registry.collect(), *host_metrics.families(hosts, self._complain)])
+    def _own(self, hosts: list[tuple[Labels, Mapping[str, Any]]], machines: Set[str]) -> bytes:
+        """What was counted at machines that are gone is kept, for when they return, and not told."""
+        counted = list(self._registry.collect())
+        for family in counted:
+            family.samples = [each for each in family.samples if each.labels.get("machine", "") in machines]
+        return text([*counted, *host_metrics.families(hosts, self._complain)])
+
+    def _machines(self) -> Set[str]:
+        """Those that there are, also while nothing is heard of them; and "", which stands for none."""
+        listed = {machine.name for machine in self._fleet.listed.machines}
+        return {"", *listed, *(known.machine.name for known in self._fleet.known.values())}
 
     def _complain(self, labels: Labels, family: str, error: Exception) -> None:
         replica = labels["replica"]

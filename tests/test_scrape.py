@@ -134,6 +134,30 @@ async def test_without_the_controller_the_rest_is_told_all_the_same(tmp_path: Pa
         assert (answer.status, answer.code) == (503, "not_reached")
 
 
+async def test_what_was_counted_at_a_machine_is_told_for_as_long_as_that_is_there(tmp_path: Path) -> None:
+    leaves = CountsHost("m1/0")
+    async with routed(tmp_path, CountsHost("m0/0"), leaves) as router:
+
+        async def told(path: str = "/metrics") -> dict[str, float]:
+            found = samples(await router.get(path))
+            return {s.labels["machine"]: s.value for s in found if s.name == "homeport_requests_total"}
+
+        for machine in ("m0", "m1"):
+            assert (await router.chat(model=f"tiny@{machine}")).status == 200
+        router.controller.away["m1"] = 1.0
+        await leaves.stop()
+        await router.until(lambda: "m1/0" not in router.parts.fleet.reachable())
+        assert await told() == {"m0": 1, "m1": 1}, "a machine that is lost is one"
+        router.controller.forgotten.append("m1")
+        await router.until(lambda: "m1/0" not in router.parts.fleet.known)
+        assert await told() == await told("/metrics?role=router") == {"m0": 1}
+        del router.controller.away["m1"]
+        router.controller.forgotten.clear()
+        await leaves.start()
+        await router.until(lambda: "m1/0" in router.parts.fleet.reachable())
+        assert await told() == {"m0": 1, "m1": 1}, "as if it had been there"
+
+
 async def test_with_a_role_one_process_tells_its_own(tmp_path: Path) -> None:
     async with routed(tmp_path, CountsHost("m0/0"), CountsHost("m1/0")) as router:
         assert (await router.chat(session="tea")).status == 200
