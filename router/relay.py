@@ -76,18 +76,26 @@ class Relay:
             outcome = turn.broke()
         finally:
             self.turns.discard(turn)
-        model = turn.ask.model if turn.ask and turn.ask.model in self.fleet.snapshot().models else None
-        self._count(turn, model, outcome, began_s)
-        if outcome not in ("ok", "client_gone"):
-            log.info(
-                "request %s: %s model=%s replica=%s", head.request_id.decode(), outcome, model, turn.replica
-            )
+        self._note(turn, outcome, began_s)
 
-    def _count(self, turn: Turn, model: str | None, outcome: str, began_s: float) -> None:
-        first_s = None if turn.first_at is None else turn.first_at - turn.arrived
-        is_session = turn.ask is not None and turn.ask.session is not None
-        took_s = time.monotonic() - began_s
-        self.metrics.ended(model, turn.replica, outcome, turn.pin, is_session, took_s, first_s)
+    def _note(self, turn: Turn, outcome: str, began_s: float) -> None:
+        """Count a turn that has ended, and log one that failed."""
+        ask, replica, first_at = turn.ask, turn.replica, turn.first_at
+        model = None if ask is None else ask.model
+        if replica is None and model not in self.fleet.snapshot().models:
+            model = None  # A turn with a replica need not be looked up: only known models have any.
+        self.metrics.ended(
+            model,
+            replica,
+            outcome,
+            turn.pin,
+            ask is not None and ask.session is not None,
+            time.monotonic() - began_s,
+            None if first_at is None else first_at - turn.arrived,
+        )
+        if outcome not in ("ok", "client_gone"):
+            request_id = turn.head.request_id.decode()
+            log.info("request %s: %s model=%s replica=%s", request_id, outcome, model, replica)
 
     def queue_s(self, model: str) -> float:
         spec = self._models.get(model)
