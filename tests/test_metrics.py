@@ -1,18 +1,23 @@
 """What is counted in files is the same as what one process counts, whichever worker is asked and whoever dies."""
 
+import math
 import signal
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Histogram, mmap_dict
 from prometheus_client.exposition import generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-from router.cells import ROOM_BYTES
+from router.cells import DOUBLE_BYTES, ROOM_BYTES, cell_of, count_in_memory
 from router.metrics import Metrics
 
 COUNTS = """
@@ -112,6 +117,47 @@ def samples(text: str) -> dict[str, dict[tuple[str, str], float]]:
 
 def heads(text: str) -> set[str]:
     return {line for line in text.splitlines() if line.startswith("#") and "_created" not in line}
+
+
+def insides(folder: Path) -> Iterator[tuple[str, Callable[[], object]]]:
+    """What counting uses of the library that its documentation does not promise: its name, and whether it is there."""
+    library: Any = mmap_dict
+    series: Any = Histogram("homeport_x", "X.", ["model"], buckets=(1.0, 2.0), registry=None).labels("tiny")
+    counter: Any = Counter("homeport_y", "Y.", ["model"], registry=None).labels("tiny")
+    key = library.mmap_key("homeport_y", "homeport_y_total", ["model"], ["tiny"], "Y.")
+    path = str(folder / "counter_1.db")
+
+    def is_in_the_file() -> bool:
+        with closing(library.MmapedDict(path)) as file:
+            file.read_value(key)
+            at = file._positions[key]
+            file._m[at : at + DOUBLE_BYTES] = struct.pack("d", 7.0)
+            every = library.MmapedDict.read_all_values_from_file(path)
+            found = [value for name, value, *_ in every if name == key]
+        return at % DOUBLE_BYTES == 0 and found == [7.0]
+
+    yield "values.ValueClass, of which series are made", lambda: cell_of(counter._value)
+    yield "Counter._value", lambda: counter._value.get() == 0.0
+    yield "Histogram._sum", lambda: cell_of(series._sum)
+    yield "Histogram._buckets", lambda: [cell_of(each) for each in series._buckets][2]
+    yield "Histogram._upper_bounds, to infinity", lambda: list(series._upper_bounds) == [1.0, 2.0, math.inf]
+    yield (
+        "MmapedDict._m and _positions, by which a value is written that its collector reads",
+        is_in_the_file,
+    )
+
+
+def test_the_library_is_inside_as_counting_needs_it(tmp_path: Path) -> None:
+    count_in_memory()
+    for name, holds in insides(tmp_path):
+        try:
+            is_there = bool(holds())
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            is_there = False
+        assert is_there, (
+            f"prometheus-client {version('prometheus-client')} has no {name}. router/cells.py and router/metrics.py "
+            "count with it: adapt them, or keep to the version before."
+        )
 
 
 def test_each_worker_tells_the_sum_of_all(workers: list[Worker]) -> None:
