@@ -4,30 +4,37 @@ With no question all are asked and the table of README.md is written. `--quick` 
 """
 
 import asyncio
+import itertools
+import json
 import math
+import os
 import statistics
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from unittest import mock
 
 import uvloop
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks import controller, fifty, metrics_fleet
-from benchmarks.metrics_router import COUNTS, WINDOW_S, counts_at
+from benchmarks.metrics_router import BLOCK, COUNTS, TIMES, counts_in
 from benchmarks.questions import ask
 from benchmarks.relay import own, wire
 from benchmarks.relay.load import Load
 from benchmarks.relay.measure import CLIENTS, WARM_S
-from benchmarks.relay.process import Watched
 from benchmarks.relay.relays import Place, Relay, Start, started
 from benchmarks.relay.runs import stand_ins
 from benchmarks.report import Figure
+from router.cells import count_in_files
+from router.metrics import Metrics
 from serving.counts import Counts
 from tests.host_process import free_port
 
@@ -35,10 +42,13 @@ SERIES, SCRAPE_MS = 20_000, 200.0
 COST_PERCENT = 3.0
 EVENT_US = 1.0
 START_S = 120.0
-EDGE_S = 0.02
-"""So near to a switch nothing is measured."""
+WARM_BLOCKS = 64
+"""Of the first ones nothing is told. An even number: the two of a pair lie beside each other, one of them counts."""
+COUNT_NS = 2000
+IN_A_ROW = 20_000
 BETWEEN_S = 0.5
 EVENTS = 1_000_000
+Ended = Callable[[], None]
 PATHS = {"all": "/metrics", "the router's own": "/metrics?role=router"}
 
 
@@ -78,39 +88,51 @@ def scrape(rounds: int) -> list[Figure]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """Microseconds of CPU a request, with counting and without, in two windows one after the other."""
-
-    counted: float
-    uncounted: float
-    done: int
-    """Requests in both."""
-
-
-def relay(pairs: int) -> list[Figure]:
-    """What a small request costs in windows with counting and in those without, which take turns in one process."""
+def relay(seconds: float) -> list[Figure]:
+    """What a small request costs in blocks with counting and in those without, which take turns in one process."""
     figures = []
     for kind, files in (("one process", False), ("counting into files, as one of several workers", True)):
-        found = _windows(pairs, files)
-        ratios = [pair.counted / pair.uncounted for pair in found]
+        pairs = _pairs(_switched(seconds, files))
+        ratios = [counted / uncounted for counted, uncounted in pairs]
         percent = (statistics.median(ratios) - 1) * 100
-        # The standard error of a median, of values that are spread as the normal distribution has them.
-        error = 1.253 * statistics.stdev(ratios) / math.sqrt(len(ratios)) * 100
-        counted = statistics.median(pair.counted for pair in found)
-        uncounted = statistics.median(pair.uncounted for pair in found)
+        # The standard error of a median, of values that are spread as the normal distribution has them but for a few.
+        low, _, high = statistics.quantiles(ratios)
+        error = 1.253 * (high - low) / 1.349 / math.sqrt(len(ratios)) * 100
+        counted, uncounted = (statistics.median(side) / BLOCK / 1000 for side in zip(*pairs, strict=True))
         figures.append(
             Figure(
                 f"cost of metrics on the relay's path: {kind}",
                 f"<= {COST_PERCENT:.0f} % of CPU per request",
                 f"{percent:.1f} % +- {error:.1f} ({counted:.1f} against {uncounted:.1f} us)",
                 percent <= COST_PERCENT,
-                f"CPU of the router's process per small request of {CLIENTS} clients; half of the time it counts "
-                f"nothing: median of {len(found)} pairs of windows of {WINDOW_S:g} s, "
-                f"{sum(pair.done for pair in found):,} requests",
+                f"CPU of the router's thread per small request of {CLIENTS} clients; it counts {BLOCK} requests, and "
+                f"nothing of {BLOCK} others, by turns: median of {len(pairs):,} such pairs",
             )
         )
     return figures
+
+
+def count(repeats: int) -> list[Figure]:
+    """What the counting of one request takes by itself, and how much of it the files are."""
+    with tempfile.TemporaryDirectory(prefix="homeport-metrics-") as name, mock.patch.dict(os.environ):
+        in_memory = _counting(None)
+        count_in_files(Path(name), 1)
+        takes = {"in memory": in_memory, "in files": _counting(Path(name))}
+        taken: dict[str, list[float]] = {kind: [] for kind in takes}
+        for _ in range(repeats):
+            for kind, ended in takes.items():
+                taken[kind].append(_in_a_row(ended))
+    nanos = {kind: statistics.median(found) for kind, found in taken.items()}
+    return [
+        Figure(
+            "the router counts one request",
+            f"<= {COUNT_NS:,} ns",
+            ", ".join(f"{found:.0f} ns {kind}" for kind, found in nanos.items()),
+            max(nanos.values()) <= COUNT_NS,
+            f"CPU time, {IN_A_ROW:,} streams of a session in a row, the loop around them included; "
+            f"median of {repeats} by turns",
+        )
+    ]
 
 
 def event(count: int) -> list[Figure]:
@@ -133,53 +155,71 @@ def event(count: int) -> list[Figure]:
 
 QUESTIONS: dict[str, Callable[[bool], list[Figure]]] = {
     "scrape": lambda quick: scrape(2 if quick else 20),
-    "relay": lambda quick: relay(2 if quick else 60),
+    "relay": lambda quick: relay(2.0 if quick else 60.0),
+    "count": lambda quick: count(2 if quick else 100),
     "event": lambda quick: event(EVENTS // 100 if quick else EVENTS),
 }
 
 
-def _windows(pairs: int, files: bool) -> list[Pair]:
+def _switched(seconds: float, files: bool) -> list[int]:
+    """CPU time of the router's thread, in ns, when each block began, while clients ask it for so long."""
     with stand_ins() as beside:
         folder = beside.folder / "switched"
         (folder / "counts").mkdir(parents=True)
         place = Place(folder, free_port(), beside.hosts, beside.control_port, "hp-bench")
-        kind = Relay("switched", "", partial(_switched, files=files))
+        kind = Relay("switched", "", partial(_start, files=files))
         with (
-            started(kind, place, beside.relay_cpus) as process,
+            started(kind, place, beside.relay_cpus),
             asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner,
         ):
-            return runner.run(_watch(kind, place, process, pairs))
+            runner.run(_ask(kind, place, seconds))
+        told: list[int] = json.loads((folder / TIMES).read_text())
+    return told
 
 
-def _switched(place: Place, files: bool) -> Start:
+def _start(place: Place, files: bool) -> Start:
     arguments = own.HOMEPORT.start(place).command[3:]
-    env = ((COUNTS, str(place.folder / "counts")),) if files else ()
-    return Start([sys.executable, "-m", "benchmarks.metrics_router", "switched", *arguments], env)
+    env = [(TIMES, str(place.folder / TIMES))]
+    if files:
+        env.append((COUNTS, str(place.folder / "counts")))
+    return Start([sys.executable, "-m", "benchmarks.metrics_router", "switched", *arguments], tuple(env))
 
 
-async def _watch(kind: Relay, place: Place, process: Watched, pairs: int) -> list[Pair]:
+async def _ask(kind: Relay, place: Place, seconds: float) -> None:
     names = [kind.headers(f"metrics-{number}", place.key) for number in range(CLIENTS)]
-    load, found = Load(place.port), []
+    load = Load(place.port)
     try:
         await load.start_asking([wire.request(headers, tokens=None) for headers in names])
-        await asyncio.sleep(WARM_S)
-        for _ in range(pairs):
-            first = (time.monotonic() // (2 * WINDOW_S) + 1) * 2 * WINDOW_S
-            micros: dict[bool, float] = {}
-            before = load.done
-            for began in (first, first + WINDOW_S):
-                await asyncio.sleep(began + EDGE_S - time.monotonic())
-                cpu_s, done = process.first_thread_s(), load.done
-                await asyncio.sleep(began + WINDOW_S - EDGE_S - time.monotonic())
-                cpu_s, done = process.first_thread_s() - cpu_s, load.done - done
-                if done:
-                    micros[counts_at(began + EDGE_S)] = cpu_s / done * 1e6
-            load.check()
-            if len(micros) == 2:  # else others had the cores all the while
-                found.append(Pair(micros[True], micros[False], load.done - before))
+        await asyncio.sleep(WARM_S + seconds)
+        load.check()
     finally:
         load.close()
-    return found
+
+
+def _pairs(began_ns: list[int]) -> list[tuple[int, int]]:
+    """What blocks took, one with counting and the one beside it without."""
+    took_ns = [end - begin for begin, end in itertools.pairwise(began_ns)]
+    pairs = []
+    for block in range(WARM_BLOCKS, len(took_ns) - 1, 2):
+        two = took_ns[block], took_ns[block + 1]
+        pairs.append(two if counts_in(block) else (two[1], two[0]))
+    return pairs
+
+
+def _counting(folder: Path | None) -> Ended:
+    """A stream of a session that has ended, counted once already. Where: as this process counts now."""
+    metrics = Metrics(CollectorRegistry(), "1", folder)
+    ended = partial(metrics.ended, "tiny", "den/0", "ok", "kept", True, 2.5, 0.3)
+    ended()
+    return ended
+
+
+def _in_a_row(ended: Ended) -> float:
+    """Nanoseconds of CPU for each."""
+    began = time.process_time_ns()
+    for _ in range(IN_A_ROW):
+        ended()
+    return (time.process_time_ns() - began) / IN_A_ROW
 
 
 def _until_heard(port: int) -> None:
