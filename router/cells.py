@@ -2,7 +2,8 @@
 
 Files have the shape of the library's multi-process mode, whose collector reads them: several workers count into one
 folder, each into files of its own. The library's own values take a lock for each step and look where they lie; here one
-thread counts, and a step is one store into memory, which a file has too whatever becomes of the process.
+thread counts, and a step is one store into memory, which a file has too whatever becomes of the process. Cells lie
+together: when a request ends nothing of them is in the processor's cache, and each piece of memory is waited for.
 """
 
 import os
@@ -25,8 +26,11 @@ Cell = tuple[Any, int]
 def count_in_memory() -> None:
     """From now on what is counted in this process is kept in memory alone."""
 
+    cells = array("d")
+
     def new_cell(*_named: Any) -> Cell:
-        return array("d", [0.0]), 0
+        cells.append(0.0)
+        return cells, len(cells) - 1
 
     cast(Any, values).ValueClass = _values(new_cell, in_files=False)
 
@@ -50,6 +54,7 @@ def values_in(folder: Path, worker: int) -> Any:
     """What the library is to make a series of, in the files of this worker."""
     library = cast(Any, mmap_dict)
     files: dict[str, Any] = {}
+    views: dict[str, Any] = {}
 
     def new_cell(kind: str, *named: Any) -> Cell:
         if kind not in files:
@@ -57,7 +62,9 @@ def values_in(folder: Path, worker: int) -> Any:
         file, key = files[kind], library.mmap_key(*named)
         file.read_value(key)  # makes room for it
         # The file may be mapped anew when it grows; what is written through the former map is in it too.
-        return memoryview(file._m).cast("d"), file._positions[key] // DOUBLE_BYTES
+        if kind not in views or views[kind].obj is not file._m:
+            views[kind] = memoryview(file._m).cast("d")
+        return views[kind], file._positions[key] // DOUBLE_BYTES
 
     return _values(new_cell, in_files=True)
 
