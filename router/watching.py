@@ -6,7 +6,7 @@ what somebody may see.
 """
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,8 @@ MEMORY_STEP = 64 << 20
 """What a process takes changes all the time: it is told in steps."""
 WINDOW_S = 3.0
 """Tokens a second are those of so long."""
+NO_RECORD: Json = {}
+"""What a record that was not there differs from."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,29 +62,59 @@ def whole(seen: Picture) -> Json:
 
 
 def change(old: Picture, new: Picture) -> Json | None:
-    """What is to be laid over the old picture to have the new one: machines and sessions whole (None: gone), of the
-    rest what differs. None where nothing does."""
-    machines, sessions = _differing(old.machines, new.machines), _differing(old.sessions, new.sessions)
-    fleet = _differing(old.rest, new.rest)
+    """What is to be laid over the old picture to have the new one; None where nothing differs.
+
+    Each machine, each session and the rest by what differs in it: `set` are fields with their new values, `unset` those
+    that it has no longer; either is left out where it is empty. A record that was not there differs from an empty one;
+    None is told of one that is gone. A machine's `replicas` are told in the same way, by name, and `order` names all of
+    them where they do not stand as before with the new ones behind them.
+    """
+    machines = _differing(old.machines, new.machines, _machine_difference)
+    sessions = _differing(old.sessions, new.sessions, _difference)
+    fleet = _difference(old.rest, new.rest)
     if not (machines or sessions or fleet):
         return None
     return {"machines": machines, "sessions": sessions, "fleet": fleet}
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> Json:
-    gone = dict.fromkeys(old.keys() - new.keys())
+def _differing(old: Mapping[str, Json], new: Mapping[str, Json], told: Callable[[Json, Json], Json]) -> Json:
+    """Of records by name: what is `told` of the old and the new; None of one that is gone."""
+    gone = dict.fromkeys(name for name in old if name not in new)
     # What is the same object needs no look inside: of thousands of sessions few change.
     return gone | {
-        name: told
-        for name, told in new.items()
-        if (was := old.get(name, gone)) is not told and (was is gone or was != told)
+        name: told(was, now)
+        for name, now in new.items()
+        if (was := old.get(name, NO_RECORD)) is not now and (was is NO_RECORD or was != now)
     }
+
+
+def _difference(old: Json, new: Json) -> Json:
+    told: Json = {}
+    if changed := {name: now for name, now in new.items() if name not in old or old[name] != now}:
+        told["set"] = changed
+    if gone := [name for name in old if name not in new]:
+        told["unset"] = gone
+    return told
+
+
+def _machine_difference(old: Json, new: Json) -> Json:
+    was, now = _by_name(old.get("replicas", ())), _by_name(new["replicas"])
+    told = _difference(old | {"replicas": ()}, new | {"replicas": ()})
+    if replicas := _differing(was, now, _difference):
+        told["replicas"] = replicas
+    if [name for name in was if name in now] + [name for name in now if name not in was] != list(now):
+        told["order"] = list(now)
+    return told
+
+
+def _by_name(replicas: Iterable[Json]) -> Json:
+    return {each["name"]: each for each in replicas}
 
 
 def _machine(machine: Json, was: Json, speeds: Mapping[str, float], wall_s: float) -> Json:
     away_s = machine.pop("away_s")
     machine["heard_s"] = None if away_s is None else _time(wall_s - away_s, was.get("heard_s"))
-    before = {each["name"]: each for each in was.get("replicas", ())}
+    before = _by_name(was.get("replicas", ()))
     for replica in machine["replicas"]:
         _replica(replica, before.get(replica["name"], {}), wall_s)
         replica["tokens_per_s"] = speeds.get(replica["name"])

@@ -5,7 +5,7 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -19,9 +19,11 @@ import pytest
 from router import watch
 from router.admin import fleet_json
 from router.keys import ALL
+from router.watching import NOTHING, Picture
 from serving.router_limits import RouterLimits
 from tests.router_workers import two_workers
 from tests.standins import MODEL, AnswersHost, EndlessHost, Router, routed
+from tests.watched import lay
 
 KEYS = ("anna", "bert")
 
@@ -31,9 +33,19 @@ class Board:
     """Reads a stream of events, and lays changes over what it has."""
 
     response: aiohttp.ClientResponse
-    fleet: dict[str, Any]
-    machines: dict[str, Any]
-    sessions: dict[str, Any]
+    picture: Picture = NOTHING
+
+    @property
+    def fleet(self) -> Mapping[str, Any]:
+        return self.picture.rest
+
+    @property
+    def machines(self) -> Mapping[str, Any]:
+        return self.picture.machines
+
+    @property
+    def sessions(self) -> Mapping[str, Any]:
+        return self.picture.sessions
 
     @property
     def states(self) -> dict[str, str]:
@@ -52,19 +64,7 @@ class Board:
     async def take(self) -> str:
         """The next event, taken in; its name."""
         name, told = await self.event()
-        if name == "fleet":
-            self.machines = {each["name"]: each for each in told["fleet"].pop("machines")}
-            self.fleet = told["fleet"]
-            self.sessions = {f"{each['id']} {each['model']}": each for each in told["sessions"]}
-        elif name == "change":
-            for mine, new in (
-                (self.machines, told["machines"]),
-                (self.sessions, told["sessions"]),
-                (self.fleet, told["fleet"]),
-            ):
-                mine.update(new)
-                for gone in [key for key, value in new.items() if value is None]:
-                    del mine[gone]
+        self.picture = lay(self.picture, name, told)
         return name
 
     async def until(self, holds: Any) -> None:
@@ -79,7 +79,7 @@ async def watching(url: str, client: aiohttp.ClientSession, key: str | None = No
     async with client.get(f"{url}/api/fleet?watch", headers=headers) as response:
         assert response.status == 200
         assert response.headers["content-type"].startswith("text/event-stream")
-        yield Board(response, {}, {}, {})
+        yield Board(response)
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from router.watching import NOTHING, Picture, Speed, change, name_of, picture, steady, whole
+from tests.watched import lay, pictures
 
 
 def replica(**more: Any) -> dict[str, Any]:
@@ -56,7 +56,7 @@ def test_a_host_falls_silent_and_the_time_of_its_last_word_stays() -> None:
     silent = seen(machine(replica(reach="suspect", silent_s=3.5)), wall_s=1004.0, old=up)
     told = change(up, silent)
     assert told is not None
-    assert told["machines"]["den"]["replicas"][0]["heard_s"] == 1000.5
+    assert told["machines"]["den"]["replicas"]["den/0"]["set"]["heard_s"] == 1000.5
     out = seen(machine(replica(reach="out", silent_s=9.6)), wall_s=1010.0, old=silent)
     assert out.machines["den"]["replicas"][0]["heard_s"] == 1000.5
     assert change(out, seen(machine(replica(reach="out", silent_s=10.6)), wall_s=1011.0, old=out)) is None
@@ -89,11 +89,27 @@ def test_what_comes_goes_and_changes_is_told_and_nothing_else() -> None:
 @pytest.mark.parametrize("field", ["revision", "role", "problems"])
 def test_the_rest_of_the_fleet_is_told_by_what_differs(field: str) -> None:
     old, new = Picture({"models": [], field: 1}, {}, {}), Picture({"models": [], field: 2}, {}, {})
-    assert change(old, new) == {"machines": {}, "sessions": {}, "fleet": {field: 2}}
+    assert change(old, new) == {"machines": {}, "sessions": {}, "fleet": {"set": {field: 2}}}
 
 
-words = st.dictionaries(st.sampled_from("abcd"), st.dictionaries(st.sampled_from("xy"), st.integers(0, 2)))
-pictures = st.builds(Picture, words, words, words)
+def test_of_a_machine_whose_replica_makes_tokens_nothing_else_is_told() -> None:
+    busy, idle = replica(tokens_generated=20), replica(name="den/1")
+    first = seen(machine(busy, idle), sessions=[session()])
+    busy = replica(tokens_generated=40, detail="loads")
+    second = seen(machine(busy, replica(name="den/1")), sessions=[session(context_tokens=32)], old=first)
+    assert change(first, second) == {
+        "machines": {"den": {"replicas": {"den/0": {"set": {"tokens_generated": 40, "detail": "loads"}}}}},
+        "sessions": {"hp_a tiny": {"set": {"context_tokens": 32}}},
+        "fleet": {},
+    }
+    third = seen(machine(replica(name="den/1"), replica(tokens_generated=40)), sessions=(), old=second)
+    assert change(second, third) == {
+        "machines": {
+            "den": {"replicas": {"den/0": {"unset": ["detail"]}}, "order": ["den/1", "den/0"]},
+        },
+        "sessions": {"hp_a tiny": None},
+        "fleet": {},
+    }
 
 
 @given(pictures, pictures)
@@ -102,12 +118,14 @@ def test_a_change_laid_over_the_old_picture_gives_the_new_one(old: Picture, new:
     if told is None:
         assert old == new
         return
-    told = json.loads(json.dumps(told))
-    laid = {
-        name: {key: value for key, value in {**before, **told[name]}.items() if value is not None}
-        for name, before in (("machines", old.machines), ("sessions", old.sessions), ("fleet", old.rest))
-    }
-    assert Picture(laid["fleet"], laid["machines"], laid["sessions"]) == new
+    laid = lay(old, "change", json.loads(json.dumps(told)))
+    assert laid == new
+    assert order_of(laid) == order_of(new)
+
+
+def order_of(shown: Picture) -> dict[str, list[str]]:
+    """Of the replicas of each machine."""
+    return {name: [each["name"] for each in told["replicas"]] for name, told in shown.machines.items()}
 
 
 def test_tokens_a_second_are_those_of_the_last_seconds() -> None:

@@ -14,18 +14,33 @@ export function lay(picture, event, told) {
     return null;
   }
   const touched = new Set(Object.keys(told.machines));
-  for (const [name, value] of Object.entries(told.sessions)) {
-    for (const each of [picture.sessions.get(name), value]) if (each) touched.add(each.machine);
-    put(picture.sessions, name, value);
+  for (const [name, differs] of Object.entries(told.sessions)) {
+    const was = picture.sessions.get(name);
+    put(picture.sessions, name, differs, laid);
+    for (const each of [was, picture.sessions.get(name)]) if (each) touched.add(each.machine);
   }
-  for (const [name, value] of Object.entries(told.machines)) put(picture.machines, name, value);
-  for (const [name, value] of Object.entries(told.fleet)) picture.fleet[name] = value;
+  for (const [name, differs] of Object.entries(told.machines)) put(picture.machines, name, differs, laidMachine);
+  picture.fleet = laid(picture.fleet, told.fleet);
   return Object.keys(told.fleet).length ? null : touched;
 }
 
-function put(map, name, value) {
-  if (value === null) map.delete(name);
-  else map.set(name, value);
+function put(records, name, differs, lays) {
+  if (differs === null) records.delete(name);
+  else records.set(name, lays(records.get(name), differs));
+}
+
+/** A new record, as `record` (undefined: there was none) is now: `change` in router/watching.py says what is told. */
+function laid(record, { set = {}, unset = [] }) {
+  const made = { ...record, ...set };
+  for (const field of unset) delete made[field];
+  return made;
+}
+
+function laidMachine(machine, differs) {
+  const replicas = new Map(machine?.replicas.map((each) => [each.name, each]));
+  for (const [name, value] of Object.entries(differs.replicas ?? {})) put(replicas, name, value, laid);
+  const order = differs.order ?? [...replicas.keys()];
+  return { ...laid(machine, differs), replicas: order.map((name) => replicas.get(name)) };
 }
 
 const RANK = { running: 0, waiting: 1, resident: 2, away: 3, parked: 4 };

@@ -1,4 +1,4 @@
-"""The desk's parts that decide, each on its own, in the browser that runs them."""
+"""The pages' parts that decide, each on its own, in the browser that runs them."""
 
 import json
 from collections.abc import Iterator
@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
 from playwright.sync_api import Browser
 
+from router.watching import Picture, change, whole
 from tests.browser.tab import Beside, Tab
 from tests.standins import AnswersHost, routed
+from tests.watched import pictures
 
 STREAM = (
     ": waiting, place 1 in the line\n\n"
@@ -40,7 +43,7 @@ def page(chromium: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         tab.page.goto(f"{router.url}/desk/m0")
 
         def run(module: str, code: str, told: Any = None) -> Any:
-            script = f"async told => {{ const it = await import('/board/desk/{module}.js'); {code} }}"
+            script = f"async told => {{ const it = await import('/board/{module}.js'); {code} }}"
             return tab.page.evaluate(script, told)
 
         yield run
@@ -63,8 +66,26 @@ def test_a_stream_reads_the_same_however_its_bytes_are_split(page: Any) -> None:
       for (let other = one; other <= bytes.length; other += 1) all.add(read(one, other));
     return [...all];
     """
-    (only,) = page("sse", code, STREAM)
+    (only,) = page("desk/sse", code, STREAM)
     assert json.loads(only) == EVENTS
+
+
+@settings(deadline=None)
+@given(old=pictures, new=pictures)
+def test_a_change_laid_over_the_old_picture_gives_the_new_one_and_leaves_the_old(
+    page: Any, old: Picture, new: Picture
+) -> None:
+    code = """
+    const [all, change] = JSON.parse(told), picture = it.blank();
+    it.lay(picture, "fleet", all);
+    const old = [...picture.machines.values(), ...picture.sessions.values()], before = JSON.stringify(old);
+    it.lay(picture, "change", change);
+    const {fleet, machines, sessions} = picture, left = JSON.stringify(old) === before;
+    return JSON.stringify([fleet, Object.fromEntries(machines), Object.fromEntries(sessions), left]);
+    """
+    if (told := change(old, new)) is not None:
+        laid = json.loads(page("picture", code, json.dumps([whole(old), told])))
+        assert laid == [new.rest, new.machines, new.sessions, True]
 
 
 def test_a_conversation_is_changed_and_never_in_place(page: Any) -> None:
@@ -79,7 +100,7 @@ def test_a_conversation_is_changed_and_never_in_place(page: Any) -> None:
     const titles = [first, anew, empty, edited].map(each => each.title);
     return [[empty, first, second, edited, again, anew].map(words), titles];
     """
-    turns, titles = page("conversation", code)
+    turns, titles = page("desk/conversation", code)
     assert turns == [
         [],
         [" One\nmore", "1"],
@@ -100,7 +121,7 @@ def test_what_is_sent_alternates_and_has_no_empty_turn(page: Any) -> None:
     chat = it.asked(chat, "last", [], 5);
     return it.messages(chat);
     """
-    (message,) = page("conversation", code)
+    (message,) = page("desk/conversation", code)
     assert message["role"] == "user"
     assert message["content"] == "unanswered\n\nAttached file a.md:\n`````\na ```` b\n`````\n\nlast"
 
@@ -121,7 +142,7 @@ FAILURES = [
 @pytest.mark.parametrize(("failure", "said", "tries", "again_s"), FAILURES)
 def test_when_it_asks_again(page: Any, failure: Any, said: bool, tries: int, again_s: int | None) -> None:
     told = [{"message": "that is so; try again", **failure}, said, tries]
-    plan = page("words", "return it.planned(...told)", told)
+    plan = page("desk/words", "return it.planned(...told)", told)
     assert plan == {"againS": again_s, "words": "That is so; try again."}
 
 
@@ -145,7 +166,7 @@ def replica(**more: Any) -> dict[str, Any]:
 )
 def test_the_load_in_words(page: Any, state: str, replicas: list[Any], words: str) -> None:
     machine = {"name": "den", "state": state, "replicas": replicas}
-    assert page("words", "return it.loadWords(it.load(told))", machine) == words
+    assert page("desk/words", "return it.loadWords(it.load(told))", machine) == words
 
 
 @pytest.mark.parametrize(
@@ -162,7 +183,7 @@ def test_the_load_in_words(page: Any, state: str, replicas: list[Any], words: st
     ],
 )
 def test_how_a_machine_stands_in_words(page: Any, machine: dict[str, Any], part: str) -> None:
-    told = page("words", "return it.standing(told, 100)", {"name": "den", "heard_s": None, **machine})
+    told = page("desk/words", "return it.standing(told, 100)", {"name": "den", "heard_s": None, **machine})
     assert part in told
     assert (told == "") == (part == "")
 
@@ -170,7 +191,7 @@ def test_how_a_machine_stands_in_words(page: Any, machine: dict[str, Any], part:
 def test_what_is_known_of_an_answer(page: Any) -> None:
     about = {"context": "evaluated", "cause": "edited@412", "reused_tokens": 412, "evaluated_tokens": 9}
     told = page(
-        "words",
+        "desk/words",
         "return [it.meta(told, 3100), it.meta({...told, cause: 'restore_failed'}, 0), it.meta(null, 0)]",
         about,
     )
@@ -185,7 +206,7 @@ def test_what_is_known_of_an_answer(page: Any) -> None:
     ("count", "words"), [(0, "0 B"), (1023, "1023 B"), (1230, "1.2 KiB"), (9 << 20, "9 MiB")]
 )
 def test_sizes(page: Any, count: int, words: str) -> None:
-    assert page("words", "return it.bytes(told)", count) == words
+    assert page("desk/words", "return it.bytes(told)", count) == words
 
 
 def test_modules_of_the_desk_are_all_used() -> None:
