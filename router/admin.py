@@ -16,6 +16,7 @@ from router.keys import Key
 from router.peers import HostState, ListedMachine, ListedReplica, Peers, Unreachable
 from router.sessions import Sessions
 from router.siblings import OpenTurn
+from router.watching import name_of
 
 
 def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: Key) -> dict[str, Any]:
@@ -40,7 +41,9 @@ def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: 
         known = fleet.known[name]
         if not told(known.machine.name, known.machine.zone):
             continue
-        machine = machines.setdefault(known.machine.name, _machine(known.machine, wall_s, all_of_it))
+        machine = machines.get(known.machine.name)
+        if machine is None:
+            machine = machines[known.machine.name] = _machine(known.machine, wall_s, all_of_it)
         replica = _replica(known, digest_key, now, all_of_it)
         if all_of_it:
             machine["replicas"].append(replica)
@@ -89,7 +92,7 @@ async def sessions_json(
     digest_key, turns = sessions.relay.addressing.digest_key, await sessions.open_turns()
     known = [each for host in heard for each in at_host(host, digest_key, wall_s)]
     return {
-        "sessions": merged_sessions(known, turns, digest_key, key),
+        "sessions": list(merged_sessions(known, turns, digest_key, key).values()),
         "unreachable": unreachable,
     }
 
@@ -106,33 +109,34 @@ class Heard(NamedTuple):
 class AtHost(NamedTuple):
     """One session of a host."""
 
+    name: str
+    """As `name_of` says it."""
     session: str
-    model: str
     scope: str | None
     told: dict[str, Any]
 
 
 def merged_sessions(
     known: Iterable[AtHost], turns: Iterable[OpenTurn], digest_key: bytes, key: Key
-) -> list[dict[str, Any]]:
-    """Of the sessions of hosts and of open turns those that the key may see; what is `known` of them stays as it is. Of
-    one that several hosts have, the last account; `away` is the state of one whose host is, unless a turn of it waits.
+) -> dict[str, dict[str, Any]]:
+    """Of the sessions of hosts and of open turns those that the key may see, by name; what is `known` of them stays as
+    it is. Of one that several hosts have, the last account; `away` is the state of one whose host is, unless a turn of
+    it waits.
     """
     scope, all_of_them = key_scope(key.name), key.role == "admin"
-    found = {(each.session, each.model): each.told for each in known if all_of_them or each.scope == scope}
+    found = {each.name: each.told for each in known if all_of_them or each.scope == scope}
     for turn in turns:
         if not all_of_them and key_scope(turn.key) != scope:
             continue
-        told = found.get((turn.session, turn.model))
-        if told is None:
-            told = {
-                "id": public_id(digest_key, turn.session),
-                **_session(turn.model, turn.replica, "waiting"),
-            }
-            told["parent"] = None if turn.family is None else public_id(digest_key, turn.family)
+        begun = {
+            "id": public_id(digest_key, turn.session),
+            **_session(turn.model, turn.replica, "waiting"),
+            "parent": None if turn.family is None else public_id(digest_key, turn.family),
+        }
+        told = found.get(name := name_of(begun), begun)
         state = told["state"] if told["state"] == "running" else "waiting"
-        found[turn.session, turn.model] = told | {"source": turn.source, "state": state}
-    return list(found.values())
+        found[name] = told | {"source": turn.source, "state": state}
+    return found
 
 
 def at_host(heard: Heard, digest_key: bytes, wall_s: float) -> Iterator[AtHost]:
@@ -168,7 +172,7 @@ def at_host(heard: Heard, digest_key: bytes, wall_s: float) -> Iterator[AtHost]:
                 "waited_s": waiting.waited_s,
                 "about_s": waiting.about_s,
             }
-        yield AtHost(digest, model, pin.get("scope"), session)
+        yield AtHost(name_of(session), digest, pin.get("scope"), session)
 
 
 async def _ask(fleet: Fleet, peers: Peers, name: str) -> tuple[list[dict[str, Any]], HostState] | None:

@@ -81,8 +81,8 @@ class Pins:
     pins: list[dict[str, Any]]
     again_s: float
     """Not asked before."""
-    told: dict[tuple[str, str], AtHost] = field(default_factory=dict)
-    """What they came to, by session and model: the same objects for as long as the same is said of them."""
+    told: dict[str, AtHost] = field(default_factory=dict)
+    """What they came to, by the session's name: the same objects for as long as the same is said of them."""
     says: Said | None = None
     is_new: bool = True
 
@@ -95,10 +95,12 @@ class Pins:
         if said is not None and before is not None:  # Of the others nothing is said.
             touched = {session for session, *_ in (*said[0], *before[0], *said[1], *before[1])}
             pins = [pin for pin in pins if pin.get("session") in touched]
+        if said is not None:
+            _note_tokens(pins, said)
         for each in at_host(Heard(name, pins, host), digest_key, wall_s):
-            was = self.told.get((each.session, each.model))
+            was = self.told.get(each.name)
             told = steady(each.told, {} if was is None else was.told, wall_s)
-            self.told[each.session, each.model] = each._replace(told=told)
+            self.told[each.name] = each._replace(told=told)
         self.says, self.is_new = said, False
 
 
@@ -303,8 +305,6 @@ class Watch:
                 self._start(
                     name, self._keep_pins(name, known.state.journal, self._peers.host_pins(known.base))
                 )
-            else:
-                _note_tokens(kept.pins, known.state)
         if "" not in self._asking:
             self._start("", self._ask_turns())
         await asyncio.wait(set(self._asking.values()), timeout=PATIENCE_S)
@@ -342,10 +342,9 @@ def too_many_boards() -> ApiError:
     return ApiError(429, "too_many_boards", message, retry_after_s=COMMENT_S)
 
 
-def _note_tokens(pins: list[dict[str, Any]], host: HostState) -> None:
+def _note_tokens(pins: list[dict[str, Any]], said: Said) -> None:
     """So that they are known of one that is parked then."""
-    held = {resident.session: resident.tokens for resident in host.residents}
-    if held:
+    if held := {session: tokens for session, _, tokens in said[0]}:
         for pin in pins:
             if (tokens := held.get(str(pin.get("session")))) is not None:
                 pin["tokens"] = tokens

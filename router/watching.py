@@ -38,9 +38,9 @@ NOTHING = Picture({}, {}, {})
 
 
 def picture(
-    fleet: Json, sessions: list[Json], speeds: Mapping[str, float], wall_s: float, old: Picture
+    fleet: Json, sessions: Mapping[str, Json], speeds: Mapping[str, float], wall_s: float, old: Picture
 ) -> Picture:
-    """Of what `/api/fleet` says, which is taken over and changed, and of sessions. `speeds`: by replica.
+    """Of what `/api/fleet` says, which is taken over and changed, and of sessions by name. `speeds`: by replica.
 
     `old`: the one of before, from which times are kept that did not really change.
     """
@@ -48,7 +48,7 @@ def picture(
     for machine in fleet.pop("machines"):
         was = old.machines.get(machine["name"], {})
         machines[machine["name"]] = _machine(machine, was, speeds, wall_s)
-    return Picture(fleet, machines, {name_of(each): steady(each, {}, wall_s) for each in sessions})
+    return Picture(fleet, machines, {name: steady(each, {}, wall_s) for name, each in sessions.items()})
 
 
 def name_of(session: Mapping[str, Any]) -> str:

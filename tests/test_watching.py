@@ -29,7 +29,7 @@ def session(**more: Any) -> dict[str, Any]:
 def seen(
     *machines: dict[str, Any], sessions: Any = (), wall_s: float = 1000.0, old: Picture = NOTHING
 ) -> Picture:
-    told = [steady(each, old.sessions.get(name_of(each), {}), wall_s) for each in sessions]
+    told = {name_of(each): steady(each, old.sessions.get(name_of(each), {}), wall_s) for each in sessions}
     return picture({"revision": 1, "machines": list(machines)}, told, {}, wall_s, old)
 
 
