@@ -1,4 +1,5 @@
-"""`python -m tests.browser.packages`: before `make test`, brings the browser that tests of the pages drive.
+"""`python -m tests.browser.packages`: before `make test`, brings the browser that tests of the pages drive, and what
+makes a screen for it.
 
 On Debian and its kin, as root: installed. Elsewhere it says what is missing and that those tests are skipped;
 never a failure.
@@ -11,8 +12,10 @@ import sys
 from tests.cluster.packages import install, nothing_starts
 
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-DEBIAN = ["chromium", "fonts-dejavu-core"]
-REMEDY = f"as root on Debian: apt-get install {' '.join(DEBIAN)}"
+BROWSER = ["chromium", "fonts-dejavu-core"]
+SCREEN = {"Xvfb": "xvfb", "evilwm": "evilwm", "xprop": "x11-utils", "xwininfo": "x11-utils"}
+"""Programs that make a screen and tell what is on it, and Debian's packages that bring them."""
+REMEDY = f"as root on Debian: apt-get install {' '.join([*BROWSER, *sorted(set(SCREEN.values()))])}"
 
 
 def browser() -> str | None:
@@ -20,14 +23,25 @@ def browser() -> str | None:
     return next(filter(None, map(shutil.which, PROGRAMS)), None)
 
 
+def lacking() -> list[str]:
+    """What is not there of a browser and a screen."""
+    return [
+        *(["Chromium"] if browser() is None else []),
+        *(name for name in SCREEN if not shutil.which(name)),
+    ]
+
+
 def main() -> int:
     """0 always: what is missing then is told by the skipped tests themselves, too."""
-    if browser() is None and os.geteuid() == 0 and shutil.which("apt-get"):
-        print(f"Installing {', '.join(DEBIAN)}: tests look at the pages with it.", flush=True)
+    packages = sorted({SCREEN[name] for name in lacking() if name in SCREEN})
+    packages += BROWSER if browser() is None else []
+    if packages and os.geteuid() == 0 and shutil.which("apt-get"):
+        print(f"Installing {', '.join(packages)}: tests look at the pages with it.", flush=True)
         with nothing_starts():
-            install(DEBIAN)
-    if browser() is None:
-        print(f"The tests of the pages are skipped, for want of Chromium; {REMEDY}.", flush=True)
+            install(packages)
+    if lacks := lacking():
+        which = "The tests of the pages are" if browser() is None else "The test of a desk on a screen is"
+        print(f"{which} skipped, for want of {', '.join(lacks)}; {REMEDY}.", flush=True)
     return 0
 
 
