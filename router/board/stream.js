@@ -1,24 +1,9 @@
 // Server-sent events over fetch: EventSource can send no key. Connects again by itself, later and later.
 
+import { SseReader } from "./sse.js";
+
 const QUIET_MS = 25000; // The router says something every ten seconds.
 const LONGEST_MS = 15000;
-
-/** Splits text that comes in any pieces into events: {event, data}. Comments are left out. */
-export function reader(take) {
-  let rest = "";
-  return (piece) => {
-    const blocks = (rest + piece).split("\n\n");
-    rest = blocks.pop();
-    for (const block of blocks) {
-      let event = "message", data = "";
-      for (const line of block.split("\n")) {
-        if (line.startsWith("event: ")) event = line.slice(7);
-        else if (line.startsWith("data: ")) data += line.slice(6);
-      }
-      if (data) take(event, data);
-    }
-  };
-}
 
 /** In how many milliseconds the try after `failed` ones is made: 1 s, 2 s, 4 s … with a little chance in it. */
 export function backoff(failed, chance = Math.random()) {
@@ -48,15 +33,14 @@ export function follow(url, headers, told) {
         }
         throw new Error(error?.message ?? `The router answered ${answer.status}.`);
       }
-      const read = reader((event, data) => told.event(event, JSON.parse(data)));
-      const text = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+      const events = new SseReader(), bytes = answer.body.getReader();
       told.live();
       for (;;) {
-        const { done, value } = await text.read();
+        const { done, value } = await bytes.read();
         if (done) break;
         failed = 0;
         awake();
-        read(value);
+        for (const { event, data } of events.push(value)) if (event) told.event(event, JSON.parse(data)); // Else a comment.
       }
     } catch (error) {
       if (mine !== open) return;

@@ -354,28 +354,6 @@ def background(page: Page) -> str:
     return str(page.evaluate("getComputedStyle(document.body).backgroundColor"))
 
 
-STREAM = ': c\n\nevent: fleet\ndata: {"a": 1}\n\n: here\n\nevent: change\ndata: {"b": "ü"}\n\nevent: ch'
-READ = """async (stream) => {
-    const { backoff, reader } = await import("/board/stream.js");
-    const cut = Array.from({ length: stream.length }, (_, size) => {
-        const taken = [], read = reader((...told) => taken.push(told));
-        for (let at = 0; at < stream.length; at += size + 1) read(stream.slice(at, at + size + 1));
-        return taken;
-    });
-    return [cut, [1, 2, 3, 4, 5, 50].map((failed) => backoff(failed, 0.5))];
-}"""
-
-
-def test_events_are_read_however_they_are_cut_and_tries_come_later_and_later(
-    beside: Beside, tab: Tab, tmp_path: Path
-) -> None:
-    router = beside.enter(routed(tmp_path, AnswersHost("m0/0")))
-    page = open_board(tab, router.url)
-    found, waits = page.evaluate(READ, STREAM)
-    assert all(each == [["fleet", '{"a": 1}'], ["change", '{"b": "ü"}']] for each in found)
-    assert waits == [1000, 2000, 4000, 8000, 15000, 15000]
-
-
 def test_a_waiting_session_is_told_with_its_place(beside: Beside, tab: Tab, tmp_path: Path) -> None:
     host = AnswersHost("m0/0")
     router = beside.enter(routed(tmp_path, host))

@@ -14,6 +14,7 @@ from tests.browser.tab import Beside, Tab
 from tests.standins import AnswersHost, routed
 from tests.watched import pictures
 
+BOARD = Path(__file__).parent.parent.parent / "router" / "board"
 STREAM = (
     ": waiting, place 1 in the line\n\n"
     'data: {"a": "Grüße 🚢"}\n\n'
@@ -66,8 +67,13 @@ def test_a_stream_reads_the_same_however_its_bytes_are_split(page: Any) -> None:
       for (let other = one; other <= bytes.length; other += 1) all.add(read(one, other));
     return [...all];
     """
-    (only,) = page("desk/sse", code, STREAM)
+    (only,) = page("sse", code, STREAM)
     assert json.loads(only) == EVENTS
+
+
+def test_a_stream_that_broke_is_asked_for_again_later_and_later(page: Any) -> None:
+    waits = page("stream", "return told.map((failed) => it.backoff(failed, 0.5))", [1, 2, 3, 4, 5, 50])
+    assert waits == [1000, 2000, 4000, 8000, 15000, 15000]
 
 
 @settings(deadline=None)
@@ -209,7 +215,7 @@ def test_sizes(page: Any, count: int, words: str) -> None:
     assert page("desk/words", "return it.bytes(told)", count) == words
 
 
-def test_modules_of_the_desk_are_all_used() -> None:
-    board = Path(__file__).parent.parent.parent / "router" / "board"
-    text = "".join(path.read_text() for path in (board / "desk.js", *sorted((board / "desk").glob("*.js"))))
-    assert [path.name for path in sorted((board / "desk").glob("*.js")) if f"/{path.name}" not in text] == []
+def test_modules_of_the_pages_are_all_used() -> None:
+    modules = sorted(path for path in BOARD.rglob("*.js") if "vendor" not in path.parts)
+    text = "".join(path.read_text() for path in (*modules, *BOARD.glob("*.html")))
+    assert [path.name for path in modules if f"/{path.name}" not in text] == []

@@ -1,8 +1,8 @@
 // One turn: asks, reads the stream, and asks again for as long as that makes sense. Shows nothing.
 
 import { ask, Refused } from "./api.js";
+import { SseReader } from "../sse.js";
 import { messages } from "./conversation.js";
-import { SseReader } from "./sse.js";
 import { planned } from "./words.js";
 
 /** Runs until the answer has ended, `signal` says stop, or its person must decide.
