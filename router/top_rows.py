@@ -3,7 +3,7 @@
 Asks nobody and draws nothing. Nothing is told by colour alone: each cell and each state is a sign or a word.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from cluster.gpu_parts import gpu_texts
 from cluster.machine import Hardware, Reserve
 from cluster.slices import usable_cores
 from router import moves_words
-from router.watching import name_of
+from router.watching import Speed, name_of
 
 LEGEND = "cells: a b a replica's, A B it answers, ! it does not serve, · free, - reserved"
 FREE, RESERVED, BROKEN, UNKNOWN = "·", "-", "!", "?"
@@ -101,18 +101,15 @@ def silent(url: str, error: str, age_s: float | None) -> str:
 
 
 def tokens_per_s(looks: Sequence[Look]) -> dict[str, float]:
-    """By replica, from the first look of it that its present process was in to the last."""
+    """By replica, of those that the last look tells of and two looks or more saw."""
+    speeds: defaultdict[str, Speed] = defaultdict(Speed)
+    for each in looks:
+        for name, replica in _replicas(each.fleet).items():
+            made = replica.get("tokens_generated") or 0
+            speeds[name].heard(replica.get("incarnation") or 0, each.at_s, made)
     last = looks[-1]
-    found: dict[str, float] = {}
-    for name, replica in _replicas(last.fleet).items():
-        for first in looks[:-1]:
-            before = _replicas(first.fleet).get(name)
-            if before is None or before.get("incarnation") != replica.get("incarnation"):
-                continue
-            came = (replica.get("tokens_generated") or 0) - (before.get("tokens_generated") or 0)
-            found[name] = max(0, came) / (last.at_s - first.at_s) if last.at_s > first.at_s else 0.0
-            break
-    return found
+    found = {name: speeds[name].per_s(last.at_s) for name in _replicas(last.fleet)}
+    return {name: per_s for name, per_s in found.items() if per_s is not None}
 
 
 def cells(machine: Told) -> str:
