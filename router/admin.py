@@ -59,7 +59,7 @@ def fleet_json(fleet: Fleet, digest_key: bytes, now: float, wall_s: float, key: 
                 "engine": model.engine,
                 "when_lost": model.when_lost,
             }
-            for model in fleet.snapshot().models.values()
+            for model in fleet.models.values()
             if all_of_it or key.allows_model(model.name)
         ],
         "machines": list(machines.values()),
@@ -216,10 +216,10 @@ def _machine(machine: ListedMachine, wall_s: float, all_of_it: bool) -> dict[str
 
 
 def _replica(known: Known, digest_key: bytes, now: float, named: bool) -> dict[str, Any]:
-    plain: dict[str, Any] = msgspec.structs.asdict(known.listed)
-    for key in ("foreign", "foreign_gpu"):
-        plain[key] = [msgspec.structs.asdict(each) for each in getattr(known.listed, key)]
-    replica, host = known.replica(), known.state
+    listed, replica, host = known.listed, known.replica(), known.state
+    plain: dict[str, Any] = msgspec.structs.asdict(listed)
+    plain["foreign"] = [msgspec.structs.asdict(each) for each in listed.foreign]
+    plain["foreign_gpu"] = [msgspec.structs.asdict(each) for each in listed.foreign_gpu]
     residents = [
         {
             "session": public_id(digest_key, resident.session) if named else None,

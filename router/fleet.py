@@ -6,7 +6,7 @@ Decides no routes (see `choose`). A host that does not answer delays nobody: eac
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -143,6 +143,11 @@ class Fleet:
                 started = self._clock()
                 await self.refresh_controller()
                 await asyncio.sleep(max(0.0, started + POLL_S - self._clock()))
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """By name."""
+        return self._models
 
     def snapshot(self) -> Snapshot:
         if self._snapshot is None:

@@ -20,6 +20,8 @@ WINDOW_S = 3.0
 """Tokens a second are those of so long."""
 NO_RECORD: Json = {}
 """What a record that was not there differs from."""
+ABSENT = object()
+"""What a field that was not there differs from; nothing that is told equals it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +92,10 @@ def _differing(old: Mapping[str, Json], new: Mapping[str, Json], told: Callable[
 
 def _difference(old: Json, new: Json) -> Json:
     told: Json = {}
-    if changed := {name: now for name, now in new.items() if name not in old or old[name] != now}:
+    if changed := {name: now for name, now in new.items() if old.get(name, ABSENT) != now}:
         told["set"] = changed
-    if gone := [name for name in old if name not in new]:
-        told["unset"] = gone
+    if gone := old.keys() - new.keys():
+        told["unset"] = sorted(gone)
     return told
 
 
