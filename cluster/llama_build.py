@@ -45,6 +45,7 @@ COMPILER_PACKAGES: Mapping[str, str] = {
     "pacman": "pacman -S gcc",
     "apk": "apk add g++",
 }
+NO_AMX = ("-mno-amx-tile", "-mno-amx-int8", "-mno-amx-bf16")
 CORE_SECONDS = (720, 840)
 """Least and most that a build for the CPU usually takes, in seconds of one core (measured on two)."""
 
@@ -131,6 +132,18 @@ def cpu_identity(cpuinfo: str, machine: str) -> str:
     ]
     flags = sorted((facts.get("flags") or facts.get("features") or "").split())
     return "\n".join([machine, *(model or [cpuinfo.strip()]), *flags])
+
+
+def compiled_with(env: Mapping[str, str], cpu: str) -> dict[str, str]:
+    """The environment of a build for this CPU (as `cpu_identity` tells it).
+
+    Without AMX's tiles: gcc 12 drops the stores of their set-up, since its `_tile_loadconfig` says that it reads eight
+    bytes, and the first prompt then ends the process with an illegal instruction (ggml-org/llama.cpp#26954).
+    """
+    if "amx_tile" not in cpu.splitlines():
+        return dict(env)
+    flags = {name: " ".join([*env.get(name, "").split(), *NO_AMX]) for name in ("CFLAGS", "CXXFLAGS")}
+    return {**env, **flags}
 
 
 def wheel_key(

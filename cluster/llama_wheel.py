@@ -27,6 +27,7 @@ from cluster.llama_build import (
     Seen,
     advanced,
     choose_backend,
+    compiled_with,
     cpu_identity,
     duration,
     no_compiler,
@@ -56,7 +57,8 @@ def wanted(version: str, env: Mapping[str, str]) -> Target:
     choice = choose_backend(look(env), env.get("HOMEPORT_LLAMA") or "auto")
     if isinstance(choice, NoChoice):
         raise SetupError(choice.reason)
-    key = wheel_key(version, choice.backend, _cpu(), _gpus(), sysconfig.get_platform(), env)
+    cpu = _cpu()
+    key = wheel_key(version, choice.backend, cpu, _gpus(), sysconfig.get_platform(), compiled_with(env, cpu))
     return Target(version, choice.backend, key, choice.hints)
 
 
@@ -177,7 +179,7 @@ def _build(
     temporary.mkdir()
     source.write_text(requirement)
     build_env = {
-        **env,
+        **compiled_with(env, _cpu()),
         "TMPDIR": str(temporary),
         "PATH": f"{python.parent}{os.pathsep}{env.get('PATH', os.defpath)}",
         "CMAKE_ARGS": " ".join([*CMAKE_FLAGS[target.backend], env.get("CMAKE_ARGS", "")]).strip(),

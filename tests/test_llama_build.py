@@ -16,6 +16,7 @@ from cluster.llama_build import (
     Seen,
     advanced,
     choose_backend,
+    compiled_with,
     cpu_identity,
     duration,
     explain,
@@ -110,6 +111,15 @@ def test_a_cpu_is_its_model_and_instruction_sets() -> None:
         assert cpu_identity(other, "x86_64") != cpu_identity(CPUINFO, "x86_64")
     assert cpu_identity("Features : asimd sve", "aarch64") != cpu_identity("Features : asimd", "aarch64")
     assert cpu_identity("Apple M4", "arm64") != cpu_identity("Apple M1", "arm64")
+
+
+def test_amx_is_left_out_of_a_build_beside_a_persons_own_flags() -> None:
+    cpu = cpu_identity(CPUINFO.replace("fma", "fma amx_tile amx_int8"), "x86_64")
+    told = compiled_with({"CFLAGS": "-O1", "HOME": "/home/den"}, cpu)
+    without = "-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+    assert told == {"CFLAGS": f"-O1 {without}", "CXXFLAGS": without, "HOME": "/home/den"}
+    env = {"CFLAGS": "-O1"}
+    assert compiled_with(env, cpu_identity(CPUINFO, "x86_64")) == env
 
 
 def key(

@@ -73,7 +73,9 @@ async def test_fields_that_name_the_session_are_read_in_a_dialect(tmp_path: Path
 
 
 def test_events_are_read_from_bytes_that_end_anywhere() -> None:
-    stream = b': waiting\n\ndata: {"choices":[{"index":0}]}\n\ndata: {"error":{"code":"x"}}\n\ndata: [DONE]\n\n'
+    stream = (
+        b': waiting\n\ndata: {"choices":[{"index":0}]}\n\ndata: {"error":{"code":"x"}}\n\ndata: [DONE]\n\n'
+    )
     expected = [
         Comment(b": waiting\n\n"),
         Chunk({"choices": [{"index": 0}]}),
