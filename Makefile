@@ -27,6 +27,7 @@ wheelhouse: python ## fetch all that set-up installs into wheelhouse/: machines 
 test: python ## set up, run all the tests, two at a time
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/python -m tests.cluster.packages
+	@.venv/bin/python -m tests.guests
 	@.venv/bin/python -m tests.browser.packages
 	@exec .venv/bin/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
 

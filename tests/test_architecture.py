@@ -51,6 +51,7 @@ PURE_MAY_IMPORT = {
         "msgspec",
         "operator",
         "re",
+        "shlex",
         "statistics",
         "string",
         "struct",
