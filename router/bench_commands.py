@@ -72,8 +72,9 @@ def isolation(
     ] = Path("isolation"),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
-    """Measure what a session on this machine notices of its neighbours: on shared cores, in slices of its own, and with
-    the CPU quota of containers. Takes some four minutes on two cores; what else runs makes the figures worse."""
+    """Measure what a session on this machine notices of its neighbours: on shared cores, in slices of its own, with the
+    CPU quota of containers and in virtual machines. Takes some five minutes on two cores; what else runs makes the
+    figures worse."""
     order = bench_isolation.Order(neighbours, agent, quick)
     bench_isolation.isolation(Paths.from_env(os.environ), order, machine, folder, as_json)
 

@@ -21,8 +21,10 @@ import psutil
 import typer
 from rich.table import Table
 
+from cluster import kvm
 from cluster.cpu import cpu_model
 from cluster.cpu_quota import quota, remove_left
+from cluster.guest import GUEST_BYTES, NoGuests, find
 from cluster.inventory import measure_cores
 from cluster.locks import LockTaken, take_slice
 from cluster.machine import CpuCore
@@ -33,7 +35,17 @@ from router import bench_isolation_agent, following
 from router.bench_isolation_hosts import GROUP, Stage
 from router.bench_isolation_run import FULL, QUICK, Say, measure
 from router.command_line import FAILED, INTERRUPTED, PLAIN, WRONG, err, out, refuse, say
-from serving.isolation import HEADERS, Regime, Report, figures, neighbour_counts, rows, verdicts, whole
+from serving.isolation import (
+    HEADERS,
+    REGIMES,
+    Regime,
+    Report,
+    figures,
+    neighbour_counts,
+    rows,
+    verdicts,
+    whole,
+)
 from serving.machine_bench import BenchFailed
 from serving.source import SourceError, bundled_model
 
@@ -41,9 +53,8 @@ ENGINE_BYTES = 2**29
 """What one host takes, generously."""
 BUSY = 0.1
 """From this share of the CPUs on it is said that other programs run."""
-VIRTUAL = (
-    "virtual machine: not measured here; it needs a guest with a homeport in it, which this does not make"
-)
+GUEST_KERNEL = "HOMEPORT_GUEST_KERNEL"
+"""Names a folder in which a kernel's package was unpacked, where `/` has no kernel for guests."""
 
 
 class CannotMeasure(Exception):
@@ -112,12 +123,13 @@ def take(paths: Paths, order: Order, shown: Say) -> Report:
         remove_left(GROUP)
         with quota(f"{GROUP}{os.getpid()}-try", 1.0) as tried:
             kind = None if tried is None else tried.kind
-        regimes: tuple[Regime, ...] = ("shared", "dedicated", *(("quota",) if kind else ()))
         busy = psutil.cpu_percent(0.5 if order.quick else 2.0) / 100
         if busy > BUSY:
             shown(_busy(busy))
         stage = Stage(paths, Path(mkdtemp(prefix="homeport-bench-")), model, cores)
         stack.callback(stage.close)
+        lacking = no_guests(stage, max(counts) + 1)
+        regimes = _regimes(kind, lacking)
         effort = QUICK if order.quick else FULL
         cells = measure(stage, regimes, counts, order.agent, effort, shown)
     return Report(
@@ -129,7 +141,7 @@ def take(paths: Paths, order: Order, shown: Say) -> Report:
         busy=round(busy, 3),
         figures=tuple(figures(cells)),
         verdicts=tuple(verdicts(cells, len(cores))),
-        notes=_notes(cores, counts, order, kind, busy),
+        notes=_notes(cores, counts, order, kind, lacking, busy),
     )
 
 
@@ -145,9 +157,9 @@ def keep(report: Report, folder: Path) -> list[Path]:
 def show(report: Report) -> None:
     """The table, and what it comes to."""
     say(f"{report.machine}; neighbours: {report.beside}; medians over {report.rounds} rounds")
-    table = Table(box=None, header_style="bold")
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
     for number, header in enumerate(HEADERS):
-        table.add_column(header, justify="left" if number == 0 else "right", no_wrap=True)
+        table.add_column(header, justify="left" if number == 0 else "right", no_wrap=number < 2)
     for row in rows(report):
         table.add_row(*row)
     out.print(table)
@@ -174,6 +186,26 @@ def _counts(cores: Sequence[CpuCore], order: Order) -> tuple[int, ...]:
     return (0, min(most, len(cores) - 1)) if order.quick else neighbour_counts(most)
 
 
+def no_guests(stage: Stage, engines: int) -> str | None:
+    """Why virtual machines are not measured; None once `stage` has what they need, and a host served in one."""
+    needed, free = engines * GUEST_BYTES, psutil.virtual_memory().available
+    if needed > free:
+        return f"{engines} guests need {bytes_text(needed)} of memory, {bytes_text(free)} are free"
+    if (why := kvm.why_not()) is not None:
+        return why
+    try:
+        stage.guests = find(Path(os.environ.get(GUEST_KERNEL, "/")))
+        with stage.engines("vm", 1):
+            return None
+    except (NoGuests, BenchFailed) as refused:
+        return str(refused)
+
+
+def _regimes(kind: str | None, lacking: str | None) -> tuple[Regime, ...]:
+    permitted = {"quota": kind is not None, "vm": lacking is None}
+    return tuple(regime for regime in REGIMES if permitted.get(regime, True))
+
+
 def _hold(stack: ExitStack, paths: Paths, cores: Sequence[CpuCore]) -> None:
     """Hold all cores until `stack` ends."""
     remedy = "`homeport down` first (sessions keep their homes), or measure another machine (--machine)."
@@ -194,7 +226,12 @@ def _machine(cores: Sequence[CpuCore]) -> str:
 
 
 def _notes(
-    cores: Sequence[CpuCore], counts: Sequence[int], order: Order, kind: str | None, busy: float
+    cores: Sequence[CpuCore],
+    counts: Sequence[int],
+    order: Order,
+    kind: str | None,
+    lacking: str | None,
+    busy: float,
 ) -> tuple[str, ...]:
     many, count = max(counts) >= len(cores), len(cores)
     waits = "it waits for a slice" if order.agent else "it waits in the line of another neighbour"
@@ -207,7 +244,10 @@ def _notes(
         f"`docker run --cpus={size}` sets, without a container runtime"
         if kind
         else "CPU quota, as containers have: not measured here; this user may not make a control group with one",
-        VIRTUAL,
+        "virtual machine: each engine in a guest of its own (QEMU, KVM) with one virtual CPU that may run on any core, "
+        "asked over a forwarded port"
+        if lacking is None
+        else f"virtual machine: not measured here: {lacking}",
         "a gap is the time between two tokens as they arrive at the client's socket, by the kernel's clock",
     ]
     if busy > BUSY:

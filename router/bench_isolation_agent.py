@@ -1,8 +1,8 @@
 """A task that takes all the CPU it gets, as a coding agent's does: a build, over and over.
 
-`python -m router.bench_isolation_agent JOBS SECONDS BEGAN`: so many compilations at a time of one C++ file, where a
-compiler is on PATH, else of Python's own library; for SECONDS at most, should whoever started it be gone. Makes the
-file BEGAN once it works; what it builds lies beside that. Whoever started it ends its process group.
+`python -m router.bench_isolation_agent JOBS SECONDS FOLDER`: so many compilations at a time of one C++ file, where a
+compiler is on PATH, else of Python's own library; for SECONDS at most, should whoever started it be gone. Prints BEGAN
+once it works; what it builds lies in FOLDER. Whoever started it ends its process group.
 """
 
 import compileall
@@ -14,6 +14,7 @@ import threading
 import time
 from pathlib import Path
 
+BEGAN = "homeport: the work began"
 COMPILERS = ("c++", "g++", "clang++")
 SOURCE = """\
 #include <algorithm>
@@ -54,14 +55,14 @@ def what() -> str:
     return f"a build ({Path(found).name} -O2)" if found else "a build (Python's compileall)"
 
 
-def main(jobs: int, seconds: float, began: Path) -> None:
+def main(jobs: int, seconds: float, folder: Path) -> None:
     """Work until the time is over."""
     until = time.monotonic() + seconds
-    folders = [began.parent / f"build-{number}" for number in range(jobs)]
-    threads = [threading.Thread(target=_work, args=(folder, until)) for folder in folders]
+    folders = [folder / f"build-{number}" for number in range(jobs)]
+    threads = [threading.Thread(target=_work, args=(each, until)) for each in folders]
     for thread in threads:
         thread.start()
-    began.touch()
+    print(BEGAN, flush=True)
     for thread in threads:
         thread.join()
 

@@ -9,10 +9,11 @@ import json
 import os
 import secrets
 import shutil
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -23,12 +24,15 @@ from typing import Any, TypeVar
 from cluster import confine
 from cluster.cpu_quota import Quota, quota
 from cluster.group import members
+from cluster.guest import GUEST_BYTES, Guests
+from cluster.guest_image import ADDRESS
 from cluster.machine import CpuCore
 from cluster.network import listen
 from cluster.paths import Paths, write_private
 from cluster.processes import clean_environment, end_all, mark
 from cluster.record import Record
 from cluster.slices import Need, Slice
+from router.bench_isolation_agent import BEGAN
 from serving.isolation import Regime, place
 from serving.machine_bench import BenchFailed
 from serving.model import ModelSpec, ParkingSpec
@@ -47,6 +51,8 @@ GROUP = "homeport-bench-"
 LATE_S = 0.3
 """A launch that a signal broke off may have started its process after all."""
 LAST_LINES = 3
+LINES = 100
+"""What a task says before it begins, generously."""
 T = TypeVar("T")
 
 
@@ -123,13 +129,15 @@ class Stage:
     folder: Path
     model_path: Path
     cores: Sequence[CpuCore]
+    guests: Guests | None = None
+    """What the regime `vm` needs."""
     _threads: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(8))
     _count: int = 0
 
     @contextmanager
     def engines(self, regime: Regime, count: int) -> Iterator[list[Engine]]:
         """So many hosts, as many as there are cores at most where each has its own. They serve when this yields."""
-        slices = place(regime, self.cores, count, MEMORY_BYTES)
+        slices = place(regime, self.cores, count, memory_bytes(regime))
         with ExitStack() as stack:
             limits = self._quotas(stack, regime, len(slices))
             stack.callback(self.end)
@@ -146,9 +154,9 @@ class Stage:
     def agents(self, regime: Regime, count: int, seconds: float) -> Iterator[None]:
         """So many CPU-heavy tasks beside the watched session's host, which has the first slice. None has more threads
         than its slice has cores; who finds no slice waits for one, and so does nothing."""
-        slices = place(regime, self.cores, count + 1, MEMORY_BYTES)[1:]
+        slices = place(regime, self.cores, count + 1, memory_bytes(regime))[1:]
         with ExitStack() as stack:
-            begun, records = list[Path](), list[Record]()
+            said, records = list[Path](), list[Record]()
             limits = self._quotas(stack, regime, len(slices))
             stack.callback(lambda: [confine.end_group(record, 0.0) for record in records])
             launches = Launches()
@@ -159,13 +167,13 @@ class Stage:
 
             for carved, limit in zip(slices, limits, strict=True):
                 folder = self._new_folder()
-                begun.append(folder / "began")
-                told = (str(len(carved.cores)), str(seconds), str(begun[-1]))
+                said.append(folder / "host.err")
+                told = (str(len(carved.cores)), str(seconds), str(folder))
                 command = (sys.executable, "-m", "router.bench_isolation_agent", *told)
                 call = partial(launch, folder, carved, command, None, limit)
                 self._threads.submit(launches.run, call).result()
             deadline = time.monotonic() + READY_S
-            while not all(path.exists() for path in begun):
+            while not all(BEGAN in confine.tail(path, LINES) for path in said):
                 if time.monotonic() > deadline:
                     raise BenchFailed("the task beside the session did not begin")
                 time.sleep(LOOK_S)
@@ -201,7 +209,8 @@ class Stage:
             port = int(probe.getsockname()[1])
         write_private(folder / "token", token)
         spec = {
-            "replica": f"{ROLE}/0", "machine": ROLE, "slot": 0, "address": LOOPBACK, "port": port,
+            "replica": f"{ROLE}/0", "machine": ROLE, "slot": 0, "port": port,
+            "address": ADDRESS if regime == "vm" else LOOPBACK,
             "model": model_spec().to_json(), "model_path": str(self.model_path),
             "token_file": str(folder / "token"), "folder": str(folder), "slice": carved.to_json(),
             "config_digest": "0" * 64,
@@ -219,10 +228,14 @@ class Stage:
         port: int | None,
         limit: Quota | None,
     ) -> Record:
-        """Confined by homeport's own means. What shares cores has locks of its own, since it shares."""
+        """Confined by homeport's own means; a guest is, with what runs in it. What shares cores has locks of its own,
+        since it shares."""
         root = str(Path(__file__).resolve().parent.parent)
         env = {**clean_environment(os.environ), **mark(self.paths, ROLE)}
         env |= {"PYTHONPATH": root, "TMPDIR": str(folder)}  # a compiler that is killed leaves files there
+        in_guest = regime == "vm"
+        if in_guest:
+            command = self._in_guest(folder, carved, command, env, port)
         order = confine.Launch(
             replica=f"{ROLE}/{folder.name}",
             slice=carved,
@@ -233,7 +246,8 @@ class Stage:
             locks=(self.folder if regime == "dedicated" else folder) / "locks",
             port=port or 0,
             config_digest="0" * 64,
-            address=None if port is None else LOOPBACK,
+            address=None if port is None or in_guest else LOOPBACK,
+            isolate=not in_guest,  # its port is forwarded from this network; it reaches nothing itself
         )
         try:
             record = confine.launch(order)
@@ -245,6 +259,18 @@ class Stage:
         if "cores" not in record.limits.enforced:
             raise BenchFailed("this system keeps no process to its cores, so there is nothing to compare")
         return record
+
+    def _in_guest(
+        self, folder: Path, carved: Slice, command: Sequence[str], env: Mapping[str, str], port: int | None
+    ) -> tuple[str, ...]:
+        """What starts a guest that runs `command` as it would run here."""
+        assert self.guests is not None, "guests were found before"
+        inside = {**env, **confine.slice_environment(carved)}
+        forwarded = None if port is None else (LOOPBACK, port)
+        try:
+            return self.guests.command(folder, command, inside, forwarded)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise BenchFailed(f"a guest could not be made: {error}") from error
 
     def _wait_ready(self, engine: Engine) -> None:
         deadline = time.monotonic() + READY_S
@@ -264,6 +290,11 @@ class Stage:
         folder = self.folder / str(self._count)
         folder.mkdir(mode=0o700)
         return folder
+
+
+def memory_bytes(regime: Regime) -> int:
+    """What an engine may take at most: a guest is given all of it."""
+    return GUEST_BYTES if regime == "vm" else MEMORY_BYTES
 
 
 def model_spec() -> ModelSpec:

@@ -19,8 +19,8 @@ from serving.isolation import REGIMES, TITLES, Figures, Regime, Report
 WIDTH, HEIGHT = 10.0, 5.6
 """In inches of 72 points."""
 DOTS = 160
-APART = 0.29
-"""Between regimes beside the same number of neighbours; 1 is from one number to the next."""
+TOGETHER = 0.88
+"""Regimes beside the same number of neighbours share so much of the width; 1 is from one number to the next."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,16 +39,16 @@ LIGHT = Theme(
     "#ffffff",
     "#1f2328",
     "#d0d7de",
-    {"shared": "#D55E00", "dedicated": "#0072B2", "quota": "#7A7A7A"},
+    {"shared": "#D55E00", "dedicated": "#0072B2", "quota": "#7A7A7A", "vm": "#009E73"},
 )
 DARK = Theme(
     "isolation-dark",
     "#0d1117",
     "#e6edf3",
     "#30363d",
-    {"shared": "#E69F00", "dedicated": "#56B4E9", "quota": "#A5A5A5"},
+    {"shared": "#E69F00", "dedicated": "#56B4E9", "quota": "#A5A5A5", "vm": "#009E73"},
 )
-MARKERS: dict[Regime, str] = {"shared": "s", "dedicated": "o", "quota": "^"}
+MARKERS: dict[Regime, str] = {"shared": "s", "dedicated": "o", "quota": "^", "vm": "D"}
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
@@ -86,7 +86,13 @@ def _picture(report: Report, theme: Theme) -> Picture:
     )
     handles, labels = speed.get_legend_handles_labels()
     picture.legend(
-        handles, labels, loc="upper left", bbox_to_anchor=(0.012, 0.925), ncols=3, frameon=False, fontsize=10
+        handles,
+        labels,
+        loc="upper left",
+        bbox_to_anchor=(0.012, 0.925),
+        ncols=len(REGIMES),
+        frameon=False,
+        fontsize=10,
     )
     said = [
         f"{each.what}: {each.measured:g} (target {each.target}, {'met' if each.met else 'missed'})"
@@ -155,7 +161,7 @@ def _offsets(report: Report) -> list[tuple[Regime, float]]:
     """How far beside its number of neighbours each measured regime stands."""
     measured = [regime for regime in REGIMES if report.of(regime)]
     middle = (len(measured) - 1) / 2
-    return [(regime, (number - middle) * APART) for number, regime in enumerate(measured)]
+    return [(regime, (number - middle) * TOGETHER / len(measured)) for number, regime in enumerate(measured)]
 
 
 def _at(report: Report, neighbours: int) -> int:

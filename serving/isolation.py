@@ -13,12 +13,13 @@ from typing import Any, Literal, Self, get_args
 from cluster.machine import CpuCore
 from cluster.slices import Slice
 
-Regime = Literal["shared", "dedicated", "quota"]
+Regime = Literal["shared", "dedicated", "quota", "vm"]
 REGIMES: tuple[Regime, ...] = get_args(Regime)
 TITLES: Mapping[Regime, str] = {
     "shared": "shared cores",
     "dedicated": "dedicated slices",
     "quota": "CPU quota",
+    "vm": "virtual machine",
 }
 BETTER_LEAST = 4.0
 """So many times smaller is the p99 gap beside a neighbour to be in slices than on shared cores."""
@@ -119,7 +120,7 @@ class Report:
 
 
 HEADERS = (
-    "regime", "neighbours", "p50 gap", "p99 gap", "longest", "tokens/s", "first token", "p99 / alone",
+    "regime", "neighbours", "p50 gap", "p99 gap", "longest", "tokens / s", "first token", "p99 / alone",
 )  # fmt: skip
 
 
@@ -183,13 +184,13 @@ def place(regime: Regime, cores: Sequence[CpuCore], count: int, memory_bytes: in
 
     shared: each on all CPUs with a thread for every core, as several servers on one computer do. dedicated: a core of
     its own for each; who finds none waits in the line of a neighbour, so there are no more than cores. quota: a thread
-    on any CPU, with as much CPU time as one core has.
+    on any CPU, with as much CPU time as one core has. vm: a thread on the one virtual CPU of its guest, on any CPU.
     """
     ids, cpus = _all_of(cores)
     match regime:
         case "shared":
             return (Slice(ids, cpus, (), memory_bytes),) * count
-        case "quota":
+        case "quota" | "vm":
             return (Slice(ids[:1], cpus, (), memory_bytes),) * count
         case "dedicated":
             ordered = sorted(cores, key=lambda core: (core.kind == "efficiency", core.id))

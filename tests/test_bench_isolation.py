@@ -4,6 +4,7 @@ import _thread
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -11,28 +12,33 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from cluster import confine
+from cluster import confine, kvm
 from cluster.cpu_quota import Quota
 from cluster.ending import end_everything
+from cluster.guest import PROGRAM, NoGuests
 from cluster.inventory import measure_cores
 from cluster.locks import holds_locks, take_lock
 from cluster.paths import Paths
 from cluster.processes import ours
 from router import bench_isolation_hosts, bench_isolation_run
-from router.bench_isolation import CannotMeasure, Order, here, take
+from router.bench_isolation import GUEST_KERNEL, CannotMeasure, Order, here, no_guests, show, take
+from router.bench_isolation_agent import BEGAN
 from router.bench_isolation_agent import main as work
 from router.bench_isolation_hosts import ROLE, Stage
 from router.bench_isolation_picture import draw
-from router.bench_isolation_run import Neighbour
-from serving.isolation import Figures, Regime, Report, Verdict, place, whole
+from router.bench_isolation_run import Neighbour, watch
+from router.command_line import out
+from serving.isolation import REGIMES, Figures, Regime, Report, Verdict, place, whole
 from serving.source import bundled_model
 from tests.e2e.installation import eventually
+from tests.guests import guests, kernel_folder
 
 CORES = measure_cores()
 needs_two_cores = pytest.mark.skipif(len(CORES) < 2, reason="this needs two cores")
@@ -54,6 +60,15 @@ REPORT = Report(
 )
 
 
+def lacks_guests() -> str | None:
+    """Why no guest here runs a host at the machine's own speed; None: it does."""
+    try:
+        guests()
+    except NoGuests as lacking:
+        return str(lacking)
+    return kvm.why_not()
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> Iterator[Paths]:
     made = Paths(tmp_path / "home", tmp_path / "locks")
@@ -64,6 +79,8 @@ def paths(tmp_path: Path) -> Iterator[Paths]:
 
 def bench(paths: Paths, *words: str) -> "subprocess.Popen[str]":
     env = {**os.environ, "HOMEPORT_HOME": str(paths.home), "HOMEPORT_LOCKS": str(paths.locks)}
+    if kernel_folder().is_dir():
+        env[GUEST_KERNEL] = str(kernel_folder())
     return subprocess.Popen(
         [sys.executable, "-m", "router.cli", "bench", "isolation", *words],
         env={**env, "TMPDIR": str(paths.home)},
@@ -84,7 +101,8 @@ def test_it_measures_all_regimes_draws_them_and_leaves_nothing(paths: Paths, tmp
     assert {("shared", 0), ("shared", 1), ("dedicated", 0), ("dedicated", 1)} <= measured
     assert len(told["verdicts"]) == 2
     assert all(each["p50_s"] <= each["p99_s"] <= each["max_s"] for each in told["figures"])
-    assert any("virtual machine: not measured" in note for note in told["notes"])
+    assert any(each.startswith("virtual machine: ") for each in told["notes"])
+    assert (("vm", 1) in measured) == (lacks_guests() is None)
     assert json.loads((out / "isolation.json").read_text())["figures"] == told["figures"]
     assert (out / "isolation.png").read_bytes().startswith(b"\x89PNG")
     assert "<svg" in (out / "isolation-dark.svg").read_text()
@@ -165,6 +183,50 @@ def test_an_agents_build_stays_in_its_slice_and_ends(paths: Paths, tmp_path: Pat
     assert not folder.exists()
 
 
+def test_a_host_in_a_virtual_machine_streams_and_the_machine_ends_with_it(
+    paths: Paths, tmp_path: Path
+) -> None:
+    if (why := lacks_guests()) is not None:
+        pytest.skip(f"no virtual machine here: {why}")
+    (tmp_path / "stage").mkdir()
+    stage = Stage(paths, tmp_path / "stage", bundled_model(), CORES, guests())
+    try:
+        with stage.engines("vm", 1) as (engine,):
+            asked, times = watch(engine, "watched", 0.5, 10)
+            assert [each.name for each in ours(paths, ROLE)] == [PROGRAM]
+        assert asked < times[0] < times[-1]
+        assert ours(paths, ROLE) == []
+    finally:
+        stage.close()
+
+
+def test_a_build_in_a_virtual_machine_works_until_down_ends_it(paths: Paths, tmp_path: Path) -> None:
+    """Its CPU is emulated: that is possible everywhere."""
+    try:
+        emulated = replace(guests(), accelerator="tcg")
+    except NoGuests as lacking:
+        pytest.skip(str(lacking))
+    (tmp_path / "stage").mkdir()
+    stage = Stage(paths, tmp_path / "stage", bundled_model(), CORES, emulated)
+    try:
+        with stage.agents("vm", 1, 60.0):
+            assert [each.name for each in ours(paths, ROLE)] == [PROGRAM]
+            assert end_everything(paths) == []
+            assert ours(paths) == []
+    finally:
+        stage.close()
+
+
+def test_a_machine_without_memory_for_guests_measures_the_rest(
+    paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = Stage(paths, tmp_path, bundled_model(), CORES)
+    assert re.match(r"1000000 guests need .* of memory, .* are free", no_guests(stage, 10**6) or "")
+    monkeypatch.setattr(kvm, "why_not", lambda: None)
+    monkeypatch.setenv(GUEST_KERNEL, str(tmp_path))
+    assert "apt-get install" in (no_guests(stage, 1) or "")
+
+
 @pytest.mark.parametrize("what", ["engines", "agents"])
 def test_a_launch_that_a_signal_breaks_into_is_over_before_its_group_goes(
     paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
@@ -224,9 +286,22 @@ def test_a_neighbour_that_stops_while_it_connects_waits_for_no_answer(
     assert read == []
 
 
-def test_a_build_ends_by_itself_where_nobody_ends_it(tmp_path: Path) -> None:
-    work(1, 0.0, tmp_path / "began")
-    assert (tmp_path / "began").exists()
+def test_a_build_ends_by_itself_where_nobody_ends_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work(1, 0.0, tmp_path)
+    assert capsys.readouterr().out == f"{BEGAN}\n"
+
+
+def test_the_table_fits_a_terminal_of_80_columns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wide = [Figures(regime, 16, 3.5, 3.5, 9.9, 104.2, 3.5, 199.96) for regime in REGIMES]
+    monkeypatch.setattr(out, "width", 80)
+    show(replace(REPORT, figures=tuple(wide), verdicts=(), notes=()))
+    _, *table = capsys.readouterr().out.splitlines()
+    assert not any("…" in line for line in table)
+    assert [line.split()[0] for line in table[-4:]] == ["shared", "dedicated", "CPU", "virtual"]
 
 
 def test_a_picture_is_the_same_for_the_same_figures(tmp_path: Path) -> None:

@@ -59,6 +59,10 @@ def test_under_a_quota_an_engine_has_one_thread_anywhere() -> None:
     assert {(len(each.cores), each.cpus) for each in place("quota", CORES, 3, 7)} == {(1, (0, 1, 2, 3))}
 
 
+def test_a_guest_has_one_virtual_cpu_which_runs_anywhere() -> None:
+    assert place("vm", CORES, 3, 7) == place("quota", CORES, 3, 7)
+
+
 def test_neighbours_without_a_home_of_their_own_share_those_of_others_never_the_watched_ones() -> None:
     assert [neighbours_home(number, 3) for number in (1, 2, 3, 4)] == [1, 2, 1, 2]
     with pytest.raises(ValueError, match="no engine"):
@@ -72,8 +76,8 @@ def test_many_neighbours_are_counted_by_doubling() -> None:
 
 
 def test_each_round_begins_with_another_regime() -> None:
-    assert [in_turns(REGIMES, number)[0] for number in range(4)] == ["shared", "dedicated", "quota", "shared"]
-    assert all(sorted(in_turns(REGIMES, number)) == sorted(REGIMES) for number in range(3))
+    assert [in_turns(REGIMES, number)[0] for number in range(5)] == [*REGIMES, "shared"]
+    assert all(sorted(in_turns(REGIMES, number)) == sorted(REGIMES) for number in range(4))
 
 
 def test_a_percentile_is_one_of_the_values() -> None:
