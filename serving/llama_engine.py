@@ -6,7 +6,6 @@ loop's matter (decode_loop.py), every call into llama.cpp is llama_backend.py's 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from serving.batching import Budget
 from serving.chat_format import ChatFormat
 from serving.constraint import Constraint
 from serving.decode_loop import DecodeLoop
-from serving.engine import Embed, Emit, ModelFacts, SavedState, Turn
+from serving.engine import ModelFacts
 from serving.llama_backend import LlamaBackend
 from serving.llama_context import Sizes
 from serving.llama_options import EngineOptions
+from serving.loop_engine import LoopEngine
 
 # Ctypes bindings: their annotations do not say what they take.
 lib: Any = _bindings
@@ -30,7 +30,7 @@ BUILD = f"llama-cpp-python {llama_cpp.__version__}"
 USUAL = EngineOptions()
 
 
-class LlamaEngine:
+class LlamaEngine(LoopEngine):
     """One GGUF model with one context, as `Engine` says.
 
     `memory_bytes`: of the slice; a model that needs more is refused (None: more than the machine has free).
@@ -52,43 +52,27 @@ class LlamaEngine:
         self._llama = LlamaBackend(
             lib, path, Sizes(context, sequences, threads, batch), options, memory_bytes
         )
-        self._loop = DecodeLoop(
-            self._llama,
-            context,
-            sequences,
-            Budget(batch, max(1, batch // 4)),
-            share=options.share_prefix == "key",
-            exact=options.exact,
-            prompt_chunk=options.prompt_chunk,
+        super().__init__(
+            DecodeLoop(
+                self._llama,
+                context,
+                sequences,
+                Budget(batch, max(1, batch // 4)),
+                share=options.share_prefix == "key",
+                exact=options.exact,
+                prompt_chunk=options.prompt_chunk,
+            )
         )
-        self._facts: ModelFacts | None = None
-
-    @property
-    def facts(self) -> ModelFacts:
-        if self._facts is None:
-            raise RuntimeError("the model is not loaded")
-        return self._facts
 
     @property
     def format(self) -> ChatFormat | None:
         return self._llama.format
-
-    @property
-    def tokens_generated(self) -> int:
-        return self._loop.tokens_generated
-
-    @property
-    def tokens_evaluated(self) -> int:
-        return self._loop.tokens_evaluated
 
     def load(self, progress: Callable[[float], None]) -> ModelFacts:
         begun = time.monotonic()
         self._loop.load(progress)
         self._facts = self._llama.facts(time.monotonic() - begun, self._loop.chunk, BUILD)
         return self._facts
-
-    def start(self, emit: Emit) -> None:
-        self._loop.start(emit)
 
     def prompt(
         self,
@@ -106,27 +90,3 @@ class LlamaEngine:
 
     def constraint(self, grammar: str) -> Constraint:
         return self._llama.constraint(grammar)
-
-    def begin(self, turn: Turn) -> None:
-        self._loop.begin(turn)
-
-    def embed(self, embed: Embed) -> None:
-        self._loop.embed(embed)
-
-    def cancel(self, turn: int) -> None:
-        self._loop.cancel(turn)
-
-    def save(self, sequence: int) -> "Future[SavedState | None]":
-        return self._loop.save(sequence)
-
-    def erase(self, sequence: int) -> None:
-        self._loop.erase(sequence)
-
-    def held(self, sequence: int) -> int:
-        return self._loop.held(sequence)
-
-    def tokens(self, sequence: int) -> tuple[int, ...]:
-        return self._loop.tokens(sequence)
-
-    def close(self) -> None:
-        self._loop.close()
