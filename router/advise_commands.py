@@ -112,6 +112,9 @@ def _fits(
 ) -> dict[str, list[MachineFit]]:
     found = {}
     for spec in models:
+        if spec.engine == "script":
+            err.print(f"{spec.name} is left out. It is a script, without weights.", style="yellow", **PLAIN)
+            continue
         try:
             shape = read_shape(spec.source, paths.home)
         except NoHead as error:

@@ -9,7 +9,7 @@ import typer
 
 from cluster.paths import Paths
 from router import applying
-from router.command_line import DEFAULT_CONFIG, FAILED, WRONG, refuse, say
+from router.command_line import DEFAULT_CONFIG, FAILED, WRONG, AllowScript, refuse, say
 from router.lifecycle import UpRefused
 from serving.config import ConfigError
 
@@ -23,11 +23,12 @@ def apply(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would happen, and do nothing.")
     ] = False,
+    allow_script: AllowScript = False,
 ) -> None:
     """Serve what the config says now: show what starts, stops and changes, ask, and do it, one machine at a time."""
     paths = Paths.from_env(os.environ)
     try:
-        proposal = applying.propose(paths, config or DEFAULT_CONFIG, os.environ)
+        proposal = applying.propose(paths, config or DEFAULT_CONFIG, os.environ, allow_script=allow_script)
         for line in applying.describe(proposal):
             say(line)
         if proposal.is_empty or dry_run:

@@ -42,15 +42,17 @@ class Proposal:
         return not self.renewal.is_new and not self.plan.changes
 
 
-def propose(paths: Paths, config: Path, env: Mapping[str, str]) -> Proposal:
-    """Changes nothing. Raises NotApplied, ConfigError and UpRefused."""
+def propose(paths: Paths, config: Path, env: Mapping[str, str], *, allow_script: bool = False) -> Proposal:
+    """`allow_script`: as `lifecycle.prepare` has it. Changes nothing. Raises NotApplied, ConfigError and UpRefused."""
     run = running(paths)
     if run is None:
         raise NotApplied("homeport does not run here. `homeport up` starts it.", NOT_RUNNING)
     if following.is_worker(run):
         raise NotApplied(following.worker_line(paths, run) + " Apply the config there.", WRONG)
     address = run.get("address", LOOPBACK)
-    prepared = lifecycle.prepare(paths, config, env, None if address == LOOPBACK else address)
+    prepared = lifecycle.prepare(
+        paths, config, env, None if address == LOOPBACK else address, allow_script=allow_script
+    )
     renewal = renewing.compare(paths, run, prepared)
     try:
         fleet = fleet_of(paths, renewal)

@@ -43,7 +43,7 @@ from router import (
     wake_commands,
     yield_commands,
 )
-from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, WRONG, err, out
+from router.command_line import DEFAULT_CONFIG, FAILED, NOT_RUNNING, WRONG, AllowScript, err, out
 from router.head_service import list_of
 from router.run_here import known_run
 from serving.config import ConfigError
@@ -97,6 +97,7 @@ def up(
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Return once it is ready; leave it running.")
     ] = False,
+    allow_script: AllowScript = False,
 ) -> None:
     """Start Ray on this machine, serve the config's models, and show what happens. Ctrl-C ends everything."""
     Path.cwd()  # Ray does not start in a folder that is gone
@@ -114,7 +115,11 @@ def up(
         if takes_over:
             machines, address = list_of(paths), run.get("address")
         prepared = lifecycle.prepare(
-            paths, config or DEFAULT_CONFIG, os.environ, None if address == LOOPBACK else address
+            paths,
+            config or DEFAULT_CONFIG,
+            os.environ,
+            None if address == LOOPBACK else address,
+            allow_script=allow_script,
         )
         if lock is None:
             out.print(upgrading.words(run), markup=False)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -14,6 +14,10 @@ DEFAULT_CONFIG = Path(__file__).resolve().parent.parent / "configs" / "homeport.
 """Where neither `--config` nor HOMEPORT_CONFIG says."""
 PLAIN: Mapping[str, Any] = {"markup": False, "highlight": False, "soft_wrap": True}
 """For rich's `print`: the text as it is."""
+
+AllowScript = Annotated[
+    bool, typer.Option("--allow-script", help="Serve `engine: script` too: answers out of a file, for tests.")
+]
 
 out = live.console()
 err = live.console(stderr=True)

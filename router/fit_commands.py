@@ -24,11 +24,10 @@ from serving.config import ConfigError, load
 from serving.llama_options import EngineOptions, KvType
 from serving.machine_fit import EngineWord, MachineFit, MachineView, faster_by, machine_fit, off_by
 from serving.model import ModelSpec
-from serving.model_files import HUB
+from serving.model_files import BUNDLED, HUB
 from serving.model_head import NoHead, read_shape
 from serving.model_memory import KV_BYTES, Plan, llama_memory
 from serving.model_shape import ModelShape
-from serving.source import BUNDLED
 
 USUAL_CONTEXT = 8192
 KV_TYPES = tuple(kind for kind in KV_BYTES if kind in ("f16", "q8_0", "q4_0"))
@@ -125,6 +124,10 @@ def find(paths: Paths, name: str, config: Path | None) -> Asked:
             "hf:OWNER/REPO:FILE, hf:OWNER/REPO or https://…",
             WRONG,
         )
+    if spec.engine == "script":
+        refuse(
+            f"{name} is a script: it has no weights, and runs wherever there is room for its needs.", WRONG
+        )
     plan = Plan(spec.context, spec.sessions, EngineOptions.from_options(dict(spec.options)))
     cores = spec.need.cores if spec.take == "needs" else None
     return Asked(spec.source, spec.engine, plan, cores, spec.name)
@@ -136,7 +139,7 @@ def specs(paths: Paths, config: Path | None) -> list[ModelSpec]:
     if config is None and known_run(paths) is not None and revision:
         return [ModelSpec.from_json(model["spec"]) for model in revision.get("models", ())]
     try:
-        return list(load(config or DEFAULT_CONFIG, paths.home).models)
+        return list(load(config or DEFAULT_CONFIG, paths.home, allow_script=True).models)
     except ConfigError as error:
         refuse(str(error), WRONG)
 

@@ -20,6 +20,7 @@ from router.command_line import (
     NOT_RUNNING,
     PLAIN,
     WRONG,
+    AllowScript,
     err,
     out,
     refuse,
@@ -55,6 +56,7 @@ def join(
     stay: Annotated[
         bool, typer.Option("--stay", help="Stay in the foreground; Ctrl-C ends this machine's part.")
     ] = False,
+    allow_script: AllowScript = False,
 ) -> None:
     """Let this machine serve a head, from now on. Safe to run again; then neither address nor token is needed."""
     paths = Paths.from_env(os.environ)
@@ -72,7 +74,7 @@ def join(
         refuse("Give --token or --token-file, not both.", WRONG)
     try:
         if head is not None:
-            raise typer.Exit(_be_head(paths, head, config or DEFAULT_CONFIG))
+            raise typer.Exit(_be_head(paths, head, config or DEFAULT_CONFIG, allow_script))
         given = join_worker.Given(token, token_file, name)
         if stay:
             following.start_signals()
@@ -123,9 +125,10 @@ def join_token() -> None:
     )
 
 
-def _be_head(paths: Paths, head: Path, config: Path) -> int:
+def _be_head(paths: Paths, head: Path, config: Path, allow_script: bool) -> int:
     following.start_signals()
     try:
-        return join_head.make_head(paths, join_head.read_list(head), config, os.environ, say)
+        listed = join_head.read_list(head)
+        return join_head.make_head(paths, listed, config, os.environ, say, allow_script=allow_script)
     except following.Ended:
         return 130  # What was started in this call is ended by make_head; a homeport that ran before goes on.

@@ -88,7 +88,15 @@ def read_list(path: Path) -> MachineList:
     )
 
 
-def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str, str], say: Say) -> int:
+def make_head(
+    paths: Paths,
+    listed: MachineList,
+    config: Path,
+    env: Mapping[str, str],
+    say: Say,
+    *,
+    allow_script: bool = False,
+) -> int:
     """Start a head here, give a running one its list and its config, or take over from one of another version. Returns
     the exit code.
 
@@ -101,7 +109,7 @@ def make_head(paths: Paths, listed: MachineList, config: Path, env: Mapping[str,
             f"{listed.path}: the head is {listed.head}, and this machine is {', '.join(here) or 'in no network'}. Run "
             "it on the head, or correct provider.head_ip."
         )
-    prepared = lifecycle.prepare(paths, config, env, listed.head)
+    prepared = lifecycle.prepare(paths, config, env, listed.head, allow_script=allow_script)
     lock = lifecycle.take_up_lock(paths)
     if lock is None:
         run: dict[str, Any] = running(paths) or {}

@@ -83,15 +83,24 @@ class Prepared:
     machine: Machine
 
 
-def prepare(paths: Paths, config_path: Path, env: Mapping[str, str], address: str | None = None) -> Prepared:
+def prepare(
+    paths: Paths,
+    config_path: Path,
+    env: Mapping[str, str],
+    address: str | None = None,
+    *,
+    allow_script: bool = False,
+) -> Prepared:
     """Read the config and fit it to this machine. Raises ConfigError, or UpRefused with reasons per machine.
 
     `address`: where other machines reach this one; else what the config says of this machine; else it is alone.
+    `allow_script`: as `config.load` has it. What starts and restarts replicas later asks no more: a revision holds only
+    what was allowed here.
     """
     if not str(paths.home).isascii():
         raise UpRefused(f"Ray needs a state folder in ASCII, not {paths.home}. Set HOMEPORT_HOME to another.")
     try:
-        config = load(config_path, paths.home)
+        config = load(config_path, paths.home, allow_script=allow_script)
     except OSError as error:
         raise UpRefused(_disk_sentence(paths, error), code=1) from error
     if config.router.workers > 1 and sys.platform != "linux":

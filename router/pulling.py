@@ -70,7 +70,7 @@ def find(paths: Paths, name: str, config: Path | None, runs: bool) -> Wanted:
     """
     budget, named = None, ()
     if config is not None:
-        loaded = load(config, paths.home)
+        loaded = load(config, paths.home, allow_script=True)
         models = [model.to_json() for model in loaded.models]
         budget, named = loaded.network.models_disk, tuple(m["source"] for m in models)
     elif runs:

@@ -18,15 +18,15 @@ from cluster.machine import Hardware, Reserve, default_reserve
 from cluster.slices import Need
 from serving import config_schema as schema
 from serving.config_keys import MAKE_ONE, lets_anybody_in, read_keys
-from serving.config_problems import ConfigError, Problem, key_text, translate
+from serving.config_problems import ConfigError, Problem, translate
 from serving.config_router import RouterConfig
 from serving.model import ModelSpec, OptionValue, ParkingSpec
 from serving.model_checks import contradictions
-from serving.model_files import hub_source
-from serving.source import BUNDLED, SourceError, file_digest, option_files, source_digest
+from serving.model_files import BUNDLED, hub_source
+from serving.source import SourceError, file_digest, option_files, source_digest
 from serving.standing import LOST_AFTER_S
 from serving.waking import Wake
-from serving.yaml_lines import Document, Loc, YamlError, read_yaml
+from serving.yaml_lines import Document, Loc, YamlError, key_text, read_yaml
 
 __all__ = [
     "Config",
@@ -138,11 +138,11 @@ class Config:
         )
 
 
-def load(path: Path, cache: Path | None = None) -> Config:
+def load(path: Path, cache: Path | None = None, *, allow_script: bool = False) -> Config:
     """Read and check `path`, the model files that it names included. Raises ConfigError.
 
     Relative sources are looked for beside the file. `cache` is the folder in which the check of the bundled
-    model is remembered.
+    model is remembered. `allow_script`: whether models may have the test engine `script`.
     """
     document = _read(path)
     try:
@@ -152,7 +152,7 @@ def load(path: Path, cache: Path | None = None) -> Config:
         raise ConfigError(path, list(faults)) from error
     config = _records(file, path.absolute().parent)
     problems = [
-        *_contradictions(config, document),
+        *_contradictions(config, document, allow_script),
         *_ports(config, document),
         *_patience(config, document),
         *_addresses(config, document),
@@ -277,7 +277,7 @@ def _absolute(path: str, folder: Path) -> str:
     return str((folder / Path(path).expanduser()).resolve())
 
 
-def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
+def _contradictions(config: Config, document: Document, allow_script: bool) -> Iterator[Problem]:
     """What is wrong about values that are each right."""
 
     def problem(loc: Loc, message: str, remedy: str) -> Problem:
@@ -292,7 +292,7 @@ def _contradictions(config: Config, document: Document) -> Iterator[Problem]:
                     (section, at, "name"), f"{name} is also the name of {first}", "Rename one of them"
                 )
     for at, model in enumerate(config.models):
-        for finding in contradictions(model):
+        for finding in contradictions(model, allow_script):
             yield problem(("models", at, *finding.key), finding.message, finding.remedy)
         if model.hold_s >= model.queue_s:
             held, queue = _seconds_text(model.hold_s), _seconds_text(model.queue_s)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.schema_values import Section, known_keys, shown
-from serving.yaml_lines import Document, Loc
+from serving.yaml_lines import Document, Loc, key_text
 
 HINTS = {"threads": "The slice decides it: set needs.cores"}
 MISSING = {
@@ -83,14 +83,6 @@ def translate(
     else:
         message, remedy = WORDS.get(kind, ("{value}: " + fault["msg"].replace("{", "{{"), "Correct it"))
     return Problem(document.line(loc), key_text(loc), message.format_map(words), remedy.format_map(words))
-
-
-def key_text(loc: Loc) -> str:
-    """For example `models[0].hold`."""
-    text = ""
-    for part in loc:
-        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
-    return text
 
 
 def _suggestion(loc: Loc, sections: Mapping[tuple[str, ...], type[Section]]) -> str:

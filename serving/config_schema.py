@@ -14,6 +14,7 @@ from pydantic import BeforeValidator, Field, PlainValidator
 
 from cluster.gpu_parts import PARTS
 from serving.config_router import IdentitySection, RouterSection
+from serving.model import EngineName
 from serving.model_files import FORM, NoSource, hub_source
 from serving.schema_values import (
     Section,
@@ -253,7 +254,7 @@ class OptionsSection(Section):
 
 class ModelSection(Section):
     name: ModelName
-    engine: Literal["llama.cpp", "vllm"] = "llama.cpp"
+    engine: EngineName = "llama.cpp"
     source: Annotated[str, BeforeValidator(_source)]
     machines: Annotated[str | tuple[str, ...] | dict[str, str], BeforeValidator(_where)] = "all"
     replicas: Annotated[int | str, BeforeValidator(_replicas)] = 1

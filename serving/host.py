@@ -35,7 +35,7 @@ from serving.host_app import About, HostApp, build_app
 from serving.host_memory import MemoryWatch, start_time
 from serving.journal import Journal, JournalFull
 from serving.llama_options import EngineOptions
-from serving.model import ModelSpec
+from serving.model import EngineName, ModelSpec
 from serving.trouble import report_callback
 from serving.vllm_options import VllmOptions
 
@@ -144,9 +144,23 @@ def vllm_engine(spec: HostSpec) -> Engine:
     )
 
 
+def script_engine(spec: HostSpec) -> Engine:
+    """The engine of a `script` model."""
+    from serving.script_engine import ScriptEngine
+
+    return ScriptEngine(spec.model_path, spec.model.context, spec.model.sessions)
+
+
+ENGINES: Mapping[EngineName, Callable[[HostSpec], Engine]] = {
+    "llama.cpp": llama_engine,
+    "vllm": vllm_engine,
+    "script": script_engine,
+}
+
+
 def engine_of(spec: HostSpec) -> Engine:
     """The engine that the model asks for."""
-    return vllm_engine(spec) if spec.model.engine == "vllm" else llama_engine(spec)
+    return ENGINES[spec.model.engine](spec)
 
 
 def fingerprint(spec: HostSpec, layout: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal, Self
 from cluster.fit import Replicas, Where, Wish, ZoneOf
 from cluster.slices import Need, Take
 
-EngineName = Literal["llama.cpp", "vllm"]
+EngineName = Literal["llama.cpp", "vllm", "script"]
 WhenLost = Literal["wait", "move", "fail"]
 OptionValue = int | float | str | bool | tuple[float, ...] | tuple[str, ...]
 
@@ -39,7 +39,7 @@ class ModelSpec:
     name: str
     engine: EngineName
     source: str
-    """`bundled`, an absolute path, or `hf:OWNER/REPO:FILE`."""
+    """`bundled`, an absolute path, or `hf:OWNER/REPO:FILE`; of the engine `script`, the path of one."""
     machines: Where
     replicas: Replicas
     need: Need

