@@ -264,7 +264,7 @@ def test_a_machine_has_the_reserve_of_the_file_or_the_usual_one(folder: Path) ->
         ("machines: {place: x}", "4: models[0].machines: {'place': 'x'} says no machines."),
         ("machines: [a, a]", "4: models[0].machines: a machine is named twice. Name each machine once."),
         ("take: most", "4: models[0].take: most is not possible here. Use 'needs' or 'rest'."),
-        ("engine: ollama", "4: models[0].engine: ollama is not possible here. Use 'llama.cpp' or 'vllm'."),
+        ("engine: ollama", "4: models[0].engine: ollama is not possible here. Use 'llama.cpp', 'vllm' or "),
         ("options: {temperature: hot}", "4: models[0].options.temperature: hot is not a number."),
         ("options: {top_p: 0}", "4: models[0].options.top_p: 0 is too small. Use more than 0"),
         ("options: {min_p: 2}", "4: models[0].options.min_p: 2 is too large. Use 1"),
@@ -362,6 +362,49 @@ def test_an_engine_has_its_own_options_and_files(folder: Path, extra: str, compl
         folder, "models:\n  - name: tiny\n    # the engine\n" + indented(extra.replace("MODEL", str(made)))
     )
     assert line.startswith(complaint.replace("FOLDER", str(folder)))
+
+
+def test_a_script_is_taken_only_where_it_is_allowed_and_known_by_its_content(folder: Path) -> None:
+    script = folder / "script.yaml"
+    script.write_text("default: {say: one}\n")
+    path = write(folder, "models:\n  - name: a\n    engine: script\n    source: script.yaml\n")
+    with pytest.raises(ConfigError) as refusal:
+        load(path)
+    (problem,) = refusal.value.problems
+    assert (problem.line, problem.key) == (3, "models[0].engine")
+    assert "test engine" in problem.message
+    assert "--allow-script" in problem.remedy
+    (spec,) = load(path, allow_script=True).models
+    assert (spec.engine, spec.source) == ("script", str(script))
+    before = content_digest(spec)
+    script.write_text("default: {say: two}\n")
+    assert content_digest(spec) != before
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ("source: script.yaml", "source: FOLDER/script.yaml:2: rules[0].sya: unknown key. Known here: "),
+        ("source: gone.yaml", "source: FOLDER/gone.yaml does not exist. Correct the path."),
+        ("source: bundled", "source: bundled is no script. Write the path of one."),
+        ("source: hf:owner/repo", "source: hf:owner/repo is no script. Write the path of one."),
+        (
+            "source: ok.yaml, options: {batch: 4}",
+            "options.batch: script has no such option (it is llama.cpp, ",
+        ),
+        ("source: ok.yaml, take: rest, replicas: 2", "replicas: 2 replicas cannot each take the rest"),
+    ],
+)
+def test_what_is_wrong_about_a_script_is_told(folder: Path, keys: str, complaint: str) -> None:
+    (folder / "script.yaml").write_text("rules:\n  - sya: hello\n")
+    (folder / "ok.yaml").write_text("default: {say: hello}\n")
+    path = write(folder, f"models:\n  - {{name: a, engine: script, {keys}}}\n")
+    with pytest.raises(ConfigError) as refusal:
+        load(path, allow_script=True)
+    told = [str(problem) for problem in refusal.value.problems]
+    assert [line.startswith(f"models[0].{complaint.replace('FOLDER', str(folder))}") for line in told] == [
+        True
+    ]
 
 
 def test_a_vllm_model_is_known_by_its_folders_content(folder: Path) -> None:

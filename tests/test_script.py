@@ -227,3 +227,21 @@ def test_a_file_that_is_missing_or_no_text_is_told(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ScriptError, match="UTF-8"):
         load_script(tmp_path / "bytes")
+
+
+def test_the_script_of_the_documentation_plays_as_it_says(tmp_path: Path) -> None:
+    docs = (Path(__file__).parent.parent / "docs" / "operations.md").read_text()
+    (example,) = [block for block in docs.split("```yaml\n")[1:] if block.startswith("# agent.yaml")]
+    script = load_script(written(tmp_path, example.partition("```")[0]))
+    tools = frozenset({"read", "edit"})
+    fix, result = Message("user", "fix a.py"), Message("tool", "old", "read")
+
+    def answers(*messages: Message, offered: frozenset[str] = tools) -> str:
+        return play(script, moment(messages, offered)).text
+
+    assert answers(Message("system", "Write a title."), fix, offered=frozenset()) == "Fixing a file"
+    assert "I read it." in answers(fix)
+    assert '"edit", "arguments": {"path": "a.py"' in answers(fix, CALLS, result)
+    assert answers(fix, CALLS, result, CALLS, result) == "Done. The file said: old"
+    assert answers(fix, offered=frozenset()) == "You said: fix a.py"
+    assert script.otherwise.tokens_per_s == 200

@@ -3,6 +3,7 @@
 import json
 import queue
 import time
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -225,6 +226,9 @@ def test_a_session_of_the_same_key_begins_with_what_it_has_in_common(run: Run) -
     began = running.answer(prompts[1], 1, scope="key")[0]
     assert isinstance(began, Began)
     assert began.shared > 100
+    state = running.engine.save(1).result(PATIENCE_S)
+    assert state is not None
+    assert array("I", state.data).tolist() == list(state.tokens)
 
 
 def test_an_erased_sequence_and_a_closed_engine_hold_nothing(run: Run) -> None:
