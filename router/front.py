@@ -67,6 +67,8 @@ class Front:
                 return
         error = error or guard(self._ring, key, scope["method"], address.path)
         endpoint = ENDPOINTS.get(address.path)
+        if endpoint is not None and endpoint.id_header:
+            own[endpoint.id_header] = head.request_id
         if error is None and endpoint is not None:
             error = wrong_method(["POST"]) if scope["method"] != "POST" else self._too_many(key)
             if error is None and key is not None:

@@ -61,6 +61,10 @@ _STAMP = (
 """A date with a time, to the minute or better, or a time to the second, beginning at a word."""
 
 
+BILLING = r"x-anthropic-billing-header:[^\n]*\n?"
+"""A line that Claude Code puts before its system prompt. It says nothing to a model."""
+
+
 def _volatile(client: str, place: Place, pattern: str, example: str) -> Volatile:
     return Volatile(client, place, re.compile(pattern), example)
 
@@ -69,7 +73,7 @@ VOLATILE = (
     _volatile(
         "Claude Code",
         "system",
-        r"x-anthropic-billing-header:[^\n]*\n?",
+        BILLING,
         "x-anthropic-billing-header: cc_version=2.1.37.0d9; cc_entrypoint=cli; cch=fa690;",
     ),
     _volatile(

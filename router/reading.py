@@ -41,9 +41,13 @@ def whole_events(data: bytes) -> tuple[bytes, bytes]:
     return (data[:cut], rest) if len(rest) <= HELD_BYTES else (data, b"")
 
 
-def only_comments(chunk: bytes) -> bool:
-    """Whether there is nothing of the engine in it."""
-    return all(not line or line.startswith(b":") for line in chunk.split(b"\n"))
+PROGRESS = b'"prompt_progress":'
+"""Is in an event that tells how far a prompt is, and in no other: within a text the quotes are escaped."""
+
+
+def before_answer(chunk: bytes) -> bool:
+    """Whether there is nothing of the answer in it: comments, and how far the prompt is."""
+    return all(not line or line.startswith(b":") or PROGRESS in line for line in chunk.split(b"\n"))
 
 
 def code_of(body: bytes) -> str | None:

@@ -15,7 +15,7 @@ import msgspec
 from router.clues import BodyFields
 from router.decision import Ask, Send
 from router.dialects.dialect import Dialect
-from router.dialects.messages import Messages
+from router.dialects.messages import CountTokens, Messages
 from router.errors import ApiError, Rejected, bad_request, body_too_large, encoded_body
 from router.exchange import Exchange, Message
 from router.identity import key_scope, naming_headers
@@ -74,6 +74,8 @@ class Endpoint:
     """How it is spoken there, where that is not how hosts speak."""
     at_host: str = ""
     """The host's path, where it is another."""
+    id_header: bytes = b""
+    """Which header tells the request's id there beside `x-request-id`; none if empty."""
 
     @property
     def host_path(self) -> str:
@@ -87,7 +89,21 @@ ENDPOINTS = {
         Endpoint("/v1/completions", "prompt", msgspec.json.Decoder(Wanted)),
         Endpoint("/v1/embeddings", "input", msgspec.json.Decoder(Wanted), sessions=False),
         Endpoint(
-            "/v1/messages", "messages", msgspec.json.Decoder(Chat), True, Messages(), "/v1/chat/completions"
+            "/v1/messages",
+            "messages",
+            msgspec.json.Decoder(Chat),
+            dialect=Messages(),
+            at_host="/v1/chat/completions",
+            id_header=b"request-id",
+        ),
+        Endpoint(
+            "/v1/messages/count_tokens",
+            "messages",
+            msgspec.json.Decoder(Chat),
+            sessions=False,
+            dialect=CountTokens(),
+            at_host="/tokenize",
+            id_header=b"request-id",
         ),
     )
 }

@@ -27,7 +27,7 @@ from router.host_http import Answer, NotConnected, Silent
 from router.keys import Key
 from router.patience import patience_s
 from router.peers import NotYet
-from router.reading import code_of, last_code, only_comments, read_disagreement, whole_events
+from router.reading import before_answer, code_of, last_code, read_disagreement, whole_events
 from router.reply import EVENT_STREAM, Reply, home_headers, passed
 from router.request import (
     Address,
@@ -319,7 +319,7 @@ class Turn:
             if not chunk:
                 return
         reply = self._reply
-        if not self._begun and not only_comments(chunk):
+        if not self._begun and not before_answer(chunk):
             self._begun = True
             self.first_at = self.relay.clock()
             self._body = b""

@@ -48,17 +48,19 @@ class ChunkWriter:
     def delta(
         self, delta: Mapping[str, Any], logprobs: Mapping[str, Any] | None = None, finish: str | None = None
     ) -> bytes:
-        return self._event(delta, logprobs, finish, {})
+        return self._event(delta, logprobs, finish, {}, None)
 
     def progress(self, progress: PromptProgress) -> bytes:
         """The event by which llama-server tells how far the prompt is: a delta without words."""
         delta = {"role": "assistant", "content": None}
-        return self._event(delta, None, None, {"prompt_progress": progress.to_json()})
+        return self._event(delta, None, None, {"prompt_progress": progress.to_json()}, None)
 
-    def finish(self, reason: str, outcome: Outcome | None = None) -> bytes:
-        """The last event. `outcome` is told in it if the stream has no event for the usage."""
+    def finish(self, reason: str, stop: str | None, outcome: Outcome | None = None) -> bytes:
+        """The last event. `stop`: the stop string that ended it. `outcome` is told in it if the stream has no event
+        for the usage."""
         tell = outcome is not None and not self._include_usage
-        return self._event({}, None, reason, {"homeport": outcome.to_json()} if outcome and tell else {})
+        more = {"homeport": outcome.to_json()} if outcome and tell else {}
+        return self._event({}, None, reason, more, stop)
 
     def _event(
         self,
@@ -66,8 +68,10 @@ class ChunkWriter:
         logprobs: Mapping[str, Any] | None,
         finish: str | None,
         more: Mapping[str, Any],
+        stop: str | None,
     ) -> bytes:
         choice = {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+        choice |= stop_json(stop)
         rest: dict[str, Any] = {"choices": [choice]}
         if self._include_usage:
             rest["usage"] = None
@@ -83,7 +87,7 @@ class StreamedChat(Form):
         self._choices = choices
         self._index = -1
         self._writer: ChunkWriter
-        self._last = "stop"
+        self._last: tuple[str, str | None] = ("stop", None)
 
     def progress(self, progress: PromptProgress) -> bytes:
         if not self._envelope.return_progress:
@@ -100,12 +104,12 @@ class StreamedChat(Form):
         data += self._rest()
         reason = self._reason(event.reason)
         if event.choice == 0:  # The last one: what is told of the turn goes with it.
-            self._last = reason
+            self._last = reason, event.stop
             return data
-        return data + self._writer.finish(reason)
+        return data + self._writer.finish(reason, event.stop)
 
     def end(self, usage: Usage, outcome: Outcome) -> bytes:
-        data = self._writer.finish(self._last, outcome)
+        data = self._writer.finish(*self._last, outcome)
         if self._envelope.include_usage:
             data += usage_event(self._envelope, usage, outcome)
         return data + DONE
@@ -181,7 +185,7 @@ class WholeChat(Form):
     def ended(self, event: ChoiceEnded) -> bytes:
         message = self._message(event.choice)
         message.add(message.parser.finish())
-        message.finish = finish_of(event.reason, message.parser)
+        message.finish, message.stop = finish_of(event.reason, message.parser), event.stop
         return b""
 
     def end(self, usage: Usage, outcome: Outcome) -> bytes:
@@ -191,6 +195,7 @@ class WholeChat(Form):
                 "message": message.to_json(),
                 "logprobs": logprobs_json(message.sampled) if self._logprobs else None,
                 "finish_reason": message.finish,
+                **stop_json(message.stop),
             }
             for index, message in sorted(self._choices.items())
         ]
@@ -235,6 +240,7 @@ class _Message:
         self.parser = parser
         self.sampled: list[Sampled] = []
         self.finish = "stop"
+        self.stop: str | None = None
         self._content: list[str] = []
         self._reasoning: list[str] = []
         self._calls: list[tuple[CallBegan, list[str]]] = []
@@ -274,6 +280,11 @@ class _Message:
 def finish_of(reason: Finish, parser: AnswerParser) -> str:
     """The finish reason, once the parser has finished: an answer that ended with whole calls ended for their sake."""
     return "tool_calls" if reason == "stop" and parser.calls and not parser.unfinished else reason
+
+
+def stop_json(stop: str | None) -> dict[str, str]:
+    """What a choice says of the stop string that ended it, as vLLM names it; nothing where none did."""
+    return {} if stop is None else {"stop_reason": stop}
 
 
 def chunk_open(envelope: Envelope, kind: str = "chat.completion.chunk") -> str:

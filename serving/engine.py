@@ -219,6 +219,8 @@ class ChoiceEnded:
     turn: int
     choice: int
     reason: Finish
+    stop: str | None = None
+    """The stop string that ended it."""
 
 
 @dataclass(frozen=True, slots=True)

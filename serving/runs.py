@@ -47,11 +47,16 @@ class Answer:
             self._told.append(told)
         self._count += 1
         text = self._text.push(piece)
-        if self._text.stopped:
+        if self.stop is not None:
             return "stop", self._part(text)
         if self._count >= self._limit:
             return "length", self._part(text + self._text.finish())
         return None, self._part(text)
+
+    @property
+    def stop(self) -> str | None:
+        """The stop string that ended it."""
+        return self._text.stop
 
     def _part(self, text: str) -> Part | None:
         if not text:

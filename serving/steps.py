@@ -204,7 +204,7 @@ class Steps:
         if reason is None:
             run.sequence.tokens.append(token)
             return
-        events.append(ChoiceEnded(turn.id, run.choice, reason))
+        events.append(ChoiceEnded(turn.id, run.choice, reason, answer.stop))
         if run.choice:
             self._next_choice(run)
         else:

@@ -16,29 +16,29 @@ class TextAssembler:
     no UTF-8 become U+FFFD.
     """
 
-    __slots__ = ("_decode", "_held", "_stops", "stopped")
+    __slots__ = ("_decode", "_held", "_stops", "stop")
 
     def __init__(self, stops: Sequence[str] = ()) -> None:
         """`stops` that are empty are ignored."""
         self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
         self._stops = tuple(stop for stop in stops if stop)
         self._held = ""
-        self.stopped = False
-        """A stop string was completed; nothing comes out any more."""
+        self.stop: str | None = None
+        """The stop string that was completed: nothing comes out any more."""
 
     def push(self, piece: bytes) -> str:
         """Text that is certain now; "" while everything is held back and after a stop."""
         text = self._decode(piece)
         if not self._stops:
             return text
-        if self.stopped:
+        if self.stop is not None:
             return ""
         text = self._held + text
-        end = _first_stop(text, self._stops)
-        if end is not None:
-            self.stopped = True
+        found = _first_stop(text, self._stops)
+        if found is not None:
+            at, self.stop = found
             self._held = ""
-            return text[:end]
+            return text[:at]
         sure = len(text) - begun(text, self._stops)
         self._held = text[sure:]
         return text[:sure]
@@ -55,10 +55,10 @@ class TextAssembler:
         return text
 
 
-def _first_stop(text: str, stops: tuple[str, ...]) -> int | None:
-    """Where the stop string begins that is the first to be complete in `text`."""
-    found = [(at + len(stop), at) for stop in stops if (at := text.find(stop)) >= 0]
-    return min(found)[1] if found else None
+def _first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
+    """The stop string that is the first to be complete in `text`, behind where it begins."""
+    found = [(at + len(stop), at, stop) for stop in stops if (at := text.find(stop)) >= 0]
+    return min(found)[1:] if found else None
 
 
 def begun(text: str, marks: Sequence[str]) -> int:

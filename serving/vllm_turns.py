@@ -222,7 +222,8 @@ class VllmTurns:
                 events.append(Text(turn.id, choice.text, len(tokens), choice.index, told))
             if choice.finish_reason is not None:
                 run.finished[choice.index] = FINISHED.get(choice.finish_reason, "stop")
-                events.append(ChoiceEnded(turn.id, choice.index, run.finished[choice.index]))
+                stop = choice.stop_reason if isinstance(choice.stop_reason, str) else None
+                events.append(ChoiceEnded(turn.id, choice.index, run.finished[choice.index], stop))
         self._emit(events)
 
     def _over_without_end(self, run: _Run, task: "asyncio.Task[None]") -> None:

@@ -32,6 +32,8 @@ class Choice(msgspec.Struct, frozen=True):
     text: str = ""
     token_ids: list[int] | None = None
     finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    """The stop string or the token that ended it."""
     logprobs: Logprobs | None = None
 
 

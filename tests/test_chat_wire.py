@@ -340,10 +340,19 @@ def test_no_part_of_a_stop_string_is_sent_however_the_bytes_are_cut(
                 sent += form.text(text(new))
             so_far = "".join(delta.get("content") or "" for delta in _deltas_so_far(sent))
             assert wanted.startswith(so_far), "something was sent that has to be taken back"
-        if not assembler.stopped and (rest := assembler.finish()):
+        if assembler.stop is None and (rest := assembler.finish()):
             sent += form.text(text(rest))
         sent += form.ended(over()) + form.end(USAGE, OUTCOME)
         assert "".join(delta.get("content") or "" for delta in deltas(sent)) == wanted
+
+
+def test_the_stop_string_that_ended_a_choice_is_told_as_vllm_tells_it() -> None:
+    ended = ChoiceEnded(1, 0, "stop", "END")
+    for form in (StreamedChat(WITH_USAGE, 1), ReadChat(ENVELOPE, 1, PlainParser, logprobs=False)):
+        last = [chunk["choices"][0] for chunk in chunks(play(form, text("a"), ended)) if chunk["choices"]][-1]
+        assert (last["finish_reason"], last["stop_reason"]) == ("stop", "END")
+    whole = json.loads(play(WholeChat(ENVELOPE, PlainParser, logprobs=False), text("a"), ended))
+    assert whole["choices"][0]["stop_reason"] == "END"
 
 
 def _deltas_so_far(data: bytes) -> list[dict[str, Any]]:

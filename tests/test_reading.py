@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from router.reading import (
     HELD_BYTES,
+    before_answer,
     code_of,
     last_code,
-    only_comments,
     read_disagreement,
     whole_events,
 )
@@ -43,11 +43,18 @@ def test_an_endless_event_is_not_held_back_for_ever() -> None:
 
 
 @pytest.mark.parametrize(
-    ("chunk", "only"),
-    [(b": waiting\n\n", True), (b"\n", True), (b": a\n\n: b\n\n", True), (b": a\n\ndata: {}\n\n", False)],
+    ("chunk", "before"),
+    [
+        (b": waiting\n\n", True),
+        (b"\n", True),
+        (b": a\n\n: b\n\n", True),
+        (b": a\n\ndata: {}\n\n", False),
+        (b'data: {"choices":[],"prompt_progress":{"total":9}}\n\n', True),
+        (b'data: {"delta":{"content":"\\"prompt_progress\\":1"}}\n\n', False),
+    ],
 )
-def test_comments_are_told_from_events(chunk: bytes, only: bool) -> None:
-    assert only_comments(chunk) is only
+def test_what_comes_before_an_answer_is_told_from_it(chunk: bytes, before: bool) -> None:
+    assert before_answer(chunk) is before
 
 
 @pytest.mark.parametrize(

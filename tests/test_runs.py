@@ -118,6 +118,7 @@ def test_tokens_of_a_stop_string_do_not_come(run: Run) -> None:
     events = run(CountingBackend()).answer(turn(1, 20, logprobs=0, stop=("1 2",)))
     assert text(events) == "20 2"
     assert told(events) == [[20], [21]]
+    assert [event.stop for event in events if isinstance(event, ChoiceEnded)] == ["1 2"]
     assert ended(events) == Ended(1, "stop", Usage(prompt=20, reused=0, evaluated=20, generated=3))
 
 

@@ -11,7 +11,7 @@ def assemble(pieces: list[bytes], *stops: str) -> tuple[list[str], bool]:
     """What came out of each piece and of the end, and whether a stop string was met."""
     text = TextAssembler(stops)
     out = [text.push(piece) for piece in pieces]
-    return [*out, text.finish()], text.stopped
+    return [*out, text.finish()], text.stop is not None
 
 
 def test_text_without_stop_strings_comes_out_at_once() -> None:
@@ -56,6 +56,12 @@ def test_the_stop_string_that_is_complete_first_counts() -> None:
 
 def test_of_two_stop_strings_with_one_end_the_longer_counts() -> None:
     assert assemble([b"x ab"], "b", "ab") == (["x ", ""], True)
+
+
+def test_the_stop_string_that_counted_is_told() -> None:
+    text = TextAssembler(["abcd", "c"])
+    assert (text.push(b"xab"), text.stop) == ("x", None)
+    assert (text.push(b"c"), text.stop) == ("ab", "c")
 
 
 def test_nothing_comes_out_after_a_stop() -> None:
