@@ -16,6 +16,7 @@ from router.clues import BodyFields
 from router.decision import Ask, Send
 from router.dialects.dialect import Dialect
 from router.dialects.messages import CountTokens, Messages
+from router.dialects.responses import Responses
 from router.errors import ApiError, Rejected, bad_request, body_too_large, encoded_body
 from router.exchange import Exchange, Message
 from router.identity import key_scope, naming_headers
@@ -104,6 +105,9 @@ ENDPOINTS = {
             dialect=CountTokens(),
             at_host="/tokenize",
             id_header=b"request-id",
+        ),
+        Endpoint(
+            "/v1/responses", "input", msgspec.json.Decoder(Chat), True, Responses(), "/v1/chat/completions"
         ),
     )
 }
