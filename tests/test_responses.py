@@ -145,6 +145,33 @@ def test_comments_pass() -> None:
     assert stream.take(b": waiting for den/0\n\n") == b": waiting for den/0\n\n"
 
 
+def test_what_is_known_before_the_history_names_the_session() -> None:
+    opening = json.loads(asked({"model": "m", "input": "Hi", "previous_response_id": RESPONSE}).opening)
+    assert opening == {"model": "m", "messages": [], "conversation": SESSION}
+    plain = asked({"model": "m", "input": "Hi", "previous_response_id": None})
+    assert plain.opening == plain.body
+
+
+def test_a_stream_that_began_before_the_history_was_known_is_kept_with_it() -> None:
+    first = asked({"model": "m", "input": "Hi", "conversation": "tea"})
+    stream = first.stream(SESSION)
+    assert stream.take(b": waiting\n\n")
+    made = first.after([])
+    assert kept(made) is None
+    stream.take(chunk({"content": "Hello"}, "stop") + b"data: [DONE]\n\n")
+    assert kept(made)["conversation"] == "tea"
+
+
+def test_a_response_that_is_cancelled_holds_the_items_that_were_whole() -> None:
+    made = asked({"model": "m", "input": "Hi"})
+    assert made.cancelled()["output"] == []
+    stream = made.stream(SESSION)
+    stream.take(chunk({"reasoning_content": "Hm."}) + chunk({"content": "Hel"}))
+    told = made.cancelled()
+    assert (told["id"], told["status"]) == (RESPONSE, "cancelled")
+    assert [item["type"] for item in told["output"]] == ["reasoning"]
+
+
 # ids
 
 

@@ -3,6 +3,7 @@
 Source: OpenAI's API reference (Responses, streaming events), and its SDKs' types.
 """
 
+import copy
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -74,9 +75,17 @@ class Asked:
     def after(self, records: Sequence[Mapping[str, Any]], named: Sequence[Mapping[str, Any]] = ()) -> "Asked":
         """The same, going on from these records, oldest first. `named`: those of further responses whose items the
         input names. Raises Rejected for an item that is in none of them."""
-        history = [item for record in records for item in said(record)]
-        items = known_items(self._request.items, [*named, *records])
-        return Asked(self._request, self._naming, history, items)
+        after = copy.copy(self)  # its stream may have begun: comments come before a host is asked
+        after._history = [item for record in records for item in said(record)]
+        after._items = known_items(self._request.items, [*named, *records])
+        after._body = None
+        return after
+
+    @property
+    def opening(self) -> bytes:
+        """As much of `body` as tells whose turn it is; all of it where nothing else has to be known first. Raises
+        Rejected."""
+        return self.body if self.goes_on is None else json.dumps(self._request.opening()).encode()
 
     @property
     def body(self) -> bytes:
@@ -100,6 +109,12 @@ class Asked:
             "input": [self._identified(item, index) for index, item in enumerate(self._items or ())],
             "response": response,
         }
+
+    def cancelled(self) -> Mapping[str, Any]:
+        """The response as it stands if it is made no further."""
+        if self._stream is not None:
+            return self._stream.cancelled()
+        return Answer(self._request, self._naming, self._session, lambda _kind, _data: None).cancelled()
 
     def whole(self, answer: bytes, session: str | None) -> bytes:
         told = json.loads(answer)

@@ -111,8 +111,7 @@ class Request:
         messages = chat_messages(told.get("instructions"), history, asked)
         if not messages:
             raise wrong_value("input", "`input` holds nothing that a model could answer.")
-        chat = {name: told[name] for name in told if name in PASSED}
-        chat |= {"messages": messages, **self.toolbox.chat, **_form(told)}
+        chat = self.opening() | {"messages": messages, **self.toolbox.chat, **_form(told)}
         if told.get("stream") is True:
             chat["stream_options"] = {"include_usage": True}
         if "max_output_tokens" in told:
@@ -121,18 +120,20 @@ class Request:
             chat |= {"logprobs": True, "top_logprobs": told.get("top_logprobs", 0)}
         if (effort := told.get("reasoning", {}).get("effort")) is not None:
             chat["reasoning_effort"] = effort
-        return chat | self._named(chat)
+        return chat
 
-    def _named(self, chat: dict[str, Any]) -> dict[str, Any]:
-        """What tells whose session it is, where a response says so."""
-        if self.goes_on is None:
-            return {}
-        if self.goes_on.previous is not None:
+    def opening(self) -> dict[str, Any]:
+        """The same without what is said: it names model and session. A response that it goes on from does so before
+        a name of the client's own."""
+        chat: dict[str, Any] = {name: self.told[name] for name in self.told if name in PASSED}
+        chat["messages"] = []
+        goes_on = self.goes_on
+        if goes_on is not None and goes_on.previous is not None:
             chat.pop("prompt_cache_key", None)
-            return {"conversation": session_of(self.goes_on.previous)}
-        if self.goes_on.responses and self.goes_on.conversation is None:
-            return {"conversation": session_of(self.goes_on.responses[0])}
-        return {}
+            chat["conversation"] = session_of(goes_on.previous)
+        elif goes_on is not None and goes_on.responses:
+            chat.setdefault("conversation", session_of(goes_on.responses[0]))
+        return chat
 
 
 def read_request(body: bytes) -> Request:

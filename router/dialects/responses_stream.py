@@ -69,6 +69,10 @@ class Answer:
             told["incomplete_details"] = {"reason": reason}
         return told | {"usage": usage_of(self._usage), "homeport": self._home}
 
+    def cancelled(self) -> dict[str, Any]:
+        """The response, with the items that were whole."""
+        return self._object("cancelled")
+
     def failed(self, error: Mapping[str, Any]) -> dict[str, Any]:
         """The response that did not come to its end."""
         told = {"code": error.get("code") or "server_error", "message": error["message"]}
@@ -143,6 +147,9 @@ class Stream:
         elif not self._failed:
             self._fail({"message": "The answer was cut off. Send the request again.", "code": "host_lost"})
         return self._take()
+
+    def cancelled(self) -> dict[str, Any]:
+        return self._answer.cancelled()
 
     def _hear(self, event: Event) -> None:
         match event:
