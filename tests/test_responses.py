@@ -95,6 +95,31 @@ def test_a_streams_items_are_those_of_the_response_that_ends_it(golden: Any) -> 
     assert kinds[0] == kinds[1]
 
 
+def test_a_golden_answer_that_is_sent_back_is_the_chats_message_again(golden: Any) -> None:
+    """So that a model reads as its own what it said, and a host has nothing of it to evaluate again."""
+    before, said = golden["chat"]["messages"], golden["answer"]["choices"][0]["message"]
+    asks = {"role": "user", "content": golden["request"]["input"]}
+    items = [asks] if isinstance(asks["content"], str) else asks["content"]
+    for response in (golden["response"], golden["events"][-1]["response"]):
+        request = {
+            **golden["request"],
+            "input": [*items, *response["output"], {"role": "user", "content": "And?"}],
+        }
+        told = json.loads(golden_asked({**golden, "request": request}).body)
+        assert told["messages"][: len(before)] == before
+        assert told.get("tools") == golden["chat"].get("tools")
+        again, _ = told["messages"][len(before) :]
+        assert (again["content"] or "") == (said["content"] or "")
+        assert again.get("reasoning_content") == said.get("reasoning_content")
+        assert calls(again) == calls(said)
+
+
+def calls(message: dict[str, Any]) -> list[str]:
+    """As templates write them again: in the order of the keys."""
+    functions = [call["function"] for call in message.get("tool_calls", [])]
+    return [f"{function['name']}{json.dumps(json.loads(function['arguments']))}" for function in functions]
+
+
 EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
