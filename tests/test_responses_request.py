@@ -119,7 +119,13 @@ def test_what_asks_for_nothing_or_changes_nothing_is_taken() -> None:
         chat(client_metadata={"a": "b"}, max_tool_calls=3, include=["web_search_call.action.sources"])
         == plain
     )
-    assert chat(stream_options={"include_obfuscation": False}, tools=[{"type": "web_search"}]) == plain
+    assert (
+        chat(
+            stream_options={"include_obfuscation": False},
+            tools=[{"type": "web_search"}, {"type": "tool_search"}],
+        )
+        == plain
+    )
 
 
 def test_what_names_the_session_stays_in_the_chat() -> None:

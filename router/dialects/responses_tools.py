@@ -13,9 +13,13 @@ from router.dialects.fields import listed, mapping, name, text, unsupported, wro
 
 Kind = Literal["function", "custom", "local_shell", "shell", "apply_patch"]
 OFFERS = frozenset(
-    {"web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"}
+    {
+        *("web_search", "web_search_2025_08_26", "web_search_preview", "web_search_preview_2025_03_11"),
+        "tool_search",
+    }
 )
-"""Hosted tools that clients offer unasked (Codex does): left out, since no model has to take them."""
+"""Tools of the server's that clients offer unasked: left out, since no model has to take them. Codex offers the web
+with every request; tools need no search, since all are told of."""
 
 _NAME = re.compile(r"[A-Za-z0-9_.:/-]{1,128}")
 _STRINGS = {"type": "array", "items": {"type": "string"}}
