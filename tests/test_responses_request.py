@@ -191,6 +191,14 @@ def test_two_answers_in_a_row_stay_two() -> None:
     assert [message["content"] for message in messages(words, words)] == ["Hello", "Hello"]
 
 
+def test_reasoning_behind_words_begins_another_answer() -> None:
+    thought = {"type": "reasoning", "summary": [{"type": "summary_text", "text": "Hm."}]}
+    first, second = messages({"role": "assistant", "content": "Hello"}, thought, CALL)
+    assert first == {"role": "assistant", "content": "Hello"}
+    assert second["reasoning_content"] == "Hm."
+    assert "tool_calls" in second
+
+
 def test_calls_without_words_are_a_message_without_content() -> None:
     (told,) = messages(CALL)
     assert told["content"] is None
