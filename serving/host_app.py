@@ -35,6 +35,8 @@ from serving.engine import Engine
 from serving.engine_life import EngineLife, NotLoaded
 from serving.host_memory import MemoryWatch
 from serving.journal import Journal
+from serving.kept import KeptRecords
+from serving.kept_routes import KeptRoutes
 from serving.model import ModelSpec
 from serving.parked_routes import ParkedRoutes
 from serving.parking import Parking
@@ -54,6 +56,8 @@ OWN_PATHS = ("/state", "/metrics", "/settings", "/park", "/egress")
 """Beside those of the endpoints and the pins."""
 PARKED = "parked"
 """The folder of parked sessions in a replica's own."""
+KEPT = "kept.sqlite"
+"""Beside it: what sessions said."""
 
 State = Literal["loading", "ready", "draining", "failed"]
 
@@ -122,8 +126,9 @@ class HostApp:
         )
         self._egress = Egress()
         self._parked = ParkedRoutes(self._desk, self._parking)
+        self._kept = KeptRoutes(self._desk, KeptRecords(about.folder / KEPT))
         self._pins = PinRoutes(
-            self._desk, keep_s=lambda: self._settings.parking.keep_s, moves_in=self._parked.adopt
+            self._desk, self._kept, keep_s=lambda: self._settings.parking.keep_s, moves_in=self._moves_in
         )
 
     @property
@@ -134,6 +139,7 @@ class HostApp:
     def load(self) -> None:
         """Begin to load the engine; then serve. A load that fails is told to `on_failed`, now or later."""
         self._loop = asyncio.get_running_loop()
+        self._kept.begin()
         self._life.begin()
 
     async def awake(self) -> None:
@@ -165,6 +171,7 @@ class HostApp:
 
     def close(self) -> None:
         """Wait for what is still being written to the journal. What is not parked yet will not be."""
+        self._kept.close()
         self._parking.close()
         self._awake.close()
         self._writer.shutdown()
@@ -175,6 +182,11 @@ class HostApp:
         if self.state == "loading":
             self._used_bytes = max(used_bytes, facts.memory.total)
             self._parking.open(self._fingerprint(facts.layout), self._room(self._settings))
+
+    async def _moves_in(self, session: str) -> None:
+        """Its pin is about to be written here."""
+        await self._parked.adopt(session)
+        await self._kept.adopt(session)
 
     def _room(self, settings: Settings) -> int:
         """Bytes that parked contexts may take in memory."""
@@ -290,6 +302,8 @@ class HostApp:
                 await send_whole(send, 200, told, content_type=exposition.CONTENT_TYPE)
             case _ if path == "/pins" or path.startswith("/pins/"):
                 await self._pins.answer(method, path, scope["query_string"], receive, send)
+            case _ if path.startswith("/kept/"):
+                await self._kept.answer(method, path, scope["query_string"], receive, send)
             case _ if path.startswith("/parked/") and is_session(session := path.removeprefix("/parked/")):
                 self._check_ready()
                 with self._work():
@@ -298,7 +312,7 @@ class HostApp:
                 raise Problem(405, f"{method} does not work on {path}", "method_not_allowed")
             case _:
                 paths = ", ".join((*ENDPOINTS, *OWN_PATHS, "/pins"))
-                message = f"a host has {paths} and /parked; everything else is at the router"
+                message = f"a host has {paths}, /kept and /parked; everything else is at the router"
                 raise Problem(404, message, "not_found")
 
     def report(self) -> dict[str, Any]:

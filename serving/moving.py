@@ -8,6 +8,7 @@ The steps, of a session whose home is the host A and is to be B (`move`):
 2. A gives the context out and from now on lets the session's turns wait (`GET /parked/{session}`). A session that has
    an open turn is not moved (Busy), unless the turn is to be ended
 3. B takes the context in, proves it, has it on disk, and nobody's yet (`PUT /parked/{session}`)
+   What is kept of the session's answers by their ids goes the same way (`/kept/{session}`), at most some MiB
 4. B learns that the session's home is B, one generation higher (`POST /pins`): the context becomes the session's, then
    the pin is written. From here on the session has moved
 5. A learns the same: it answers its waiting turns with 421 and the new home, says what was said last, and drops what it
@@ -17,6 +18,7 @@ The steps, of a session whose home is the host A and is to be B (`move`):
 A session always has a home: A's pin holds until B's is on disk. No turn is lost or run twice: a turn runs at A or is
 sent to B before it began at A. A context is never more than a beginning of the conversation that it belongs to, so that
 one which is a little old costs tokens and nothing else; 2 and 3 may fail, and 4 and 5 go on: evaluated anew, and why.
+Answers that were kept and did not go along cannot be gone on from by their ids: the client is told so.
 
 Whoever moves may die at any point:
 
@@ -41,6 +43,7 @@ import aiohttp
 import msgspec
 
 from serving.carrying import fits_of, why_not
+from serving.kept_routes import Moving
 from serving.parked_routes import FINGERPRINT, TOKENS
 from serving.pins import Pin, pin_from_json
 
@@ -136,6 +139,8 @@ class Mover:
             context = await self.carry(source, target, made.session, ends_turns)
         if needs_context and isinstance(context, Anew) and context.why != NOTHING:
             raise NotMoved(f"its context does not go along: {context.why}")
+        if source is not None:
+            await self._carry_kept(source, target, made.session)
         await self.arrive(target, made, told)
         if source is not None:
             # Else it reads it in the journal (the controller), or is told by the controller when it is back.
@@ -199,6 +204,21 @@ class Mover:
             "DELETE", url, params=query, headers=self._headers(base), timeout=ANSWER
         ) as answer:
             await answer.read()
+
+    async def _carry_kept(self, source: str, target: str, session: str) -> None:
+        """What is kept of what was said there, so that it can be gone on from by an answer's id here."""
+        with suppress(*Away, ValueError):
+            async with self._client.request(
+                "GET", f"{source}/kept/{session}", headers=self._headers(source), timeout=ANSWER
+            ) as given:
+                records = (
+                    msgspec.json.decode(await given.read(), type=Moving) if given.status == 200 else None
+                )
+            if records is not None and records.records:
+                headers = {**self._headers(target), "content-type": "application/json"}
+                url, data = f"{target}/kept/{session}", msgspec.json.encode(records)
+                async with self._client.put(url, data=data, headers=headers, timeout=ANSWER) as taken:
+                    await taken.read()
 
     async def _why_not(self, source: str, target: str) -> str | None:
         try:

@@ -16,6 +16,7 @@ from cluster.clocks import DayClock
 from serving.asgi import Problem, Receive, Send, read_body, send_whole
 from serving.desk import Desk, decode, journal_problems
 from serving.journal import Entry, Facts
+from serving.kept_routes import KeptRoutes
 from serving.pins import Pin, is_session, pin_from_json
 from serving.routing import MAX_CONTINUES
 from serving.trouble import report
@@ -41,13 +42,15 @@ class PinRoutes:
     def __init__(
         self,
         desk: Desk,
+        kept: KeptRoutes,
         keep_s: Callable[[], float],
         earliest: Callable[[], float] | None = None,
         moves_in: Callable[[str], Awaitable[None]] | None = None,
     ) -> None:
         """`earliest`: seconds since the epoch, by a clock that makes nothing old when it is set forward. `moves_in` is
-        awaited before it is written down that a session's home is here."""
+        awaited before it is written down that a session's home is here; what is `kept` of one goes with its pin."""
         self._desk = desk
+        self._kept = kept
         self._moves_in = moves_in
         self._keep_s = keep_s
         self._earliest = earliest or DayClock().earliest
@@ -103,7 +106,10 @@ class PinRoutes:
             now - min(keep_s, GUESSED_KEEP_S),
             now - min(keep_s, SINGLE_KEEP_S),
         )
-        keys, count = tuple(unused), 0
+        # By what is kept of a guessed session somebody can come back to it, as to one with a name.
+        kept = await self._kept.having({session for session, _ in unused})
+        keys = [key for key, used_s in unused.items() if key[0] not in kept or used_s < now - keep_s]
+        count = 0
         for start in range(0, len(keys), PAUSE_AFTER):
             await asyncio.sleep(0)
             chosen = {key for key in keys[start : start + PAUSE_AFTER] if self._is_over(key[0])}
@@ -128,6 +134,7 @@ class PinRoutes:
             gone = await self._write(desk.journal.remove, keys, unused_since_s)
         finally:
             desk.journal.leaving -= keys
+        await self._kept.forget([session for session, model in gone if model == desk.model.name])
         for session, model in gone:
             if model == desk.model.name and self._is_over(session):
                 await desk.turns.drop(session)
@@ -261,6 +268,7 @@ class PinRoutes:
                 self._leaving.discard(session)
                 pin = desk.journal.get(session, desk.model.name)
                 if pin is None or pin.replica != desk.replica:
+                    await self._kept.forget([session])
                     await desk.turns.drop(session)
         finally:
             self._dropping = None
@@ -282,6 +290,7 @@ class PinRoutes:
         removing = self._write(desk.journal.remove, [key])
         try:
             if model == desk.model.name:
+                await self._kept.forget([session])
                 await desk.turns.drop(session)
                 if not self._ready:  # What lies on disk is not known yet.
                     self._leaving.add(session)

@@ -19,6 +19,11 @@ def report(error: BaseException) -> None:
     print(f"homeport: internal error:\n{trace_of(error)}", file=sys.stderr, flush=True)
 
 
+def say(text: str) -> None:
+    """Write a sentence of our own there."""
+    print(f"homeport: {text}", file=sys.stderr, flush=True)
+
+
 def report_callback(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """For loop.set_exception_handler: asyncio's own handler prints the callback's arguments, which can be text."""
     error = context.get("exception")

@@ -180,6 +180,10 @@ class HostProcess:
     def delete(self, path: str) -> Answer:
         return self._ask("DELETE", path, None, {"authorization": f"Bearer {self.token}"})
 
+    def put(self, path: str, body: Any) -> Answer:
+        headers = {"authorization": f"Bearer {self.token}"}
+        return self._ask("PUT", path, json.dumps(body).encode(), headers)
+
     def settle(self, settings: Mapping[str, Any], token: str | None = None) -> Answer:
         """POST what the config may change while the host runs."""
         headers = {"authorization": f"Bearer {token or self.token}"}

@@ -196,6 +196,35 @@ async def test_where_the_context_cannot_go_along_it_says_so_and_the_session_move
         assert (talk.machine, talk.told["context"], talk.told["cause"]) == ("attic", "evaluated", "moved")
 
 
+async def test_what_a_session_said_goes_along_and_is_left_nowhere_else(make_world: MakeWorld) -> None:
+    world = await make_world(den=("home", FAKE), attic=("home", FAKE))
+    talk = Talk(world, "tea")
+    await talk.say()
+    old, new = world.host(talk.machine), other(world, talk.machine)
+    records = [{"id": "r1", "said": "x" * 100_000}, {"id": "r2", "previous": "r1"}]
+    for each in records:
+        assert old.put(f"/kept/{talk.public}/{each['id']}", each).status == 200
+    await talk.move(new)
+    assert world.host(new).get(f"/kept/{talk.public}/r2?chain").body["records"] == records
+    assert old.get(f"/kept/{talk.public}/r2").status == 404
+    async with asyncio.timeout(10):
+        while b"x" * 1000 in (old.folder / "kept.sqlite").read_bytes():  # noqa: ASYNC110  (another process's file)
+            await asyncio.sleep(0.05)
+
+
+async def test_what_was_said_that_cannot_go_along_does_not_hold_a_session_back(make_world: MakeWorld) -> None:
+    world = await make_world(den=("home", FAKE), attic=("home", FAKE))
+    talk = Talk(world, "tea")
+    await talk.say()
+    old, new = world.host(talk.machine), other(world, talk.machine)
+    (world.host(new).folder / "kept.sqlite").mkdir()
+    assert old.put(f"/kept/{talk.public}/r1", {"id": "r1"}).status == 200
+    assert (await talk.move(new))["context"] == "carried"
+    await talk.say()
+    assert (talk.machine, talk.told["context"]) == (new, "resumed")
+    assert world.host(new).get(f"/kept/{talk.public}/r1").status == 507
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_turn_that_comes_while_its_session_moves_runs_once_at_the_new_home(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, stream: bool
@@ -232,7 +261,7 @@ class Dead(BaseException):
     """Whoever moves is killed: nothing of it goes on."""
 
 
-@pytest.mark.parametrize("dies_at", ["carry", "_hand_over", "arrive", "leave"])
+@pytest.mark.parametrize("dies_at", ["carry", "_hand_over", "_carry_kept", "arrive", "leave"])
 async def test_a_mover_that_dies_at_any_step_leaves_a_session_that_answers(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch, dies_at: str
 ) -> None:

@@ -14,6 +14,8 @@ from serving import pin_routes
 from serving.asgi import Message, Problem
 from serving.desk import Desk
 from serving.journal import Facts, Journal, JournalFull
+from serving.kept import KeptRecords
+from serving.kept_routes import KeptRoutes
 from serving.pin_routes import PinRoutes
 from serving.pins import Pin
 from tests.host_process import model_spec, session
@@ -57,7 +59,10 @@ class Routes:
         engine: Any = None
         turns: Any = self.turns
         desk = Desk("den", "den/0", model_spec(), engine, turns, self.journal, self.writer, awake=self._awake)
-        self.pins = PinRoutes(desk, keep_s=lambda: 30 * DAY, earliest=lambda: NOW)
+        self.kept = KeptRoutes(desk, KeptRecords(folder / "kept.sqlite"))
+        self.pins = PinRoutes(
+            desk, self.kept, keep_s=lambda: 30 * DAY, earliest=lambda: NOW, moves_in=self.kept.adopt
+        )
 
     async def _awake(self) -> None:
         pass
@@ -73,11 +78,18 @@ class Routes:
         async def send(message: Message) -> None:
             sent.append(message)
 
+        routes = self.kept if path.startswith("/kept/") else self.pins
         try:
-            await self.pins.answer(method, path, query.encode(), receive, send)
+            await routes.answer(method, path, query.encode(), receive, send)
         except Problem as problem:
             return problem.status, problem.code
         return json.loads(b"".join(message.get("body", b"") for message in sent))
+
+    def close(self) -> None:
+        self.pins.stop()
+        self.kept.close()
+        self.writer.shutdown()
+        self.journal.close()
 
     async def settled(self) -> None:
         for _ in range(20):
@@ -90,9 +102,7 @@ async def routes(tmp_path: Path) -> AsyncIterator[Routes]:
     routes.pins.begin()
     await routes.settled()
     yield routes
-    routes.pins.stop()
-    routes.writer.shutdown()
-    routes.journal.close()
+    routes.close()
 
 
 def pin(name: str = ANN, replica: str = "den/0", generation: int = 1, created_s: float = NOW) -> Pin:
@@ -296,9 +306,7 @@ async def test_what_was_ended_while_the_host_loaded_is_dropped_once_it_has(tmp_p
     routes.pins.begin()
     await routes.settled()
     assert routes.turns.dropped == [ANN]
-    routes.pins.stop()
-    routes.writer.shutdown()
-    routes.journal.close()
+    routes.close()
 
 
 # what is let go
@@ -368,6 +376,4 @@ async def test_pins_expire_when_the_host_has_started(tmp_path: Path, monkeypatch
     used(routes, BEN, 31)
     await routes.settled()
     assert left(routes) == set()
-    routes.pins.stop()
-    routes.writer.shutdown()
-    routes.journal.close()
+    routes.close()
