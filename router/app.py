@@ -32,6 +32,7 @@ from router.front import Front
 from router.homes import Homes
 from router.hosts import Hosts
 from router.identity import naming_headers
+from router.kept import Kept
 from router.key_file import KeyFile, key_ring
 from router.metrics import Metrics
 from router.model_file import ModelFile
@@ -109,7 +110,8 @@ def build(
     addressing = Addressing(
         fleet, homes, finder, specs, settings.digest_key, settings.identity, siblings.zones
     )
-    relay = Relay(fleet, homes, addressing, clients.hosts, specs, metrics, clock, settings.limits)
+    at_homes = Kept(fleet, peers, finder, settings.digest_key)
+    relay = Relay(fleet, homes, addressing, clients.hosts, at_homes, specs, metrics, settings.limits)
     fleet.on_lost = relay.lost
     new_pace = None if worker is None else partial(SharedPace, worker.paces)
     ring, keys = key_ring(settings.keys_file, settings.token, new_pace)
@@ -122,7 +124,7 @@ def build(
     naming, pace_clock = naming_headers(settings.identity), clock if worker is None else uptime
     front = Front(relay, pages, metrics, names, ring, naming, pace_clock, settings.origins)
     server = Server(front, relay.stop, settings.limits, clients.hosts.sweep, watch.stop)
-    answers = Answers(lambda: open_turns(relay.turns), relay.ended, addressing.said_in)
+    answers = Answers(lambda: open_turns(relay.turns), relay.ended, addressing.said_in, relay.cancel)
     return Parts(front, fleet, relay, keys, specs, server, watch, answers)
 
 

@@ -132,6 +132,11 @@ def session_ended() -> ApiError:
     return ApiError(409, "session_ended", message, final=True)
 
 
+def response_cancelled() -> ApiError:
+    message = "This response was cancelled while it was being made. Ask again to have another one."
+    return ApiError(409, "response_cancelled", message, final=True)
+
+
 def session_busy(replica: str) -> ApiError:
     message = (
         f"A turn of this session runs or waits at {replica}. Move it once that is over, or end it first."

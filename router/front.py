@@ -16,11 +16,11 @@ from router.metrics import Metrics
 from router.names import Names, may_come_from, may_name
 from router.pages import Told
 from router.relay import Relay
-from router.reply import reply_in
+from router.remembering import reply_in
 from router.request import ENDPOINTS, Address, Endpoint, Head, new_id, read_address, read_head
 
-ASKS_HOSTS = "/api/sessions"
-"""What is answered here and below asks every host: it counts as a request, as a turn does."""
+ASKS_HOSTS = ("/api/sessions", "/v1/responses/")
+"""What is answered here and below asks hosts: it counts as a request, as a turn does."""
 WATCHED = "/api/fleet"
 """With `watch` it asks hosts too."""
 
@@ -102,7 +102,8 @@ class Front:
                 return
         if endpoint is not None:
             self._metrics.refused(error.code)
-        reply_in(exchange, own, None if endpoint is None else endpoint.dialect).fail(error)
+        dialect = None if endpoint is None else endpoint.dialect
+        reply_in(exchange, own, dialect, self._relay.kept).fail(error)
 
     def _foreign(self, scope: Message, head: Head) -> ApiError | None:
         """Why it may not come in: a name that is not this router's (DNS rebinding), or a page of another site."""

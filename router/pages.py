@@ -28,6 +28,7 @@ from router.exchange import EXCHANGE
 from router.fleet import Fleet
 from router.keys import Entry, Key
 from router.peers import Peers
+from router.responses_api import add_responses
 from router.scrape import Scrape
 from router.sessions import Sessions, wanted_machine, wanted_time
 from router.watch import Watch
@@ -94,6 +95,7 @@ def make_pages(
     _add_state(pages, fleet, clock, version)
     _add_errors(pages)
     _add_actions(pages, sessions)
+    add_responses(pages, relay.kept, sessions.cancel, who)
     add_web(pages, read_files(), lambda request: told(request).is_below)
 
     @pages.get("/api/fleet", response_model=None)

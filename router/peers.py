@@ -27,7 +27,8 @@ QUICK = aiohttp.ClientTimeout(total=0.5)
 WAKE = aiohttp.ClientTimeout(total=40.0, sock_connect=2.0)
 """Longer than a command that wakes a machine may run."""
 
-
+KEPT = aiohttp.ClientTimeout(total=5.0, sock_connect=1.0)
+"""For the texts of a conversation."""
 ORDER = aiohttp.ClientTimeout(total=8.0)
 """For what the controller asks a machine in its turn."""
 
@@ -358,6 +359,12 @@ class Peers:
             return msgspec.json.decode(text or b"", type=dict[str, list[dict[str, Any]]])["pins"]
         except (msgspec.DecodeError, KeyError) as error:
             raise Unreachable(f"its pins cannot be read: {error}") from error
+
+    async def kept(
+        self, method: str, base: str, path: str, body: bytes | None = None, **query: str
+    ) -> bytes | None:
+        """What a host keeps of sessions (serving/kept_routes.py); None: nothing of that kind."""
+        return await self._ask(method, f"{base}/kept/{path}", KEPT, body, query)
 
     async def _pin(self, base: str, session: str, model: str) -> KnownPin | None:
         return _known_pin(await self._get(f"{base}/pins/{session}", QUICK, {"model": model}))

@@ -5,16 +5,18 @@ How a turn goes is `turn`'s matter.
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from router.addressing import Addressing
 from router.exchange import Exchange
 from router.fleet import Fleet
 from router.homes import Homes
 from router.hosts import Hosts
+from router.kept import Kept
 from router.keys import Key
 from router.metrics import Metrics
-from router.reply import reply_in
+from router.remembering import reply_in
 from router.request import Address, Endpoint, Head
 from router.retries import Retries
 from router.turn import Turn
@@ -37,9 +39,9 @@ class Relay:
         homes: Homes,
         addressing: Addressing,
         hosts: Hosts,
+        kept: Kept,
         models: Mapping[str, ModelSpec],
         metrics: Metrics,
-        clock: Callable[[], float],
         limits: RouterLimits,
     ) -> None:
         """`models` tell how long a turn may wait."""
@@ -47,8 +49,9 @@ class Relay:
         self.homes = homes
         self.addressing = addressing
         self.hosts = hosts
+        self.kept = kept
         self.metrics = metrics
-        self.clock = clock
+        self.clock = fleet.now
         self.limits = limits
         self.turns: set[Turn] = set()
         self._models = models
@@ -63,7 +66,7 @@ class Relay:
         own: dict[bytes, bytes],
     ) -> None:
         """`own`: what goes with every answer."""
-        reply = reply_in(exchange, own, endpoint.dialect)
+        reply = reply_in(exchange, own, endpoint.dialect, self.kept)
         turn = Turn(
             self, endpoint, head, address, key, exchange, reply, Retries(self.fleet, self.homes, self.clock)
         )
@@ -117,6 +120,11 @@ class Relay:
         for turn in self.of(session, model):
             if turn.at is None:
                 turn.interrupt("session_ended")
+
+    def cancel(self, response: str, key_name: str) -> Mapping[str, Any] | None:
+        """End the turn of this key that makes that response now: how it stands then. None: there is none here."""
+        mine = (turn for turn in self.turns if turn.key.name == key_name)
+        return next((told for turn in mine if (told := turn.cancel(response)) is not None), None)
 
     def stop(self) -> None:
         """End every open turn with an error that says so."""

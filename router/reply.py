@@ -5,10 +5,12 @@ Knows no host and chooses nothing. Bytes pass as they are.
 
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import msgspec
 
+from router.decision import Ask, Send
 from router.dialects.dialect import Asked, Dialect, Naming, Stream
 from router.errors import ApiError, RawHeaders
 from router.exchange import Exchange
@@ -50,6 +52,11 @@ class Reply:
         """What a host is asked for this body. Raises Rejected."""
         return body
 
+    async def prepare(self, ask: Ask, to: Send) -> bytes | None:
+        """The turn is about to go there: what its host is asked from now on, where that is something else. Raises
+        Rejected, and NotConnected where that host cannot be asked what it takes."""
+        return None
+
     @property
     def said_done(self) -> bool:
         """Whether the stream's own last word is out."""
@@ -59,6 +66,10 @@ class Reply:
         """The whole response at once."""
         self.ended = True
         self._exchange.whole(status, [*self.own.items(), *headers], body)
+
+    async def answer(self, headers: RawHeaders, body: bytes) -> None:
+        """A host's whole answer."""
+        self.whole(200, headers, body)
 
     def begin(self, headers: RawHeaders) -> None:
         """The head of a stream; nothing where one is out already."""
@@ -70,6 +81,14 @@ class Reply:
         """The end of a stream."""
         self.ended = True
         self._exchange.finish(data)
+
+    async def close(self, data: bytes) -> None:
+        """The end of a host's stream. `data`: what it left behind its last whole event."""
+        self.finish(data)
+
+    def cancelled(self, response: str) -> Mapping[str, Any] | None:
+        """How that response stands if it is cancelled now; None: it is none that this reply makes."""
+        return None
 
     def fail(self, error: ApiError) -> str:
         """End with an error: a response of its own, or an event where the head is out. Returns its name; `ok` where
@@ -98,7 +117,7 @@ class Spoken(Reply):
         self.frame = lambda _frame: False
 
     def read(self, body: bytes) -> bytes:
-        self._asked = self._dialect.read(body, Naming(f"{random.getrandbits(128):032x}", int(time.time())))
+        self._asked = self._dialect.read(body, new_naming())
         return self._asked.body
 
     def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
@@ -131,9 +150,9 @@ class Spoken(Reply):
         return None if told is None else told.decode()
 
 
-def reply_in(exchange: Exchange, own: dict[bytes, bytes], dialect: Dialect | None) -> Reply:
-    """For one request in this dialect; None: as hosts speak."""
-    return Reply(exchange, own) if dialect is None else Spoken(exchange, own, dialect)
+def new_naming() -> Naming:
+    """For an answer that begins now."""
+    return Naming(f"{random.getrandbits(128):032x}", int(time.time()))
 
 
 def passed(raw_headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:

@@ -91,6 +91,12 @@ class Sessions:
         """Those of sessions, at all workers that answer."""
         return [*await self._siblings.turns(), *open_turns(self.relay.turns)]
 
+    async def cancel(self, response: str, key: Key) -> Mapping[str, Any] | None:
+        """End the turn of this key that makes that response, at whichever worker: how it stands then. None: none is
+        being made."""
+        here = self.relay.cancel(response, key.name)
+        return await self._siblings.cancel(response, key.name) if here is None else here
+
     async def end(self, told: str, key: Key) -> dict[str, Any]:
         """End its turns and forget it, for every model and wherever it is known."""
         public = self.public(told, key)

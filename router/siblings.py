@@ -1,4 +1,5 @@
-"""What the workers of one router ask each other: who waits there, to let go of a session that was ended, where a
+"""What the workers of one router ask each other: who waits there, to let go of a session that was ended or of a
+response that was cancelled, where a
 conversation without a name was held. Each answers on a socket below the state folder, which only its user may enter.
 
 A worker that does not answer within a second is left out. Decides nothing; homes and pins are not asked for here, since
@@ -9,12 +10,12 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar, assert_never
+from typing import Any, TypeVar, assert_never
 
 import msgspec
 
@@ -59,7 +60,14 @@ class AskZones(msgspec.Struct, frozen=True, tag="zones"):
     said: tuple[str, ...]
 
 
-Question = AskTurns | TellEnded | AskZones
+class CancelResponse(msgspec.Struct, frozen=True, tag="cancel"):
+    """This response of this key is to be made no further. Answered by a list of how it stands, where it is made."""
+
+    response: str
+    key: str
+
+
+Question = AskTurns | TellEnded | AskZones | CancelResponse
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +77,7 @@ class Answers:
     turns: Callable[[], list[OpenTurn]]
     ended: Callable[[str, str], None]
     zones: Callable[[Sequence[str]], dict[str, str]]
+    cancel: Callable[[str, str], Mapping[str, Any] | None]
 
     def to(self, question: Question) -> object:
         match question:
@@ -79,6 +88,8 @@ class Answers:
                 return None
             case AskZones(said=said):
                 return self.zones(said)
+            case CancelResponse(response=response, key=key):
+                return [told for told in (self.cancel(response, key),) if told is not None]
             case _:
                 assert_never(question)
 
@@ -102,6 +113,11 @@ class Siblings:
         """Of these histories those that others remember, and in which zone each was said."""
         known = await self._ask_all(AskZones(tuple(said)), dict[str, str])
         return {history: zone for zones in known for history, zone in zones.items()}
+
+    async def cancel(self, response: str, key_name: str) -> dict[str, Any] | None:
+        """How it stands at the worker that was making it; None: none did."""
+        told = await self._ask_all(CancelResponse(response, key_name), list[dict[str, Any]])
+        return next((each for found in told for each in found), None)
 
     async def _ask_all(self, question: Question, kind: type[T]) -> list[T]:
         if not self._others:

@@ -6,8 +6,9 @@ unchanged; only half an event is held back.
 """
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, assert_never
+from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from router.addressing import Addressed
 from router.decision import Ask, Refuse, Send, Wait
@@ -18,6 +19,7 @@ from router.errors import (
     host_error,
     host_refused,
     internal_error,
+    response_cancelled,
     router_stopping,
     session_ended,
 )
@@ -47,7 +49,12 @@ if TYPE_CHECKING:
 HEAD_AFTER_S = 5.0
 COMMENT_EVERY_S = 10.0
 
-Interruption = Literal["client_gone", "router_stopping", "session_ended"]
+Interruption = Literal["client_gone", "router_stopping", "session_ended", "response_cancelled"]
+ENDINGS = {
+    "router_stopping": router_stopping,
+    "session_ended": session_ended,
+    "response_cancelled": response_cancelled,
+}
 
 
 @dataclass(eq=False, slots=True)
@@ -108,8 +115,7 @@ class Turn:
                 if self._reply.said_done:  # Clients close then, before the host has ended its answer.
                     return "ok"
                 return "slow_client" if self.exchange.slow else "client_gone"
-            ending = router_stopping() if self._interrupted == "router_stopping" else session_ended()
-            return self._reply.fail(ending)
+            return self._reply.fail(ENDINGS[self._interrupted]())
         finally:
             self.exchange.on_gone = self.exchange.on_pause = None
 
@@ -123,6 +129,12 @@ class Turn:
         if self.ask is not None and self._interrupted is None and not self._reply.ended:
             self._interrupted = reason
             self._cancel()
+
+    def cancel(self, response: str) -> Mapping[str, Any] | None:
+        """End the turn if it makes that response, which is how it stands then."""
+        if (told := self._reply.cancelled(response)) is not None:
+            self.interrupt("response_cancelled")
+        return told
 
     def host_silent(self) -> None:
         """Give up on the host that has it now, as if its connection had broken."""
@@ -241,6 +253,8 @@ class Turn:
         self.relay.fleet.turn_begins(to.replica)
         homes.turn_begins(ask, to.replica)
         try:
+            if (body := await self._reply.prepare(ask, to)) is not None:
+                self._body = body
             answer = await self._post(ask, to, deadline)
             pin = answer.get(b"x-homeport-pin")
             if pin is not None:
@@ -285,7 +299,7 @@ class Turn:
         """A whole answer is taken in first: a host lost on the way is then an error and not half a body."""
         self._begun = True
         body = await answer.read()
-        self._reply.whole(200, passed(answer.headers), body)
+        await self._reply.answer(passed(answer.headers), body)
         return "ok"
 
     async def _pass_stream(self, answer: Answer) -> str:
@@ -301,7 +315,7 @@ class Turn:
             patience.cancel()
             self.exchange.on_pause = None
         reply = self._reply
-        reply.finish(self._held)
+        await reply.close(self._held)
         return "ok" if not self._held and reply.said_done else last_code(reply.last)
 
     def _take_frame(self, frame: bytes, at: int) -> None:

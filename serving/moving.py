@@ -217,7 +217,9 @@ class Mover:
             if records is not None and records.records:
                 headers = {**self._headers(target), "content-type": "application/json"}
                 url, data = f"{target}/kept/{session}", msgspec.json.encode(records)
-                async with self._client.put(url, data=data, headers=headers, timeout=ANSWER) as taken:
+                async with self._client.request(
+                    "PUT", url, data=data, headers=headers, timeout=ANSWER
+                ) as taken:
                     await taken.read()
 
     async def _why_not(self, source: str, target: str) -> str | None:

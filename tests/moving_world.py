@@ -191,9 +191,10 @@ async def world(
 
 @contextlib.asynccontextmanager
 async def router_of(
-    made: World, folder: Path, model: ModelSpec, without: Sequence[str] = ()
+    made: World, folder: Path, model: ModelSpec, without: Sequence[str] = (), **more: Any
 ) -> AsyncIterator[None]:
-    """Its router, until the block ends. It has seen every host when the block begins, but for those `without`."""
+    """Its router, until the block ends. It has seen every host when the block begins, but for those `without`. `more`
+    are settings."""
     settings = Settings(
         host="127.0.0.1",
         port=0,
@@ -203,10 +204,12 @@ async def router_of(
         fleet_file=folder / "router" / "fleet.json",
         models=(model,),
         limits=RouterLimits(drain_s=1.0),
+        **more,
     )
     listening = socket.create_server(("127.0.0.1", 0))
     patient = aiohttp.ClientTimeout(total=600)
-    async with new_clients() as clients, aiohttp.ClientSession(timeout=patient) as client:
+    owner = {"authorization": f"Bearer {TOKEN}"}
+    async with new_clients() as clients, aiohttp.ClientSession(timeout=patient, headers=owner) as client:
         parts = build(settings, clients, CollectorRegistry())
         server = parts.server
         polling = asyncio.create_task(parts.fleet.run())

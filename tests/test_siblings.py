@@ -33,12 +33,16 @@ class Told:
         self.turns = list(turns)
         self.zones = zones
         self.ended: list[tuple[str, str]] = []
+        self.making: list[str] = []
 
     def answers(self) -> Answers:
         def zones(said: Sequence[str]) -> dict[str, str]:
             return {each: self.zones[each] for each in said if each in self.zones}
 
-        return Answers(lambda: self.turns, lambda *of: self.ended.append(of), zones)
+        def cancel(response: str, key: str) -> dict[str, Any] | None:
+            return {"id": response, "key": key} if response in self.making else None
+
+        return Answers(lambda: self.turns, lambda *of: self.ended.append(of), zones, cancel)
 
 
 @asynccontextmanager
@@ -67,6 +71,14 @@ async def test_all_that_are_there_are_asked(tmp_path: Path) -> None:
         await asked.ended("a-session", "tiny")
         assert two.ended == four.ended == [("a-session", "tiny")]
     assert files(tmp_path) == []
+
+
+async def test_a_response_is_cancelled_where_it_is_being_made(tmp_path: Path) -> None:
+    two, three = Told(), Told()
+    three.making.append("resp_1")
+    async with answer(tmp_path, two, three) as asked:
+        assert await asked.cancel("resp_1", "ann") == {"id": "resp_1", "key": "ann"}
+        assert await asked.cancel("resp_2", "ann") is None
 
 
 async def test_many_turns_fit_into_an_answer(tmp_path: Path) -> None:

@@ -1,0 +1,166 @@
+"""What answers are kept by: asked of, and left at, the hosts where their sessions have their homes.
+
+An id says whose session its answer belongs to, so that nothing is remembered here. An answer of another key's is as
+one that is not there.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+
+from router.decision import Ask, Send
+from router.dialects.responses_ids import session_of
+from router.dialects.responses_request import GoesOn, previous_not_found
+from router.errors import ApiError, Rejected, bad_request, cannot_say
+from router.finding import CannotSay, Finder, owns
+from router.fleet import Fleet
+from router.host_http import NotConnected
+from router.identity import public_id
+from router.keys import Key
+from router.peers import NotYet, Peers, Unreachable
+from serving.kept import conversation_digest
+
+Record = Mapping[str, Any]
+
+log = logging.getLogger("homeport.router")
+
+
+class Kept:
+    """One router's."""
+
+    def __init__(self, fleet: Fleet, peers: Peers, finder: Finder, digest_key: bytes) -> None:
+        self._fleet = fleet
+        self._peers = peers
+        self._finder = finder
+        self._digest_key = digest_key
+
+    async def history(self, goes_on: GoesOn, ask: Ask, to: Send) -> tuple[list[Record], list[Record]]:
+        """What was said before, oldest first; and the answers of which the request only names items, those that are
+        there. `to`: where its session has its home. Raises Rejected, and NotConnected where that cannot be asked."""
+        if goes_on.previous is not None:
+            before = await self._chain(goes_on.previous, ask, to)
+        elif goes_on.conversation is not None:
+            before = await self._conversation(goes_on.conversation, ask, to)
+        else:
+            before = []
+        there = {record["id"] for record in before}
+        named = [await self.get(response, ask.key) for response in goes_on.responses if response not in there]
+        return before, [record for record in named if record is not None]
+
+    async def put(self, record: Record, ask: Ask, replica: str) -> None:
+        """Leave it with the host that answered. An answer that cannot be kept goes out all the same."""
+        base = self._fleet.base(replica)
+        try:
+            if base is None:
+                raise Unreachable("it is not listed any more")
+            path, body = f"{ask.session}/{quote(record['id'])}", msgspec.json.encode(record)
+            if await self._peers.kept("PUT", base, path, body) is None:
+                raise Unreachable("the session was ended, or has moved")
+        except Unreachable as error:
+            log.warning("an answer of request %s is not kept: %s", ask.request_id, error)
+
+    async def get(self, response: str, key: Key) -> Record | None:
+        """Raises Rejected where that cannot be said."""
+        async for base, public in self._homes(response, key):
+            if (told := await self._ask("GET", base, f"{public}/{quote(response)}")) is not None:
+                record: Record = msgspec.json.decode(told)
+                return record
+        return None
+
+    async def delete(self, response: str, key: Key) -> bool:
+        """Whether it was there. Raises Rejected where that cannot be said."""
+        async for base, public in self._homes(response, key):
+            told = await self._ask("DELETE", base, f"{public}/{quote(response)}")
+            if told is not None and msgspec.json.decode(told)["deleted"]:
+                return True
+        return False
+
+    async def _chain(self, previous: str, ask: Ask, to: Send) -> list[Record]:
+        """Answers of other sessions may stand in it, and those of the session's other models."""
+        found: list[Record] = []
+        wanted: str | None = previous
+        while wanted is not None:
+            chain = await self._part(wanted, ask, to)
+            if chain is None or any(record["id"] == wanted for record in found):
+                raise previous_not_found(previous)
+            found = [*chain, *found]
+            wanted = found[0]["previous"]
+        return found
+
+    async def _part(self, response: str, ask: Ask, to: Send) -> list[Record] | None:
+        """The chain of an answer as far as one host has it; None where nobody has the answer."""
+        if ask.session is not None and session_of(response) == public_id(self._digest_key, ask.session):
+            told = await self._at(to, f"{ask.session}/{quote(response)}", chain="")
+            if told is not None:
+                return _records(told)[0]
+        async for base, public in self._homes(response, ask.key):
+            if (told := await self._ask("GET", base, f"{public}/{quote(response)}", chain="")) is not None:
+                return _records(told)[0]
+        return None
+
+    async def _conversation(self, name: str, ask: Ask, to: Send) -> list[Record]:
+        """Of one that is new nothing is kept yet."""
+        told = await self._at(to, f"{ask.session}", conversation=conversation_digest(name))
+        records, is_whole = ([], True) if told is None else _records(told)
+        if not is_whole or (not records and to.generation > 1):
+            # A home before this one may have had some of it that did not come along.
+            raise Rejected(conversation_cut(name))
+        return records
+
+    async def _at(self, to: Send, path: str, **query: str) -> bytes | None:
+        base = self._fleet.base(to.replica)
+        if base is None:
+            raise NotConnected("it is not listed any more")
+        try:
+            return await self._peers.kept("GET", base, path, None, **query)
+        except Unreachable as error:
+            raise NotConnected(str(error), error.refused) from error
+
+    async def _homes(self, response: str, key: Key) -> AsyncIterator[tuple[str, str]]:
+        """The hosts of the session's homes, one a model, and its public id; none where it is not this key's."""
+        public = session_of(response)
+        if public is None:
+            return
+        for model in sorted(self._fleet.snapshot().models):
+            try:
+                found = await self._finder.by_public(public, model)
+            except (CannotSay, NotYet) as error:
+                silent: Sequence[str] = error.replicas if isinstance(error, CannotSay) else ()
+                raise Rejected(cannot_say(silent)) from error
+            if found is None or not owns(key, found):
+                continue
+            base = self._fleet.base(found.pin.replica)
+            if base is None:
+                raise Rejected(cannot_say([found.pin.replica]))
+            yield base, public
+
+    async def _ask(self, method: str, base: str, path: str, **query: str) -> bytes | None:
+        try:
+            return await self._peers.kept(method, base, path, None, **query)
+        except Unreachable as error:
+            raise Rejected(home_away()) from error
+
+
+def home_away() -> ApiError:
+    message = (
+        "The machine where this answer is kept cannot be reached. "
+        "Ask again in a moment, or send the conversation itself."
+    )
+    return ApiError(503, "machine_unavailable", message, retry_after_s=5)
+
+
+def conversation_cut(name: str) -> ApiError:
+    message = (
+        f"What was said at the beginning of the conversation '{name[:80]}' is not kept any more. "
+        "Begin another one, and send what matters as `input`."
+    )
+    return bad_request(message, "conversation_not_kept", "conversation")
+
+
+def _records(told: bytes) -> tuple[list[Record], bool]:
+    """And whether they are whole."""
+    read = msgspec.json.decode(told, type=dict[str, Any])
+    return read["records"], read["whole"]

@@ -1,0 +1,100 @@
+"""A reply whose conversation is kept: what was said before comes into what its host is asked, and the answer is kept
+before its last bytes go out, since whoever reads those may go on at once.
+
+Where it is kept is `kept`'s matter, how it is spoken that of `dialects.responses`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from router.decision import Ask, Send
+from router.dialects.dialect import Dialect, Naming
+from router.dialects.responses import Asked, Responses
+from router.dialects.responses_ids import response_id
+from router.dialects.responses_request import previous_not_found
+from router.errors import ApiError, RawHeaders
+from router.exchange import Exchange
+from router.kept import Kept
+from router.reply import Reply, Spoken, new_naming
+from router.request import with_model
+
+
+class Remembering(Spoken):
+    """One response's."""
+
+    __slots__ = ("_home", "_id", "_kept", "_last_words", "_naming", "_recalled", "_response", "_responses")
+
+    def __init__(
+        self, exchange: Exchange, own: dict[bytes, bytes], dialect: Responses, kept: Kept, naming: Naming
+    ) -> None:
+        super().__init__(exchange, own, dialect)
+        self._responses = dialect
+        self._kept = kept
+        self._naming = naming
+        self._response: Asked | None = None
+        self._recalled = False
+        self._home: tuple[Ask, str] | None = None
+        """Whose turn it is, and the replica that has it."""
+        self._id: str | None = None
+        """Once the client knows it."""
+        self._last_words: bytes | None = None
+        """What goes out once the answer is kept."""
+
+    def read(self, body: bytes) -> bytes:
+        self._asked = self._response = self._responses.read(body, self._naming)
+        return self._response.opening
+
+    async def prepare(self, ask: Ask, to: Send) -> bytes | None:
+        self._home = ask, to.replica
+        asked = self._response
+        if self._recalled or asked is None or asked.goes_on is None:
+            return None
+        self._asked = self._response = asked.after(*await self._kept.history(asked.goes_on, ask, to))
+        self._recalled = True
+        return with_model(self._response.body, ask.model)
+
+    async def answer(self, headers: RawHeaders, body: bytes) -> None:
+        assert self._response is not None
+        told = self._response.whole(body, self._session())
+        await self._keep()
+        Reply.whole(self, 200, headers, told)
+
+    def begin(self, headers: RawHeaders) -> None:
+        if not self.head_sent:
+            self._id = response_id(self._naming, self._session())
+        super().begin(headers)
+
+    async def close(self, data: bytes) -> None:
+        if self._stream is not None:
+            self._last_words = self._stream.take(data) + self._stream.end()
+            await self._keep()
+        self.finish()
+
+    def finish(self, data: bytes = b"") -> None:
+        if self._last_words is None:
+            super().finish(data)
+        else:
+            Reply.finish(self, self._last_words)
+
+    def fail(self, error: ApiError) -> str:
+        goes_on = None if self._response is None else self._response.goes_on
+        if error.code == "session_not_found" and goes_on is not None and goes_on.previous is not None:
+            error = previous_not_found(goes_on.previous).error
+        return super().fail(error)
+
+    def cancelled(self, response: str) -> Mapping[str, Any] | None:
+        if self._response is None or self._id != response or self.ended:
+            return None
+        return self._response.cancelled()
+
+    async def _keep(self) -> None:
+        record = None if self._response is None else self._response.record
+        if record is not None and self._home is not None and self._home[0].session is not None:
+            await self._kept.put(record, *self._home)
+
+
+def reply_in(exchange: Exchange, own: dict[bytes, bytes], dialect: Dialect | None, kept: Kept) -> Reply:
+    """For one request in this dialect; None: as hosts speak."""
+    if isinstance(dialect, Responses):
+        return Remembering(exchange, own, dialect, kept, new_naming())
+    return Reply(exchange, own) if dialect is None else Spoken(exchange, own, dialect)
