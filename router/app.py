@@ -110,7 +110,7 @@ def build(
     addressing = Addressing(
         fleet, homes, finder, specs, settings.digest_key, settings.identity, siblings.zones
     )
-    at_homes = Kept(fleet, peers, finder, settings.digest_key)
+    at_homes = Kept(fleet, peers, finder, settings.digest_key, settings.keep_responses)
     relay = Relay(fleet, homes, addressing, clients.hosts, at_homes, specs, metrics, settings.limits)
     fleet.on_lost = relay.lost
     new_pace = None if worker is None else partial(SharedPace, worker.paces)

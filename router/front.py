@@ -19,7 +19,7 @@ from router.relay import Relay
 from router.remembering import reply_in
 from router.request import ENDPOINTS, Address, Endpoint, Head, new_id, read_address, read_head
 
-ASKS_HOSTS = ("/api/sessions", "/v1/responses/")
+ASKS_HOSTS = ("/api/sessions", "/v1/responses/", "/v1/conversations/")
 """What is answered here and below asks hosts: it counts as a request, as a turn does."""
 WATCHED = "/api/fleet"
 """With `watch` it asks hosts too."""

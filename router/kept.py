@@ -18,7 +18,7 @@ from router.errors import ApiError, Rejected, bad_request, cannot_say
 from router.finding import CannotSay, Finder, owns
 from router.fleet import Fleet
 from router.host_http import NotConnected
-from router.identity import public_id
+from router.identity import digest, public_id, scope_of
 from router.keys import Key
 from router.peers import NotYet, Peers, Unreachable
 from serving.kept import conversation_digest
@@ -31,7 +31,11 @@ log = logging.getLogger("homeport.router")
 class Kept:
     """One router's."""
 
-    def __init__(self, fleet: Fleet, peers: Peers, finder: Finder, digest_key: bytes) -> None:
+    def __init__(
+        self, fleet: Fleet, peers: Peers, finder: Finder, digest_key: bytes, keeps: bool = True
+    ) -> None:
+        """`keeps`: whether anything more is kept."""
+        self._keeps = keeps
         self._fleet = fleet
         self._peers = peers
         self._finder = finder
@@ -52,6 +56,8 @@ class Kept:
 
     async def put(self, record: Record, ask: Ask, replica: str) -> None:
         """Leave it with the host that answered. An answer that cannot be kept goes out all the same."""
+        if not self._keeps:
+            return
         base = self._fleet.base(replica)
         try:
             if base is None:
@@ -64,7 +70,7 @@ class Kept:
 
     async def get(self, response: str, key: Key) -> Record | None:
         """Raises Rejected where that cannot be said."""
-        async for base, public in self._homes(response, key):
+        async for base, public in self._at_homes(session_of(response), key):
             if (told := await self._ask("GET", base, f"{public}/{quote(response)}")) is not None:
                 record: Record = msgspec.json.decode(told)
                 return record
@@ -72,11 +78,31 @@ class Kept:
 
     async def delete(self, response: str, key: Key) -> bool:
         """Whether it was there. Raises Rejected where that cannot be said."""
-        async for base, public in self._homes(response, key):
+        async for base, public in self._at_homes(session_of(response), key):
             told = await self._ask("DELETE", base, f"{public}/{quote(response)}")
             if told is not None and msgspec.json.decode(told)["deleted"]:
                 return True
         return False
+
+    async def conversation(self, name: str, machine: str | None, key: Key) -> list[Record]:
+        """What was said in it, oldest first. `machine`: of the path. Raises Rejected where that cannot be said."""
+        query = {"conversation": conversation_digest(name)}
+        async for base, public in self._at_homes(self._public(name, machine, key), key):
+            if (told := await self._ask("GET", base, public, **query)) is not None:
+                records, _ = _records(told)
+                if records:
+                    return records
+        return []
+
+    async def forget(self, name: str, machine: str | None, key: Key) -> None:
+        """The same, removed."""
+        query = {"conversation": conversation_digest(name)}
+        async for base, public in self._at_homes(self._public(name, machine, key), key):
+            await self._ask("DELETE", base, public, **query)
+
+    def _public(self, name: str, machine: str | None, key: Key) -> str:
+        """Of the session that the conversation's name names."""
+        return public_id(self._digest_key, digest(key.name, scope_of(machine, None), name))
 
     async def _chain(self, previous: str, ask: Ask, to: Send) -> list[Record]:
         """Answers of other sessions may stand in it, and those of the session's other models."""
@@ -96,7 +122,7 @@ class Kept:
             told = await self._at(to, f"{ask.session}/{quote(response)}", chain="")
             if told is not None:
                 return _records(told)[0]
-        async for base, public in self._homes(response, ask.key):
+        async for base, public in self._at_homes(session_of(response), ask.key):
             if (told := await self._ask("GET", base, f"{public}/{quote(response)}", chain="")) is not None:
                 return _records(told)[0]
         return None
@@ -119,9 +145,8 @@ class Kept:
         except Unreachable as error:
             raise NotConnected(str(error), error.refused) from error
 
-    async def _homes(self, response: str, key: Key) -> AsyncIterator[tuple[str, str]]:
-        """The hosts of the session's homes, one a model, and its public id; none where it is not this key's."""
-        public = session_of(response)
+    async def _at_homes(self, public: str | None, key: Key) -> AsyncIterator[tuple[str, str]]:
+        """The hosts of a session's homes, one a model, and its public id; none where it is not this key's."""
         if public is None:
             return
         for model in sorted(self._fleet.snapshot().models):

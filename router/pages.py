@@ -3,7 +3,6 @@
 Answers from the picture. Checks no Host and no key, and adds no request id: `app` does that for all paths.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,10 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from router import admin
+from router.conversations_api import add_conversations
 from router.errors import (
     ApiError,
     Rejected,
-    bad_request,
     internal_error,
     not_found,
     wrong_method,
@@ -27,6 +26,7 @@ from router.errors import (
 from router.exchange import EXCHANGE
 from router.fleet import Fleet
 from router.keys import Entry, Key
+from router.page_body import read_json
 from router.peers import Peers
 from router.responses_api import add_responses
 from router.scrape import Scrape
@@ -34,9 +34,6 @@ from router.sessions import Sessions, wanted_machine, wanted_time
 from router.watch import Watch
 from router.web import add_web, read_files
 from serving.exposition import CONTENT_TYPE
-
-MAX_BODY = 64 << 10
-"""Of what an action is told in its body."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +93,7 @@ def make_pages(
     _add_errors(pages)
     _add_actions(pages, sessions)
     add_responses(pages, relay.kept, sessions.cancel, who)
+    add_conversations(pages, relay.kept, who, lambda request: told(request).machine, wall)
     add_web(pages, read_files(), lambda request: told(request).is_below)
 
     @pages.get("/api/fleet", response_model=None)
@@ -126,7 +124,7 @@ def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
 
     @pages.post("/api/sessions/{session:path}/move")
     async def move(session: str, request: Request) -> dict[str, Any]:
-        return await sessions.move(session, wanted_machine(await _json(request)), who(request))
+        return await sessions.move(session, wanted_machine(await read_json(request)), who(request))
 
     @pages.post("/api/machines/{name}/forget")
     async def forget(name: str) -> dict[str, Any]:
@@ -146,27 +144,11 @@ def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
 
     @pages.post("/api/machines/{name}/yield")
     async def yield_machine(name: str, request: Request) -> dict[str, Any]:
-        return await sessions.yield_machine(name, await _json(request))
+        return await sessions.yield_machine(name, await read_json(request))
 
     @pages.post("/api/machines/{name}/drain")
     async def drain(name: str, request: Request) -> dict[str, Any]:
-        return await sessions.drain(name, wanted_time(await _json(request, "{}")))
-
-
-async def _json(request: Request, empty: str = "") -> Any:
-    """The body; `empty` instead of one that is empty. Raises Rejected."""
-    data = b""
-    async for part in request.stream():
-        data += part
-        if len(data) > MAX_BODY:
-            message = (
-                f"The request body is larger than {MAX_BODY >> 10} KiB; say no more than the action needs."
-            )
-            raise Rejected(ApiError(413, "body_too_large", message))
-    try:
-        return json.loads(data or empty)
-    except (ValueError, RecursionError) as error:
-        raise Rejected(bad_request("The request body is not JSON.", "invalid_json")) from error
+        return await sessions.drain(name, wanted_time(await read_json(request, "{}")))
 
 
 def _add_models(pages: FastAPI, fleet: Fleet, started_s: int) -> None:

@@ -100,6 +100,8 @@ def _router(runs: RouterConfig, given: RouterConfig) -> Iterator[str]:
             yield f"router.{key}"
     if runs.workers != given.workers:
         yield "router.workers"
+    if runs.keep_responses != given.keep_responses:
+        yield "router.keep_responses"
 
 
 def _network(runs: Config, given: Config) -> Iterator[str]:

@@ -34,6 +34,7 @@ class Settings:
     limits: RouterLimits = USUAL
     origins: frozenset[bytes] = frozenset()
     """Of other sites whose pages may use the router, as `cors.is_listed` has them."""
+    keep_responses: bool = True
     worker: Worker | None = None
     """Which of those that share the address; None: it is the only one."""
 
@@ -58,5 +59,6 @@ def read_settings(path: Path, number: int | None = None) -> Settings:
         identity=IdentityOptions(router.identity.headers, router.identity.fields),
         limits=router.limits,
         origins=frozenset(origin.encode() for origin in router.cors),
+        keep_responses=router.keep_responses,
         worker=None if number is None else Worker(number, router.workers, Path(data["workers_folder"])),
     )

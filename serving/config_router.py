@@ -122,6 +122,7 @@ class RouterSection(Section):
     ] = USUAL.between_bytes_s
     max_body: Annotated[int, BeforeValidator(_max_body)] = USUAL.max_body_bytes
     cors: Annotated[tuple[str, ...], BeforeValidator(origins_value)] = ()
+    keep_responses: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,8 @@ class RouterConfig:
     """Origins of other sites whose pages may use us, lower-case; `*`: all."""
     workers: int = 1
     """How many processes share its port."""
+    keep_responses: bool = True
+    """Whether what is said in Responses stays at its home, to be gone on from by id."""
 
     @property
     def url(self) -> str:
@@ -170,6 +173,7 @@ class RouterConfig:
             "limits": asdict(self.limits),
             "cors": list(self.cors),
             "workers": self.workers,
+            "keep_responses": self.keep_responses,
         }
 
     @classmethod
@@ -183,6 +187,7 @@ class RouterConfig:
             limits=RouterLimits(**{field: getattr(section, key) for field, key in KEYS.items()}),
             cors=section.cors,
             workers=section.workers,
+            keep_responses=section.keep_responses,
         )
 
     @classmethod
@@ -197,4 +202,5 @@ class RouterConfig:
             RouterLimits(**data.get("limits", {})),
             tuple(data.get("cors", ())),
             data.get("workers", 1),
+            data.get("keep_responses", True),
         )

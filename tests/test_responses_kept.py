@@ -8,10 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from router.dialects.responses_ids import session_of
 from tests.fakes import Behaviour
 from tests.host_process import HostProcess
 from tests.moving_world import World, router_of
+from tests.standins import AnswersHost, routed
 from tests.test_moves import make_host, make_world
 
 __all__ = ["make_host", "make_world"]
@@ -322,3 +325,53 @@ async def test_an_answer_of_another_key_is_not_there(make_world: MakeWorld, tmp_
         assert (status, told["error"]["code"]) == (404, "response_not_found")
         assert (await ben.call("DELETE", f"/v1/responses/{first['id']}"))[0] == 404
         goes_on(await ann.ask(previous=first["id"]))
+
+
+async def test_a_conversation_is_made_up_listed_and_forgotten(make_world: MakeWorld) -> None:
+    client = Client(await make_world(den=("home", FAKE)))
+    status, made = await client.call("POST", "/v1/conversations", {"metadata": {"topic": "trip"}})
+    assert (status, made["object"], made["metadata"]) == (200, "conversation", {"topic": "trip"})
+    path = f"/v1/conversations/{made['id']}"
+    assert (await client.call("GET", path))[1]["created_at"] == made["created_at"] > 0
+    assert (await client.call("GET", f"{path}/items"))[1]["data"] == []
+    await client.ask(HELLO, conversation=made["id"])
+    second = await client.ask(conversation=made["id"])
+    goes_on(second)
+    status, items = await client.call("GET", f"{path}/items?order=asc")
+    assert [item["role"] for item in items["data"]] == ["user", "assistant", "user", "assistant"]
+    for body in ({"items": [{"role": "user", "content": "x"}]}, ["no object"]):
+        assert (await client.call("POST", "/v1/conversations", body))[0] == 400
+    assert (await client.call("POST", f"{path}/items", {"items": []}))[0] == 400
+    assert (await client.call("DELETE", path))[1]["deleted"] is True
+    assert (await client.call("GET", f"{path}/items"))[1]["data"] == []
+    assert (await client.call("GET", f"/v1/responses/{second['id']}"))[0] == 404
+    third = await client.ask(conversation=made["id"])
+    assert sum(tokens(third)) < len(HELLO)
+
+
+async def test_a_home_that_is_away_is_not_taken_for_one_that_has_nothing(make_world: MakeWorld) -> None:
+    world = await make_world(den=("home", FAKE))
+    client = Client(world)
+    first = await client.ask(HELLO)
+    host = world.host("den")
+    host.signal(signal.SIGKILL)
+    host.wait_end()
+    status, told = await client.call("GET", f"/v1/responses/{first['id']}")
+    assert (status, told["error"]["code"]) == (503, "machine_unavailable")
+    assert (await client.call("GET", "/v1/responses/resp_none"))[0] == 404
+
+
+async def test_a_router_that_is_to_keep_nothing_keeps_nothing(make_world: MakeWorld, tmp_path: Path) -> None:
+    world = await make_world(den=("home", FAKE))
+    async with router_of(world, tmp_path / "other", world.host("den").model, keep_responses=False):
+        client = Client(world)
+        first = await client.ask(HELLO)
+        await not_found(client, first["id"])
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_an_answer_that_cannot_be_kept_goes_out_all_the_same(tmp_path: Path, stream: bool) -> None:
+    async with routed(tmp_path, AnswersHost("den/0")) as router:  # it has nowhere to keep anything
+        answer = await router.post("/v1/responses", input="Hi", stream=stream)
+    assert answer.status == 200
+    assert b"Hello there" in answer.body

@@ -1,0 +1,73 @@
+"""Conversations as OpenAI's API has them: a name, under which the answers that say it are kept.
+
+A name is made up here and written down nowhere: a conversation begins with its first turn, at that turn's home, and one
+that never began is empty. What a client says outside of turns is not taken.
+"""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+
+from router.dialects.responses_request import said
+from router.errors import Rejected, bad_request
+from router.kept import Kept
+from router.keys import Key
+from router.page_body import read_json
+from router.responses_api import page_of
+
+NAME = "conv_{:08x}{:032x}"
+
+
+def add_conversations(
+    pages: FastAPI,
+    kept: Kept,
+    who: Callable[[Request], Key],
+    machine: Callable[[Request], str | None],
+    wall: Callable[[], float],
+) -> None:
+    """`/v1/conversations` and below. `who`: whose a request is; `machine`: what stands before its path."""
+
+    @pages.post("/v1/conversations")
+    async def create(request: Request) -> dict[str, Any]:
+        told = await read_json(request, "{}")
+        if not isinstance(told, dict):
+            raise Rejected(bad_request("The request body must be a JSON object.", "invalid_type"))
+        if told.get("items"):
+            message = "`items` does not work here: send them as `input` of the conversation's first response."
+            raise Rejected(bad_request(message, "unsupported_parameter", "items"))
+        name = NAME.format(int(wall()), random.getrandbits(128))
+        return _conversation(name) | {"metadata": told.get("metadata") or {}}
+
+    @pages.get("/v1/conversations/{name}")
+    async def get(name: str) -> dict[str, Any]:
+        return _conversation(name)
+
+    @pages.delete("/v1/conversations/{name}")
+    async def delete(name: str, request: Request) -> dict[str, Any]:
+        await kept.forget(name, machine(request), who(request))
+        return {"id": name, "object": "conversation.deleted", "deleted": True}
+
+    @pages.get("/v1/conversations/{name}/items")
+    async def items(name: str, request: Request) -> dict[str, Any]:
+        query = request.query_params
+        records = await kept.conversation(name, machine(request), who(request))
+        found = [item for record in records for item in said(record)]
+        return page_of(found, query.get("order", "desc"), query.get("after"), query.get("limit"))
+
+    @pages.post("/v1/conversations/{name}/items")
+    async def add(name: str) -> None:
+        message = "Items are not added by themselves here: send them as `input` of the conversation's next response."
+        raise Rejected(bad_request(message, "unsupported_operation"))
+
+
+def _conversation(name: str) -> dict[str, Any]:
+    """`created_at` of a name that was made up here."""
+    made = len(name) == len(NAME.format(0, 0)) and name.startswith("conv_")
+    try:
+        created_s = int(name[5:13], 16) if made else 0
+    except ValueError:
+        created_s = 0
+    return {"id": name, "object": "conversation", "created_at": created_s, "metadata": {}}
