@@ -349,10 +349,24 @@ async def test_a_conversation_is_made_up_listed_and_forgotten(make_world: MakeWo
     assert sum(tokens(third)) < len(HELLO)
 
 
+async def indexed(world: World, response: Mapping[str, Any]) -> None:
+    """Until the controller has read in the host's journal whose session it is."""
+    peers, public = world.parts.relay.addressing._finder._peers, session_of(response["id"])
+
+    async def is_known() -> bool:
+        found = await peers.indexed(public, "smollm2")
+        return found is not None and found.scope is not None
+
+    async with asyncio.timeout(30):
+        while not await is_known():  # noqa: ASYNC110  (over HTTP nobody calls back)
+            await asyncio.sleep(0.1)
+
+
 async def test_a_home_that_is_away_is_not_taken_for_one_that_has_nothing(make_world: MakeWorld) -> None:
     world = await make_world(den=("home", FAKE))
     client = Client(world)
     first = await client.ask(HELLO)
+    await indexed(world, first)
     host = world.host("den")
     host.signal(signal.SIGKILL)
     host.wait_end()
