@@ -573,11 +573,14 @@ async def test_a_whole_answer_takes_as_long_as_it_takes(tmp_path: Path) -> None:
         assert (await router.chat(session="tea")).status == 200
 
 
-async def test_comments_are_no_first_word(tmp_path: Path) -> None:
-    host = DropsMidStreamHost("den/0", first=b": waiting\n\n: wai")
+@pytest.mark.parametrize(
+    "said", [b": waiting\n\n", b'data: {"choices":[],"prompt_progress":{"total":9}}\n\n']
+)
+async def test_what_comes_before_an_answer_is_no_first_word(tmp_path: Path, said: bytes) -> None:
+    host = DropsMidStreamHost("den/0", first=said + b": wai")
     async with routed(tmp_path, host) as router:
         answer = await router.chat(session="tea", stream=True)
-        assert answer.body == b": waiting\n\n" + chunk("Hello") + chunk(" there") + DONE
+        assert answer.body == said + chunk("Hello") + chunk(" there") + DONE
         assert len(host.bodies) == 2
         assert router.count("ok", "den/0") == 1
 
