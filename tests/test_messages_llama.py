@@ -101,6 +101,13 @@ async def test_a_message(sdk: AsyncAnthropic) -> None:
     assert asked.headers["x-homeport-source"] == "guess"
 
 
+async def test_the_code_on_the_page_of_messages_runs(home: World, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "messages.md").read_text()
+    code = page.partition("```python\n")[2].partition("```")[0].replace("http://127.0.0.1:8000", home.url)
+    await asyncio.to_thread(exec, f"{code}\nclient.close()", {})
+    assert capsys.readouterr().out.strip()
+
+
 async def test_a_stream_says_the_same_and_tells_what_was_reused_before_its_first_word(
     sdk: AsyncAnthropic,
 ) -> None:

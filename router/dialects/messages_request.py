@@ -4,14 +4,13 @@ Checks what it translates; the rest the host checks. Fields that nobody here kno
 with every version.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from router.dialects.fields import read_object
 from router.dialects.messages_blocks import chat_messages
 from router.dialects.messages_errors import wrong
-from router.errors import Rejected, bad_request
 
 SAME = ("temperature", "top_k", "top_p")
 NAMING = ("metadata", "prompt_cache_key", "conversation", "session_id", "user", "safety_identifier")
@@ -36,17 +35,11 @@ class ChatAsked:
 
 def read_body(body: bytes) -> Mapping[str, Any]:
     """The request's fields; null counts as absent. Raises Rejected."""
-    try:
-        told = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        message = f"The request body is not JSON that can be read: {error}."
-        raise Rejected(bad_request(message, "invalid_json")) from error
-    if not isinstance(told, Mapping):
-        raise Rejected(bad_request("The request body must be a JSON object.", "invalid_type"))
+    told = read_object(body)
     for name in ELSEWHERE:
         if told.get(name):
             raise wrong(name, "does not work here; remove it", "unsupported_parameter")
-    return {name: value for name, value in told.items() if value is not None}
+    return told
 
 
 def conversation(told: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,7 +63,9 @@ def read_chat(told: Mapping[str, Any]) -> ChatAsked:
     chat = conversation(told)
     max_tokens = told.get("max_tokens")
     if max_tokens is None:
-        raise wrong("max_tokens", "is missing: how many tokens the answer may have", _MISSING)
+        raise wrong(
+            "max_tokens", "is missing: how many tokens the answer may have", "missing_required_parameter"
+        )
     if not isinstance(max_tokens, int) or isinstance(max_tokens, bool) or max_tokens < 1:
         raise wrong("max_tokens", "must be a whole number from 1")
     chat["max_tokens"] = max_tokens
@@ -87,9 +82,6 @@ def read_chat(told: Mapping[str, Any]) -> ChatAsked:
         # How far the prompt is tells how long it is, before anything of the answer.
         chat |= {"stream": True, "stream_options": {"include_usage": True}, "return_progress": True}
     return ChatAsked(chat | _choice(told) | _form(told), _shown(told), max_tokens)
-
-
-_MISSING = "missing_required_parameter"
 
 
 def _tools(told: Mapping[str, Any]) -> list[dict[str, Any]]:
