@@ -152,7 +152,8 @@ class Spoken(Reply):
 
 def new_naming() -> Naming:
     """For an answer that begins now."""
-    return Naming(f"{random.getrandbits(128):032x}", int(time.time()))
+    began_s = time.monotonic()
+    return Naming(f"{random.getrandbits(128):032x}", int(time.time()), lambda: time.monotonic() - began_s)
 
 
 def passed(raw_headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:

@@ -14,6 +14,7 @@ import msgspec
 
 from router.clues import BodyFields
 from router.decision import Ask, Send
+from router.dialects import ollama
 from router.dialects.dialect import Dialect
 from router.dialects.messages import CountTokens, Messages
 from router.dialects.responses import Responses
@@ -108,6 +109,28 @@ ENDPOINTS = {
         ),
         Endpoint(
             "/v1/responses", "input", msgspec.json.Decoder(Chat), True, Responses(), "/v1/chat/completions"
+        ),
+        Endpoint(
+            "/api/chat", "messages", msgspec.json.Decoder(Chat), True, ollama.chat(), "/v1/chat/completions"
+        ),
+        Endpoint(
+            "/api/generate",
+            "prompt",
+            msgspec.json.Decoder(Chat),
+            True,
+            ollama.generate(),
+            "/v1/chat/completions",
+        ),
+        Endpoint(
+            "/api/embed", "input", msgspec.json.Decoder(Wanted), False, ollama.embed(), "/v1/embeddings"
+        ),
+        Endpoint(
+            "/api/embeddings",
+            "prompt",
+            msgspec.json.Decoder(Wanted),
+            False,
+            ollama.embeddings(),
+            "/v1/embeddings",
         ),
     )
 }

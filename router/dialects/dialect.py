@@ -4,7 +4,7 @@ A dialect knows neither hosts nor sessions: it leaves the fields that name a ses
 in a chat's body, and is told under which public id its answer goes out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,6 +19,8 @@ class Naming:
     """32 hex digits, the same for no two requests."""
     now_s: int
     """When the request came, in seconds since the epoch."""
+    elapsed_s: Callable[[], float] | None = None
+    """How long ago that is, for a dialect that says how long an answer took; None: nobody measures."""
 
 
 class Stream(Protocol):
