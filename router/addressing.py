@@ -28,6 +28,7 @@ from router.identity import (
     scope_of,
 )
 from router.keys import Key
+from router.offers import split_model
 from router.request import (
     Address,
     Chat,
@@ -38,7 +39,6 @@ from router.request import (
     new_id,
     read_policy,
     read_zone,
-    split_model,
 )
 from serving.model import ModelSpec, WhenLost
 

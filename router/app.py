@@ -36,6 +36,7 @@ from router.kept import Kept
 from router.key_file import KeyFile, key_ring
 from router.metrics import Metrics
 from router.model_file import ModelFile
+from router.model_pages import ModelPages
 from router.names import Names
 from router.pages import make_pages
 from router.peers import Peers
@@ -120,6 +121,7 @@ def build(
     watch = Watch(fleet, peers, sessions, wall, ring.holds)
     scrape = Scrape(fleet, peers, registry)
     pages = make_pages(fleet, peers, sessions, watch, scrape, clock, wall, version())
+    ModelPages(fleet, int(wall()), settings.list_machines).add_to(pages)
     names = Names(settings.host, socket.gethostname(), settings.names)
     naming, pace_clock = naming_headers(settings.identity), clock if worker is None else uptime
     front = Front(relay, pages, metrics, names, ring, naming, pace_clock, settings.origins)

@@ -91,6 +91,7 @@ class Known:
             running=host.running if host else 0,
             waiting=host.waiting if host else 0,
             residents=host.residents if host else (),
+            abilities=host.abilities if host else None,
             heard_at=self.heard_at,
             refused=self.refused,
             known_at=self.known_at,

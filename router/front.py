@@ -14,10 +14,10 @@ from router.exchange import EXCHANGE, Exchange, Message, Receive, SendMessage
 from router.keys import Entry, Key, KeyRing, guard, secret_of, too_many
 from router.metrics import Metrics
 from router.names import Names, may_come_from, may_name
-from router.pages import Told
 from router.relay import Relay
 from router.remembering import reply_in
 from router.request import ENDPOINTS, Address, Endpoint, Head, new_id, read_address, read_head
+from router.told import Told
 
 ASKS_HOSTS = ("/api/sessions", "/v1/responses/", "/v1/conversations/")
 """What is answered here and below asks hosts: it counts as a request, as a turn does."""

@@ -1,10 +1,9 @@
-"""Everything but what hosts answer, as a FastAPI app: models, health, metrics, and what people are told.
+"""Everything but models and what hosts answer, as a FastAPI app: health, metrics, and what people are told.
 
 Answers from the picture. Checks no Host and no key, and adds no request id: `app` does that for all paths.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,39 +24,16 @@ from router.errors import (
 )
 from router.exchange import EXCHANGE
 from router.fleet import Fleet
-from router.keys import Entry, Key
+from router.keys import Entry
 from router.page_body import read_json
 from router.peers import Peers
 from router.responses_api import add_responses
 from router.scrape import Scrape
 from router.sessions import Sessions, wanted_machine, wanted_time
+from router.told import entry_of, refusal, told, who
 from router.watch import Watch
 from router.web import add_web, read_files
 from serving.exposition import CONTENT_TYPE
-
-
-@dataclass(frozen=True, slots=True)
-class Told:
-    """What `app` found out about a request: whose it is, and the machine that stood before its path."""
-
-    entry: Entry | None
-    machine: str | None
-    is_below: bool = False
-    """Whether a session or a machine stood before its path."""
-
-
-def told(request: Request) -> Told:
-    found = request.scope.get("homeport")
-    return found if isinstance(found, Told) else Told(None, None)
-
-
-def who(request: Request) -> Key:
-    """Whose request it is; `app` lets nobody in without a key but to pages that do not ask for it."""
-    return _entry(request)[0]
-
-
-def _entry(request: Request) -> Entry:
-    return told(request).entry or (Key(""), b"")
 
 
 class Board(StreamingResponse):
@@ -88,7 +64,6 @@ def make_pages(
     """The app. Errors have OpenAI's shape, those of unknown paths too."""
     pages = FastAPI(title="homeport", docs_url=None, redoc_url=None, openapi_url=None)
     relay = sessions.relay
-    _add_models(pages, fleet, int(wall()))
     _add_state(pages, fleet, clock, version)
     _add_errors(pages)
     _add_actions(pages, sessions)
@@ -99,7 +74,7 @@ def make_pages(
     @pages.get("/api/fleet", response_model=None)
     async def api_fleet(request: Request) -> dict[str, Any] | Response:
         if "watch" in request.query_params:
-            return Board(watch, _entry(request))
+            return Board(watch, entry_of(request))
         return admin.fleet_json(fleet, relay.addressing.digest_key, clock(), wall(), who(request))
 
     @pages.get("/api/sessions")
@@ -151,38 +126,6 @@ def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
         return await sessions.drain(name, wanted_time(await read_json(request, "{}")))
 
 
-def _add_models(pages: FastAPI, fleet: Fleet, started_s: int) -> None:
-    def model_json(name: str) -> dict[str, Any]:
-        return {"id": name, "object": "model", "created": started_s, "owned_by": "homeport"}
-
-    def known(request: Request) -> list[str]:
-        """What this key may use: of the machine that the path names, if it names one."""
-        snapshot, key, machine = fleet.snapshot(), who(request), told(request).machine
-        names = {name for name in snapshot.models if key.allows_model(name)}
-        if machine is not None:
-            mine = [
-                each.name for each in snapshot.machines.values() if key.allows_place(each.name, each.zone)
-            ]
-            if machine not in mine:
-                machines = ", ".join(sorted(mine)) or "none"
-                message = f"There is no machine of that name; known machines: {machines}."
-                raise Rejected(ApiError(404, "machine_not_found", message))
-            names &= {each.model for each in snapshot.replicas.values() if each.machine == machine}
-        return sorted(names)
-
-    @pages.get("/v1/models")
-    async def models(request: Request) -> dict[str, Any]:
-        return {"object": "list", "data": [model_json(name) for name in known(request)]}
-
-    @pages.get("/v1/models/{name:path}")
-    async def model(name: str, request: Request) -> Response:
-        names = known(request)
-        if name in names:
-            return JSONResponse(model_json(name))
-        message = f"There is no model of that name; known models: {', '.join(names) or 'none'}."
-        return _error(ApiError(404, "model_not_found", message, "model"))
-
-
 def _add_state(pages: FastAPI, fleet: Fleet, clock: Callable[[], float], version: str) -> None:
     @pages.get("/health")
     async def health() -> dict[str, str]:
@@ -196,30 +139,25 @@ def _add_state(pages: FastAPI, fleet: Fleet, clock: Callable[[], float], version
         if any(states.values()):
             return JSONResponse({"status": "ready", "models": states})
         message = "No replica of any model serves yet; `homeport status` shows how far they are."
-        return _error(ApiError(503, "not_ready", message, retry_after_s=2, more={"models": states}))
+        return refusal(ApiError(503, "not_ready", message, retry_after_s=2, more={"models": states}))
 
 
 def _add_errors(pages: FastAPI) -> None:
     @pages.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
-            return _error(not_found(request.url.path))
+            return refusal(not_found(request.url.path))
         if error.status_code == 405:
             allowed = Headers(error.headers).get("allow", "GET")
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers={"allow": f"{allowed}, OPTIONS"})
-            return _error(wrong_method([allowed]), {"allow": allowed})
-        return _error(ApiError(error.status_code, "http_error", str(error.detail)))
+            return refusal(wrong_method([allowed]), {"allow": allowed})
+        return refusal(ApiError(error.status_code, "http_error", str(error.detail)))
 
     @pages.exception_handler(Rejected)
     async def rejected(_request: Request, seen: Rejected) -> Response:
-        return _error(seen.error)
+        return refusal(seen.error)
 
     @pages.exception_handler(Exception)
     async def broken(_request: Request, _seen: Exception) -> Response:
-        return _error(internal_error())
-
-
-def _error(error: ApiError, headers: dict[str, str] | None = None) -> Response:
-    own = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(error.body(), error.status, {**own, **(headers or {})})
+        return refusal(internal_error())

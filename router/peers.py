@@ -77,6 +77,8 @@ class HostState(msgspec.Struct, frozen=True):
     memory: Any = None
     parking: Any = None
     rates: Any = None
+    abilities: frozenset[str] | None = None
+    """What its model can (serving/abilities.py); None: it is not loaded yet."""
     counts: Any = None
     """What it has counted (serving/counts.py)."""
 

@@ -102,6 +102,8 @@ def _router(runs: RouterConfig, given: RouterConfig) -> Iterator[str]:
         yield "router.workers"
     if runs.keep_responses != given.keep_responses:
         yield "router.keep_responses"
+    if runs.list_machines != given.list_machines:
+        yield "router.list_machines"
 
 
 def _network(runs: Config, given: Config) -> Iterator[str]:

@@ -285,12 +285,6 @@ def read_zone(head: Head) -> str | None:
     return told.decode()
 
 
-def split_model(name: str) -> tuple[str, str | None]:
-    """MODEL@MACHINE in its two parts; no model's name has an @."""
-    model, at, machine = name.partition("@")
-    return (model, machine) if at and machine and model else (name, None)
-
-
 def with_model(body: bytes, model: str) -> bytes:
     """The same body with this model; all else keeps its bytes."""
     fields = msgspec.json.decode(body, type=dict[str, msgspec.Raw])

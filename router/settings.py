@@ -35,6 +35,8 @@ class Settings:
     origins: frozenset[bytes] = frozenset()
     """Of other sites whose pages may use the router, as `cors.is_listed` has them."""
     keep_responses: bool = True
+    list_machines: bool = False
+    """Whether MODEL@MACHINE stands in lists of models."""
     worker: Worker | None = None
     """Which of those that share the address; None: it is the only one."""
 
@@ -60,5 +62,6 @@ def read_settings(path: Path, number: int | None = None) -> Settings:
         limits=router.limits,
         origins=frozenset(origin.encode() for origin in router.cors),
         keep_responses=router.keep_responses,
+        list_machines=router.list_machines,
         worker=None if number is None else Worker(number, router.workers, Path(data["workers_folder"])),
     )

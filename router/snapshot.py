@@ -47,6 +47,8 @@ class Replica:
     running: int = 0
     waiting: int = 0
     residents: tuple[Resident, ...] = ()
+    abilities: frozenset[str] | None = None
+    """What its model can (serving/abilities.py), by its host's word; None: it has not said so."""
     heard_at: float | None = None
     """When the host itself last answered; None: never since this router started."""
     refused: bool = False

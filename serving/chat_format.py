@@ -97,6 +97,11 @@ class ChatFormat:
         return self._knows_tools
 
     @property
+    def knows_reasoning(self) -> bool:
+        """Whether its answers may hold reasoning that is told apart."""
+        return self._harmony or self._reasoning is not None
+
+    @property
     def special(self) -> bool:
         """Whether answers must be read with the text of special tokens. Only where the parser is not `plain`."""
         rows = [row for row in (self._tool_format, self._reasoning) if row is not None]

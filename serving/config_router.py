@@ -123,6 +123,7 @@ class RouterSection(Section):
     max_body: Annotated[int, BeforeValidator(_max_body)] = USUAL.max_body_bytes
     cors: Annotated[tuple[str, ...], BeforeValidator(origins_value)] = ()
     keep_responses: bool = True
+    list_machines: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +154,8 @@ class RouterConfig:
     """How many processes share its port."""
     keep_responses: bool = True
     """Whether what is said in Responses stays at its home, to be gone on from by id."""
+    list_machines: bool = False
+    """Whether MODEL@MACHINE stands in lists of models."""
 
     @property
     def url(self) -> str:
@@ -174,6 +177,7 @@ class RouterConfig:
             "cors": list(self.cors),
             "workers": self.workers,
             "keep_responses": self.keep_responses,
+            "list_machines": self.list_machines,
         }
 
     @classmethod
@@ -188,6 +192,7 @@ class RouterConfig:
             cors=section.cors,
             workers=section.workers,
             keep_responses=section.keep_responses,
+            list_machines=section.list_machines,
         )
 
     @classmethod
@@ -203,4 +208,5 @@ class RouterConfig:
             tuple(data.get("cors", ())),
             data.get("workers", 1),
             data.get("keep_responses", True),
+            data.get("list_machines", False),
         )

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from serving import exposition, host_metrics, openai_wire
+from serving.abilities import abilities_of
 from serving.asgi import (
     ClientGone,
     Message,
@@ -361,6 +362,7 @@ class HostApp:
             "tokens_generated": self._engine.tokens_generated if known else 0,
             "tokens_evaluated": self._engine.tokens_evaluated if known else 0,
             "prompt_chunk": self._engine.facts.prompt_chunk if known else 0,
+            "abilities": abilities_of(self._engine.facts, self._engine.format) if known else None,
             "pins": self._journal.count(),
             "journal": str(self._journal.mark()),
             "memory": {

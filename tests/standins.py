@@ -140,23 +140,24 @@ class AnswersHost:
 
     async def get_state(self, request: web.Request) -> web.Response:
         self.state_asked += 1
-        return web.json_response(
-            {
-                "replica": self.replica,
-                "incarnation": self.incarnation,
-                "state": self.state,
-                "progress": 1.0 if self.state == "ready" else 0.5,
-                "places": 1,
-                "running": self.running,
-                "waiting": self.waiting,
-                "residents": self.residents,
-                "line": self.line,
-                "pins": len(self.pins),
-                "journal": str(sorted(self.pins)),
-                "tokens_generated": self.tokens_generated,
-                "unknown_to_the_router": True,
-            }
-        )
+        return web.json_response(self.about())
+
+    def about(self) -> dict[str, Any]:
+        return {
+            "replica": self.replica,
+            "incarnation": self.incarnation,
+            "state": self.state,
+            "progress": 1.0 if self.state == "ready" else 0.5,
+            "places": 1,
+            "running": self.running,
+            "waiting": self.waiting,
+            "residents": self.residents,
+            "line": self.line,
+            "pins": len(self.pins),
+            "journal": str(sorted(self.pins)),
+            "tokens_generated": self.tokens_generated,
+            "unknown_to_the_router": True,
+        }
 
     async def get_metrics(self, request: web.Request) -> web.Response:
         assert request.headers["authorization"] == bearer_of(self.replica)

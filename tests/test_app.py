@@ -41,17 +41,6 @@ from tests.standins import (
 # paths
 
 
-async def test_models_come_from_the_picture_in_openais_shape(tmp_path: Path) -> None:
-    async with routed(tmp_path, AnswersHost("den/0")) as router:
-        (model,) = (await router.get("/v1/models")).json()["data"]
-        assert model.pop("created") > 0
-        assert model == {"id": MODEL, "object": "model", "owned_by": "homeport"}
-        assert (await router.get(f"/v1/models/{MODEL}")).json()["id"] == MODEL
-        unknown = await router.get("/v1/models/huge")
-        assert (unknown.status, unknown.code) == (404, "model_not_found")
-        assert MODEL in unknown.json()["error"]["message"]
-
-
 async def test_alive_before_anything_is_ready(tmp_path: Path) -> None:
     async with running_router(tmp_path, free_port()) as router:
         assert (await router.get("/health")).json()["status"] == "alive"

@@ -39,7 +39,7 @@ ROOT = Path(__file__).resolve().parent.parent
 DESIGN_KEYS = {
     (): "router network machines models",
     ("router",): "listen keys_file names identity workers drain slow_client first_token between_bytes "
-    "max_body cors keep_responses",
+    "max_body cors keep_responses list_machines",
     ("router", "identity"): "headers fields",
     ("network",): "control ports private isolate lost_after files copy_rate models_disk",
     ("machines",): "name address zone reserve yield_to wake",

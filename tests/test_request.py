@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from router.decision import Ask, Send
 from router.errors import Rejected
 from router.keys import Key
+from router.offers import split_model
 from router.request import (
     Address,
     Who,
@@ -18,7 +19,6 @@ from router.request import (
     read_head,
     read_policy,
     read_zone,
-    split_model,
     with_model,
 )
 from serving.routing import read_ask

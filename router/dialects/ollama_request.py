@@ -36,7 +36,7 @@ TOKENS = "a conversation as tokens does not work here; send its messages to /api
 
 def model_name(told: Mapping[str, Any]) -> str:
     """The model's name, without the tag by which Ollama's clients call what has none."""
-    name = told.get("model", told.get("name"))
+    name = told.get("model") or told.get("name")
     if name is None:
         raise missing("model")
     return text(name, "model").removesuffix(LATEST)
