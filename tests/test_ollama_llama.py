@@ -87,7 +87,7 @@ async def test_a_conversation_that_names_nothing_keeps_its_home_and_evaluates_wh
     assert first.total_duration is not None
     assert first.prompt_eval_count is not None
     before = evaluated(home)
-    history = [*PARIS, first.message, {"role": "user", "content": "And of Italy?"}]
+    history: list[Any] = [*PARIS, first.message, {"role": "user", "content": "And of Italy?"}]
     second = await client.chat(MODEL, history, options=SHORT)
     assert second.prompt_eval_count is not None
     new = evaluated(home) - before
@@ -129,7 +129,7 @@ async def test_a_tool_is_told_of_and_its_answer_goes_on_in_the_same_context(
     asked = [{"role": "user", "content": "What is the weather in Rome?"}]
     first = await client.chat(MODEL, asked, tools=[WEATHER], options=SHORT)
     call = {"function": {"name": "get_weather", "arguments": {"city": "Rome"}}}
-    answered = [
+    answered: list[Any] = [
         *asked,
         {"role": "assistant", "content": first.message.content or "", "tool_calls": [call]},
         {"role": "tool", "content": "warm", "tool_name": "get_weather"},
@@ -148,7 +148,7 @@ async def test_texts_become_vectors(client: AsyncClient) -> None:
 
 
 async def test_a_client_that_leaves_frees_its_place(home: World, client: AsyncClient) -> None:
-    stream = await client.chat(MODEL, COUNT, stream=True)
+    stream: Any = await client.chat(MODEL, COUNT, stream=True)
     await anext(stream)
     await stream.aclose()
     await asyncio.to_thread(home.host("den").wait_state, running=0)
