@@ -310,10 +310,15 @@ def test_a_replica_that_fails_is_told_and_the_exit_code_says_so(head: Head) -> N
 
 def test_what_the_router_waits_for_holds_after_down_and_up(head: Head) -> None:
     head.config.write_text(
-        head.config.read_text().replace("listen:", "drain: 5s, cors: ['http://a'], listen:")
+        head.config.read_text().replace(
+            "listen:", "drain: 5s, cors: ['http://a'], list_machines: true, listen:"
+        )
     )
     _, told = head.apply("--yes")
-    assert "holds after `homeport down` and `homeport up`: router.cors, router.drain." in told
+    assert (
+        "holds after `homeport down` and `homeport up`: router.cors, router.drain, router.list_machines."
+        in told
+    )
     assert (read_json(head.paths.router_settings) or {})["limits"]["drain_s"] == 30.0
 
 

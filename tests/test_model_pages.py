@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anthropic import AsyncAnthropic, NotFoundError
 
 from tests.standins import MODEL, AnswersHost, Router, routed
 
@@ -99,6 +100,17 @@ async def test_anthropics_clients_get_anthropics_shape(tmp_path: Path) -> None:
         assert (await router.get(f"/v1/models/{MODEL}", headers=ANTHROPIC)).json()["type"] == "model"
         unknown = await router.get("/v1/models/huge", headers=ANTHROPIC)
         assert (unknown.status, unknown.json()["error"]["type"]) == (404, "not_found_error")
+
+
+async def test_anthropics_sdk_lists_models_and_finds_one(tmp_path: Path) -> None:
+    async with (
+        routed(tmp_path, AnswersHost("den/0")) as router,
+        AsyncAnthropic(base_url=router.url, api_key="unused", max_retries=0) as sdk,
+    ):
+        assert [model.id async for model in sdk.models.list()] == [MODEL]
+        assert (await sdk.models.retrieve(f"{MODEL}@den")).id == f"{MODEL}@den"
+        with pytest.raises(NotFoundError):
+            await sdk.models.retrieve("huge")
 
 
 async def test_ollamas_pages_tell_of_models(tmp_path: Path) -> None:
