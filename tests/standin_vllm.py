@@ -1,8 +1,8 @@
 """Stands in for vLLM where its faults are wanted: it takes vLLM's command line and serves on its socket.
 
-Its answers are the prompt's tokens again, one chunk each, as vLLM streams them. A fault is asked for by a file
-`fault` beside the model: `dies`, `refuses to load`, `hangs` (its /health says nothing of it), `reads on` (a prompt that
-takes long), `breaks off`.
+Its answers are the prompt's tokens again, one chunk each, as vLLM streams them. The last of them ends with the first
+stop string, if there is one. A fault is asked for by a file `fault` beside the model: `dies`, `refuses to load`,
+`hangs` (its /health says nothing of it), `reads on` (a prompt that takes long), `breaks off`.
 """
 
 import asyncio
@@ -64,6 +64,8 @@ async def answer(response: web.StreamResponse, body: dict[str, Any], broken: str
     cached = max((common(each, prompt) for each in known), default=0) // BLOCK * BLOCK
     cached = min(cached, (len(prompt) - 1) // BLOCK * BLOCK)
     made = prompt[: body["max_tokens"]]
+    stop = next(iter(body["stop"]), None)
+    finish = "length" if stop is None else "stop"
     for at, token in enumerate(made):
         last = at == len(made) - 1
         for index in range(body["n"]):
@@ -71,7 +73,8 @@ async def answer(response: web.StreamResponse, body: dict[str, Any], broken: str
                 "index": index,
                 "text": f"<{token}>",
                 "token_ids": [token],
-                "finish_reason": "length" if last else None,
+                "finish_reason": finish if last else None,
+                "stop_reason": stop if last else None,
             }
             await event(response, {"choices": [choice]})
         if broken == "breaks off":

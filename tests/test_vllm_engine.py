@@ -153,6 +153,17 @@ def test_a_turn_is_answered_and_counted(desk: Desk) -> None:
     assert (desk.engine.tokens_generated, desk.engine.tokens_evaluated) == (3, 40)
 
 
+def test_the_stop_string_that_ended_an_answer_is_told(desk: Desk) -> None:
+    (ended,) = [
+        event
+        for event in desk.answer(
+            stop=("END", "."),
+        )
+        if isinstance(event, ChoiceEnded)
+    ]
+    assert (ended.reason, ended.stop) == ("stop", "END")
+
+
 def test_the_next_turn_says_what_was_really_used_again(desk: Desk) -> None:
     desk.answer()
     events = desk.answer(prompt=(*PROMPT, 0, 1, 2, 9, 9))
