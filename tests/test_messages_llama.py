@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,8 @@ from anthropic import AsyncAnthropic
 
 from serving.source import SourceError, bundled_model
 from tests.host_process import HostProcess, model_spec
-from tests.moving_world import Machines, World, world
+from tests.standins import MODEL, AnswersHost, Router, bearer_of, routed
 
-MODEL = "smollm2"
 TEMPLATE = (Path(__file__).parent / "templates" / "smollm2_tools.jinja").read_text()
 THINKS = TEMPLATE.replace(
     "(message.content or '')",
@@ -41,9 +41,23 @@ WEATHER: Any = {
 NAMED: Any = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
 
 
+class RealHost(AnswersHost):
+    """A host of its own process, started and ended elsewhere."""
+
+    def __init__(self, process: HostProcess) -> None:
+        super().__init__("den/0", port=process.port)
+        self.process = process
+
+    async def start(self) -> None:
+        pass
+
+    async def stop(self) -> None:
+        pass
+
+
 @pytest.fixture(scope="module")
-def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
-    """One, whose replica is for one session at a time."""
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostProcess]:
+    """For one session at a time."""
     try:
         model = bundled_model()
     except SourceError as error:
@@ -51,20 +65,19 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     folder = tmp_path_factory.mktemp("messages")
     (folder / "thinks.jinja").write_text(THINKS)
     spec = model_spec(context=1024, hold_s=0.1, chat_template=str(folder / "thinks.jinja"))
-    host = HostProcess(folder, spec, str(model), None)
-    machines = Machines()
-    machines.add("den", "home", host)
+    host = HostProcess(folder, replace(spec, name=MODEL), str(model), None)
+    host.be_opened_by(bearer_of("den/0").removeprefix("Bearer "))
     try:
         host.start()
-        yield machines
+        yield host
     finally:
         host.kill()
 
 
 @pytest.fixture
-async def home(tmp_path: Path, machines: Machines, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    async with world(tmp_path, machines, machines.hosts["den"].model, monkeypatch) as home:
-        yield home
+async def home(tmp_path: Path, process: HostProcess) -> AsyncIterator[Router]:
+    async with routed(tmp_path, RealHost(process)) as router:
+        yield router
 
 
 def client(url: str) -> AsyncAnthropic:
@@ -72,7 +85,7 @@ def client(url: str) -> AsyncAnthropic:
 
 
 @pytest.fixture
-async def sdk(home: World) -> AsyncIterator[AsyncAnthropic]:
+async def sdk(home: Router) -> AsyncIterator[AsyncAnthropic]:
     async with client(home.url) as sdk:
         yield sdk
 
@@ -81,9 +94,9 @@ def named(session: str) -> dict[str, str]:
     return {"x-session-id": session}
 
 
-async def runs(home: World, count: int) -> None:
-    """Until so many turns run at the host."""
-    await asyncio.to_thread(home.host("den").wait_state, running=count)
+async def runs(process: HostProcess, count: int) -> None:
+    """Until so many turns run."""
+    await asyncio.to_thread(process.wait_state, running=count)
 
 
 async def test_a_message(sdk: AsyncAnthropic) -> None:
@@ -101,9 +114,12 @@ async def test_a_message(sdk: AsyncAnthropic) -> None:
     assert asked.headers["x-homeport-source"] == "guess"
 
 
-async def test_the_code_on_the_page_of_messages_runs(home: World, capsys: pytest.CaptureFixture[str]) -> None:
+async def test_the_code_on_the_page_of_messages_runs(
+    home: Router, capsys: pytest.CaptureFixture[str]
+) -> None:
     page = (Path(__file__).parent.parent / "docs" / "messages.md").read_text()
-    code = page.partition("```python\n")[2].partition("```")[0].replace("http://127.0.0.1:8000", home.url)
+    code = page.partition("```python\n")[2].partition("```")[0]
+    code = code.replace("http://127.0.0.1:8000", home.url).replace("smollm2", MODEL)
     await asyncio.to_thread(exec, f"{code}\nclient.close()", {})
     assert capsys.readouterr().out.strip()
 
@@ -260,24 +276,26 @@ async def test_what_a_model_thinks_is_shown_to_who_asks_for_it_and_read_again(sd
     assert await count(shown) == await count(hidden) > bare
 
 
-async def test_a_client_that_leaves_frees_its_place(home: World, sdk: AsyncAnthropic) -> None:
+async def test_a_client_that_leaves_frees_its_place(process: HostProcess, sdk: AsyncAnthropic) -> None:
     stream = await sdk.messages.create(
         model=MODEL, messages=COUNT, stream=True, max_tokens=900, thinking={"type": "adaptive"}
     )
     await anext(aiter(stream))
-    await runs(home, 1)
+    await runs(process, 1)
     await stream.close()
-    await runs(home, 0)
+    await runs(process, 0)
 
 
-async def test_tokens_are_counted_while_the_only_place_is_taken(home: World, sdk: AsyncAnthropic) -> None:
+async def test_tokens_are_counted_while_the_only_place_is_taken(
+    process: HostProcess, sdk: AsyncAnthropic
+) -> None:
     asked: Any = {"model": MODEL, "system": HELPFUL, "messages": COUNT, "thinking": {"type": "adaptive"}}
     stream = await sdk.messages.create(**asked, stream=True, max_tokens=900, extra_headers=named("busy"))
     async with stream:
         first = await anext(aiter(stream))
         assert first.type == "message_start"
         counted = await sdk.messages.count_tokens(**asked, extra_headers=named("another"))
-        assert home.host("den").state()["running"] == 1, "the turn goes on meanwhile"
+        assert process.state()["running"] == 1, "the turn goes on meanwhile"
     usage = first.message.usage
     assert counted.input_tokens == usage.input_tokens + (usage.cache_read_input_tokens or 0)
     more = await sdk.messages.count_tokens(**asked, tools=[WEATHER])
@@ -299,7 +317,7 @@ async def test_errors_raise_what_the_sdk_has_for_them(sdk: AsyncAnthropic) -> No
 
 
 @pytest.mark.parametrize("where", ["/s/by-path", "/m/den", "/m/den/s/by-path"])
-async def test_a_session_and_a_machine_may_stand_in_the_address(home: World, where: str) -> None:
+async def test_a_session_and_a_machine_may_stand_in_the_address(home: Router, where: str) -> None:
     async with client(home.url + where) as sdk:
         answer = await sdk.messages.with_raw_response.create(model=MODEL, messages=PARIS, max_tokens=4)
         assert answer.headers["x-homeport-machine"] == "den"
