@@ -34,6 +34,8 @@ class Stream:
         """The block that is not closed yet."""
         self._index = 0
         """Of that block, or of the next one."""
+        self._call = -1
+        """The index of the chat's call that is open."""
         self._thought = ""
         """What is not shown of the open block."""
         self._unseen = 0
@@ -88,7 +90,7 @@ class Stream:
             said += self._into("text", {"type": "text", "text": ""})
             said += self._delta({"type": "text_delta", "text": text})
         for call in delta.get("tool_calls") or ():
-            said += self._call(call)
+            said += self._called(call)
         if choice.get("finish_reason") is not None:
             self._last = choice
             said += self._close()
@@ -116,10 +118,11 @@ class Stream:
         self._unseen += 1
         return PING if self._unseen % PING_EVERY == 0 else b""
 
-    def _call(self, call: Mapping[str, Any]) -> bytes:
+    def _called(self, call: Mapping[str, Any]) -> bytes:
+        """Which call goes on is told by its index: engines may repeat its id with its last part."""
         function, said = call["function"], b""
-        if "id" in call:
-            said = self._close()
+        if self._open != "tool_use" or call["index"] != self._call:
+            said, self._call = self._close(), call["index"]
             block = {"type": "tool_use", "id": call["id"], "name": function["name"], "input": {}}
             said += self._into("tool_use", block)
         if arguments := function.get("arguments"):
