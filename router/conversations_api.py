@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI
 from starlette.requests import Request
 
+from router.dialects.fields import mapping, shown, text
 from router.dialects.responses_request import said
 from router.errors import Rejected, bad_request
 from router.kept import Kept
@@ -39,7 +40,9 @@ def add_conversations(
             message = "`items` does not work here: send them as `input` of the conversation's first response."
             raise Rejected(bad_request(message, "unsupported_parameter", "items"))
         name = NAME.format(int(wall()), random.getrandbits(128))
-        return _conversation(name) | {"metadata": told.get("metadata") or {}}
+        metadata = mapping(told.get("metadata") or {}, "metadata")
+        metadata = {key: text(value, f"metadata.{shown(key)}") for key, value in metadata.items()}
+        return _conversation(name) | {"metadata": metadata}
 
     @pages.get("/v1/conversations/{name}")
     async def get(name: str) -> dict[str, Any]:

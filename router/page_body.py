@@ -1,8 +1,8 @@
 """What an action of the API is told in its body."""
 
-import json
 from typing import Any
 
+import msgspec
 from starlette.requests import Request
 
 from router.errors import ApiError, Rejected, bad_request
@@ -22,6 +22,6 @@ async def read_json(request: Request, empty: str = "") -> Any:
             )
             raise Rejected(ApiError(413, "body_too_large", message))
     try:
-        return json.loads(data or empty)
+        return msgspec.json.decode(data or empty)
     except (ValueError, RecursionError) as error:
         raise Rejected(bad_request("The request body is not JSON.", "invalid_json")) from error

@@ -159,6 +159,29 @@ def test_a_stream_without_usage_is_whole_all_the_same() -> None:
     assert kinds[3:] == ["content_block_stop", "message_delta", "message_stop"]
 
 
+def part_of_a_call(**call: Any) -> bytes:
+    choice = {"index": 0, "delta": {"tool_calls": [{"index": 0, **call}]}, "finish_reason": None}
+    return f"data: {json.dumps({'model': 'm', 'choices': [choice]})}\n\n".encode()
+
+
+def test_a_call_whose_id_comes_again_with_its_last_part_is_one() -> None:
+    first = part_of_a_call(id="call_1", type="function", function={"name": "look", "arguments": '{"a"'})
+    last = part_of_a_call(id="call_1", type="function", function={"name": "look", "arguments": ": 1}"})
+    said = streamed(asked(GOLDEN["text"]["request"]), first, last, b"data: [DONE]\n\n")
+    begun = [event for event in said if event["type"] == "content_block_start"]
+    assert [event["content_block"]["id"] for event in begun] == ["call_1"]
+    given = [event["delta"]["partial_json"] for event in said if event["type"] == "content_block_delta"]
+    assert "".join(given) == '{"a": 1}'
+
+
+def test_arguments_that_nobody_can_read_are_given_as_they_are() -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "[" * 100000}}
+    choice = {"index": 0, "message": {"tool_calls": [call]}, "finish_reason": "length"}
+    answer = json.dumps({"model": "m", "choices": [choice]}).encode()
+    told = json.loads(asked(GOLDEN["text"]["request"]).whole(answer, None))
+    assert told["content"][0]["input"] == {"INVALID_JSON": "[" * 100000}
+
+
 @pytest.mark.parametrize(
     ("error", "kind"),
     [
@@ -239,6 +262,7 @@ def test_content_that_a_model_cannot_read_is_refused_by_its_path(content: Any, w
         ({"tool_choice": {"type": "tool"}}, "tool_choice"),
         ({"thinking": {"type": "hard"}}, "thinking"),
         ({"output_config": {"effort": "none"}}, "output_config.effort"),
+        ({"output_config": {"effort": ["low"]}}, "output_config.effort"),
         ({"output_config": {"format": {"type": "text"}}}, "output_config.format"),
         ({"output_config": []}, "output_config"),
         ({"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
@@ -251,11 +275,18 @@ def test_what_cannot_be_asked_is_refused_by_its_path(wrong: dict[str, Any], wher
     assert message.startswith(f"{where}: ")
 
 
-@pytest.mark.parametrize("body", [b"{", b"[]", b'"a"', b"[" * 100000, b"\xff"])
+BODIES = [b"{", b"[]", b'"a"', b"[" * 100000, b"\xff"]
+UNWRITABLE = [b'"\\ud83d"', b"NaN", b"1e999", b"[" * 300 + b"]" * 300]
+"""Values that some read and nobody writes."""
+
+
+@pytest.mark.parametrize("body", [*BODIES, *(b'{"model": %b}' % value for value in UNWRITABLE)])
 @pytest.mark.parametrize("dialect", [Messages(), CountTokens()])
 def test_a_body_that_is_none_is_refused(dialect: Messages | CountTokens, body: bytes) -> None:
-    with pytest.raises(Rejected):
+    with pytest.raises(Rejected) as rejected:
         dialect.read(body, NAMING)
+    assert rejected.value.error.code in ("invalid_json", "invalid_type")
+    assert rejected.value.error.param is None
 
 
 def test_fields_that_change_nothing_here_are_let_be() -> None:

@@ -339,7 +339,8 @@ async def test_a_conversation_is_made_up_listed_and_forgotten(make_world: MakeWo
     goes_on(second)
     status, items = await client.call("GET", f"{path}/items?order=asc")
     assert [item["role"] for item in items["data"]] == ["user", "assistant", "user", "assistant"]
-    for body in ({"items": [{"role": "user", "content": "x"}]}, ["no object"]):
+    unfit = ({"metadata": 7}, {"metadata": {"a": 1}}, {"metadata": {"half": "\ud83d"}})
+    for body in ({"items": [{"role": "user", "content": "x"}]}, ["no object"], *unfit):
         assert (await client.call("POST", "/v1/conversations", body))[0] == 400
     assert (await client.call("POST", f"{path}/items", {"items": []}))[0] == 400
     assert (await client.call("DELETE", path))[1]["deleted"] is True

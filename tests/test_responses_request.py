@@ -1,5 +1,6 @@
 """What the Responses dialect makes of a request, and what it refuses by name."""
 
+import base64
 import json
 from itertools import pairwise
 from typing import Any
@@ -101,6 +102,9 @@ def test_a_body_that_is_no_json_object_is_refused() -> None:
         (b"{", "invalid_json"),
         (b"[]", "invalid_type"),
         (b"[" * 100000, "invalid_json"),
+        (b'{"model": "m", "input": "a", "metadata": ' + b"[" * 300 + b"]" * 300 + b"}", "invalid_json"),
+        (b'{"model": "m", "input": "a", "temperature": NaN}', "invalid_json"),
+        (b'{"model": "m", "input": [{"role": "user", "content": "a", "x": "\\ud83d"}]}', "invalid_json"),
     ):
         with pytest.raises(Rejected) as rejected:
             Responses().read(body, NAMING)
@@ -205,8 +209,10 @@ def test_calls_without_words_are_a_message_without_content() -> None:
 
 
 def test_reasoning_that_others_sealed_is_left_out() -> None:
-    sealed = {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": "gAAAAB…"}
-    assert messages(sealed, {"role": "user", "content": "Hi"}) == [{"role": "user", "content": "Hi"}]
+    half = "homeport." + base64.urlsafe_b64encode(b"\xed\xa0\xbd").decode()
+    for told in ("gAAAAB…", half):
+        sealed = {"type": "reasoning", "id": "r", "summary": [], "encrypted_content": told}
+        assert messages(sealed, {"role": "user", "content": "Hi"}) == [{"role": "user", "content": "Hi"}]
 
 
 def test_a_web_search_of_another_server_is_left_out() -> None:

@@ -1,31 +1,51 @@
 """A body's fields, read one by one. Pure: what does not fit raises Rejected with the field at fault."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import msgspec
 
 from router.errors import Rejected, bad_request
 
 LONGEST_SHOWN = 64
 """Characters of what a client sent that an error repeats."""
+DEEPEST = 200
+"""How deep lists and objects may stand in each other: far enough from what Python can still write, with more around
+it."""
 
 
 def read_object(body: bytes) -> dict[str, Any]:
-    """A body's JSON object, without its nulls: null counts as absent."""
+    """A body's JSON object, without its nulls: null counts as absent. Read as strictly as hosts read, so that what was
+    taken here can be written again: no NaN, no half characters, nothing too deep. Raises Rejected."""
     if not body.strip():
         raise Rejected(bad_request("The request body is empty; send a JSON object.", "empty_body"))
     try:
-        told = json.loads(body)
+        told = msgspec.json.decode(body)
     except (ValueError, RecursionError) as error:
-        raise unreadable(error) from error
+        raise _unreadable(str(error)) from error
     if not isinstance(told, dict):
         raise Rejected(bad_request("The request body must be a JSON object.", "invalid_type"))
+    if _is_too_deep(told):
+        raise _unreadable(f"lists and objects stand in each other more than {DEEPEST} deep")
     return {name: value for name, value in told.items() if value is not None}
 
 
-def unreadable(error: Exception) -> Rejected:
-    message = f"The request body is not JSON that can be read: {error}."
-    return Rejected(bad_request(message, "invalid_json"))
+def _unreadable(why: str) -> Rejected:
+    return Rejected(bad_request(f"The request body is not JSON that can be read: {why}.", "invalid_json"))
+
+
+def _is_too_deep(told: object) -> bool:
+    level = [told]
+    for _ in range(DEEPEST + 1):
+        held = [
+            each.values() if isinstance(each, dict) else each
+            for each in level
+            if isinstance(each, dict | list)
+        ]
+        if not held:
+            return False
+        level = [each for values in held for each in values]
+    return True
 
 
 def mapping(value: object, where: str) -> Mapping[str, Any]:

@@ -78,6 +78,6 @@ def _input(arguments: str) -> Mapping[str, Any]:
     """A call's arguments; those that were cut off, in the form that Anthropic's guide gives them."""
     try:
         read = json.loads(arguments or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         read = None
     return read if isinstance(read, dict) else {"INVALID_JSON": arguments}

@@ -51,7 +51,7 @@ def conversation(told: Mapping[str, Any]) -> dict[str, Any]:
     thinks = _shown(told) != "nothing"
     chat["chat_template_kwargs"] = {"enable_thinking": thinks}
     effort = _config(told).get("effort")
-    if effort is not None and effort not in EFFORTS:
+    if effort is not None and (not isinstance(effort, str) or effort not in EFFORTS):
         raise wrong("output_config.effort", f"must be one of {', '.join(EFFORTS)}")
     if thinks and effort is not None:
         chat["reasoning_effort"] = EFFORTS[effort]

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from router.dialects.dialect import Naming
-from router.dialects.fields import unreadable
 from router.dialects.responses_ids import input_id
 from router.dialects.responses_items import OUTPUT, PREFIXES, Item
 from router.dialects.responses_request import (
@@ -136,10 +135,7 @@ class Asked:
             raise previous_not_found(goes_on.previous)
         if self._items is None:
             self._items = known_items(self._request.items, ())
-        try:
-            return json.dumps(self._request.chat(self._history, self._items)).encode()
-        except RecursionError as error:
-            raise unreadable(error) from error
+        return json.dumps(self._request.chat(self._history, self._items)).encode()
 
     def _identified(self, item: Item, index: int) -> Item:
         if isinstance(item.get("id"), str):

@@ -238,6 +238,6 @@ def unsealed(told: object) -> str | None:
     if not isinstance(told, str) or not told.startswith(_SEALED):
         return None
     try:
-        return base64.urlsafe_b64decode(told.removeprefix(_SEALED)).decode(errors="surrogatepass")
+        return base64.urlsafe_b64decode(told.removeprefix(_SEALED)).decode()
     except ValueError:
         return None
