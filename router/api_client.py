@@ -93,6 +93,24 @@ def answered(url: str) -> bool:
     return True
 
 
+def events(url: str, path: str, secret: str = "", silent_s: float = 30.0) -> Iterator[Any]:
+    """The data of server-sent events as they come, and None for each comment, until the stream ends. Raises Away or
+    Refused; Away also where nothing came for `silent_s`."""
+    connection, answer = _ask(url, "GET", path, None, bearer(secret), silent_s)
+    try:
+        if answer.status != 200:
+            _body(answer)
+        for line in answer:
+            if line.startswith(b"data: "):
+                yield json.loads(line[6:])
+            elif line.startswith(b":"):
+                yield None
+    except (OSError, http.client.HTTPException) as error:
+        raise Away(f"the stream broke: {error}") from error
+    finally:
+        connection.close()
+
+
 def stream_chat(
     url: str, body: Mapping[str, Any], headers: Mapping[str, str], timeout_s: float
 ) -> Iterator[dict[str, Any]]:

@@ -24,6 +24,7 @@ from cluster.clocks import AwakeClock, DayClock, uptime
 from cluster.router_end import HURRY
 from cluster.sockets import connecting
 from router.addressing import Addressing
+from router.arrivals import Arrivals
 from router.cells import count_in_files
 from router.client_server import Server
 from router.finding import Finder
@@ -31,7 +32,7 @@ from router.fleet import Fleet
 from router.front import Front
 from router.homes import Homes
 from router.hosts import Hosts
-from router.identity import naming_headers
+from router.identity import naming_headers, session_headers
 from router.kept import Kept
 from router.key_file import KeyFile, key_ring
 from router.metrics import Metrics
@@ -112,10 +113,13 @@ def build(
         fleet, homes, finder, specs, settings.digest_key, settings.identity, siblings.zones
     )
     at_homes = Kept(fleet, peers, finder, settings.digest_key, settings.keep_responses)
-    relay = Relay(fleet, homes, addressing, clients.hosts, at_homes, specs, metrics, settings.limits)
-    fleet.on_lost = relay.lost
     new_pace = None if worker is None else partial(SharedPace, worker.paces)
     ring, keys = key_ring(settings.keys_file, settings.token, new_pace)
+    arrivals = Arrivals(siblings, settings.digest_key, session_headers(settings.identity), ring.holds)
+    relay = Relay(
+        fleet, homes, addressing, clients.hosts, at_homes, specs, metrics, settings.limits, arrivals
+    )
+    fleet.on_lost = relay.lost
     mover = Mover(clients.peers, peers.bearers.of, clock)
     sessions = Sessions(fleet, peers, finder, relay, mover, wall, siblings)
     watch = Watch(fleet, peers, sessions, wall, ring.holds)
@@ -125,8 +129,15 @@ def build(
     names = Names(settings.host, socket.gethostname(), settings.names)
     naming, pace_clock = naming_headers(settings.identity), clock if worker is None else uptime
     front = Front(relay, pages, metrics, names, ring, naming, pace_clock, settings.origins)
-    server = Server(front, relay.stop, settings.limits, clients.hosts.sweep, watch.stop)
-    answers = Answers(lambda: open_turns(relay.turns), relay.ended, addressing.said_in, relay.cancel)
+
+    def stop_streams() -> None:
+        watch.stop()
+        arrivals.stop()
+
+    server = Server(front, relay.stop, settings.limits, clients.hosts.sweep, stop_streams)
+    answers = Answers(
+        lambda: open_turns(relay.turns), relay.ended, addressing.said_in, relay.cancel, arrivals.since
+    )
     return Parts(front, fleet, relay, keys, specs, server, watch, answers)
 
 

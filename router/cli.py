@@ -23,6 +23,7 @@ from router import (
     api_client,
     apply_commands,
     bench_commands,
+    connect_commands,
     desk_commands,
     doctor_commands,
     down_all,
@@ -59,6 +60,7 @@ app.add_typer(service_commands.app, name="service")
 app.add_typer(bench_commands.app, name="bench")
 app.command(name="advise")(advise_commands.advise)
 app.command(name="apply")(apply_commands.apply)
+app.command(name="connect")(connect_commands.connect)
 app.command(name="yield")(yield_commands.yield_machine)
 app.command(name="desk")(desk_commands.desk)
 app.command(name="doctor")(doctor_commands.doctor)

@@ -21,6 +21,8 @@ from router.told import Told
 
 ASKS_HOSTS = ("/api/sessions", "/v1/responses/", "/v1/conversations/")
 """What is answered here and below asks hosts: it counts as a request, as a turn does."""
+OURS = ("/api/fleet", "/api/sessions", "/api/machines", "/api/arrivals")
+"""What begins so is no request to a model."""
 WATCHED = "/api/fleet"
 """With `watch` it asks hosts too."""
 
@@ -77,7 +79,7 @@ class Front:
         elif error is None and _asks_hosts(scope, address.path):
             error = self._too_many(key)
         if error is not None:
-            self._refuse(exchange, error, own, endpoint)
+            self._refuse(exchange, error, own, address, endpoint)
             return
 
         async def send_named(message: Message) -> None:
@@ -92,9 +94,17 @@ class Front:
         return None if key is None or wait_s is None else too_many(key, wait_s)
 
     def _refuse(
-        self, exchange: Exchange, error: ApiError, own: dict[bytes, bytes], endpoint: Endpoint | None
+        self,
+        exchange: Exchange,
+        error: ApiError,
+        own: dict[bytes, bytes],
+        address: Address,
+        endpoint: Endpoint | None,
     ) -> None:
         """Only requests to a model are counted."""
+        arrivals = self._relay.arrivals
+        if arrivals.is_watched and exchange.method == "POST" and not address.path.startswith(OURS):
+            arrivals.refused(address.path, exchange.headers, error.code)
         if error.status == 405:
             own[b"allow"] = b"POST, OPTIONS"
             if exchange.method == "OPTIONS":

@@ -210,7 +210,7 @@ def _begun_by(parent: str | None, key_name: str, scope: str, child: _Session) ->
 
 def naming_headers(options: IdentityOptions = DEFAULT) -> frozenset[bytes]:
     """The lower-case headers that `identify` reads."""
-    return frozenset((*_session_headers(options), *PARENT_HEADERS, CLAUDE_AGENT))
+    return frozenset((*session_headers(options), *PARENT_HEADERS, CLAUDE_AGENT))
 
 
 def guessed_session(key_name: str, scope: str, nonce: str) -> str:
@@ -267,7 +267,7 @@ def _in_head(
     """Every name in a request's path and headers, best first; read no further than the first."""
     if path_session is not None:
         yield _Named("path", _checked("path", "the path", path_session))
-    for header in _session_headers(options):
+    for header in session_headers(options):
         if name := _header(headers, header):
             yield _Named("header", name, claude=header == CLAUDE_SESSION)
 
@@ -312,7 +312,8 @@ def _parent(headers: Mapping[bytes, Sequence[bytes]]) -> str | None:
 
 
 @lru_cache(4)
-def _session_headers(options: IdentityOptions) -> tuple[bytes, ...]:
+def session_headers(options: IdentityOptions) -> tuple[bytes, ...]:
+    """Those that may name a session, best first, in lower case."""
     return (*SESSION_HEADERS, *(header.lower().encode() for header in options.headers))
 
 

@@ -21,6 +21,7 @@ WEB = ("/board/", "/desk/")
 """What begins so are pages without anything of the cluster in them (router/web.py)."""
 FOR_METRICS = frozenset({"/metrics", "/sd"})
 MACHINES = "/api/machines/"
+ARRIVALS = "/api/arrivals"
 SECRET_HEADERS = frozenset({b"authorization", b"x-api-key"})
 
 
@@ -178,6 +179,8 @@ def guard(ring: KeyRing, key: Key | None, method: str, path: str) -> ApiError | 
         return None if key.role == "metrics" else _wrong_role("reads no metrics", "metrics or admin")
     if key.role == "metrics":
         return _wrong_role("reads metrics and nothing else", "use or admin")
+    if path.startswith(ARRIVALS):
+        return _wrong_role("may not see what arrives", "admin")
     if path.startswith(MACHINES) and method not in ("GET", "HEAD"):
         return _wrong_role("may not act on machines", "admin")
     return None

@@ -3,7 +3,7 @@
 Answers from the picture. Checks no Host and no key, and adds no request id: `app` does that for all paths.
 """
 
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from router import admin
+from router.arrivals import Arrivals
 from router.conversations_api import add_conversations
 from router.errors import (
     ApiError,
@@ -37,11 +38,11 @@ from serving.exposition import CONTENT_TYPE
 
 
 class Board(StreamingResponse):
-    """The events of one board. Raises Rejected where the key has as many boards as it may."""
+    """The events of one board, or of another who looks on. Raises Rejected where the key has as many as it may."""
 
-    def __init__(self, watch: Watch, entry: Entry) -> None:
+    def __init__(self, watch: Watch, entry: Entry, events: AsyncIterator[bytes]) -> None:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        super().__init__(watch.events(entry), 200, headers, "text/event-stream")
+        super().__init__(events, 200, headers, "text/event-stream")
         self._watch = watch
         self._key = entry[0]
 
@@ -65,7 +66,7 @@ def make_pages(
     pages = FastAPI(title="homeport", docs_url=None, redoc_url=None, openapi_url=None)
     relay = sessions.relay
     _add_state(pages, fleet, clock, version)
-    _add_errors(pages)
+    _add_errors(pages, relay.arrivals)
     _add_actions(pages, sessions)
     add_responses(pages, relay.kept, sessions.cancel, who)
     add_conversations(pages, relay.kept, who, lambda request: told(request).machine, wall)
@@ -74,8 +75,14 @@ def make_pages(
     @pages.get("/api/fleet", response_model=None)
     async def api_fleet(request: Request) -> dict[str, Any] | Response:
         if "watch" in request.query_params:
-            return Board(watch, entry_of(request))
+            entry = entry_of(request)
+            return Board(watch, entry, watch.events(entry))
         return admin.fleet_json(fleet, relay.addressing.digest_key, clock(), wall(), who(request))
+
+    @pages.get("/api/arrivals", response_model=None)
+    async def api_arrivals(request: Request) -> Response:
+        entry = entry_of(request)
+        return Board(watch, entry, relay.arrivals.events(entry))
 
     @pages.get("/api/sessions")
     async def api_sessions(request: Request) -> dict[str, Any]:
@@ -142,10 +149,12 @@ def _add_state(pages: FastAPI, fleet: Fleet, clock: Callable[[], float], version
         return refusal(ApiError(503, "not_ready", message, retry_after_s=2, more={"models": states}))
 
 
-def _add_errors(pages: FastAPI) -> None:
+def _add_errors(pages: FastAPI, arrivals: Arrivals) -> None:
     @pages.exception_handler(HTTPException)
     async def failed(request: Request, error: HTTPException) -> Response:
         if error.status_code == 404:
+            if arrivals.is_watched and request.method == "POST":
+                arrivals.refused(request.url.path, request.headers.raw, "not_found")
             return refusal(not_found(request.url.path))
         if error.status_code == 405:
             allowed = Headers(error.headers).get("allow", "GET")

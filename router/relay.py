@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.addressing import Addressing
+from router.arrivals import Arrivals
 from router.exchange import Exchange
 from router.fleet import Fleet
 from router.homes import Homes
@@ -33,7 +34,7 @@ log = logging.getLogger("homeport.router")
 class Relay:
     """Serves a POST to one of the endpoints that a host has, and knows the turns that are open."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - all that a turn needs
         self,
         fleet: Fleet,
         homes: Homes,
@@ -43,6 +44,7 @@ class Relay:
         models: Mapping[str, ModelSpec],
         metrics: Metrics,
         limits: RouterLimits,
+        arrivals: Arrivals,
     ) -> None:
         """`models` tell how long a turn may wait."""
         self.fleet = fleet
@@ -53,6 +55,7 @@ class Relay:
         self.metrics = metrics
         self.clock = fleet.now
         self.limits = limits
+        self.arrivals = arrivals
         self.turns: set[Turn] = set()
         self._models = models
 
@@ -96,6 +99,8 @@ class Relay:
             time.monotonic() - began_s,
             None if first_at is None else first_at - turn.arrived,
         )
+        if self.arrivals.is_watched:
+            self.arrivals.turn(turn, outcome)
         if outcome not in ("ok", "client_gone"):
             request_id = turn.head.request_id.decode()
             log.info("request %s: %s model=%s replica=%s", request_id, outcome, model, replica)

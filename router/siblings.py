@@ -19,6 +19,7 @@ from typing import Any, TypeVar, assert_never
 
 import msgspec
 
+from router.arrival import Arrival, Arrived
 from router.turn import Turn
 from router.workers import Worker
 
@@ -67,7 +68,13 @@ class CancelResponse(msgspec.Struct, frozen=True, tag="cancel"):
     key: str
 
 
-Question = AskTurns | TellEnded | AskZones | CancelResponse
+class AskArrivals(msgspec.Struct, frozen=True, tag="arrivals"):
+    """What came there after that number. Answered by an Arrived."""
+
+    since: int
+
+
+Question = AskTurns | TellEnded | AskZones | CancelResponse | AskArrivals
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,7 @@ class Answers:
     ended: Callable[[str, str], None]
     zones: Callable[[Sequence[str]], dict[str, str]]
     cancel: Callable[[str, str], Mapping[str, Any] | None]
+    arrivals: Callable[[int], Arrived]
 
     def to(self, question: Question) -> object:
         match question:
@@ -90,6 +98,8 @@ class Answers:
                 return self.zones(said)
             case CancelResponse(response=response, key=key):
                 return [told for told in (self.cancel(response, key),) if told is not None]
+            case AskArrivals(since=since):
+                return self.arrivals(since)
             case _:
                 assert_never(question)
 
@@ -118,6 +128,23 @@ class Siblings:
         """How it stands at the worker that was making it; None: none did."""
         told = await self._ask_all(CancelResponse(response, key_name), list[dict[str, Any]])
         return next((each for found in told for each in found), None)
+
+    @property
+    def count(self) -> int:
+        return len(self._others)
+
+    async def arrived(self, since: dict[int, int]) -> list[Arrival]:
+        """What came to the others after these numbers, by worker; they are put to the latest. From one without a number
+        nothing yet: it begins to tell."""
+
+        async def of(number: int) -> list[Arrival]:
+            told = await self._ask(number, AskArrivals(since.get(number, -1)), Arrived)
+            for each in told:
+                since[number] = each.last
+            return [arrival for each in told for arrival in each.arrivals]
+
+        told = await asyncio.gather(*map(of, self._others))
+        return [arrival for arrivals in told for arrival in arrivals]
 
     async def _ask_all(self, question: Question, kind: type[T]) -> list[T]:
         if not self._others:

@@ -119,6 +119,11 @@ class Turn:
         finally:
             self.exchange.on_gone = self.exchange.on_pause = None
 
+    @property
+    def streams(self) -> bool:
+        """Whether a stream is asked for."""
+        return self._streams
+
     def broke(self) -> str:
         """The ending after a fault of the router's own; its outcome's name."""
         error = internal_error()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from router import siblings
+from router.arrival import Arrived
 from router.decision import Ask
 from router.keys import Key
 from router.siblings import Answers, OpenTurn, Siblings, answering, open_turns
@@ -42,7 +43,9 @@ class Told:
         def cancel(response: str, key: str) -> dict[str, Any] | None:
             return {"id": response, "key": key} if response in self.making else None
 
-        return Answers(lambda: self.turns, lambda *of: self.ended.append(of), zones, cancel)
+        return Answers(
+            lambda: self.turns, lambda *of: self.ended.append(of), zones, cancel, lambda _: Arrived(0)
+        )
 
 
 @asynccontextmanager
