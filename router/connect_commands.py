@@ -17,8 +17,9 @@ from cluster.paths import Paths
 from router import api_client
 from router.arrival import Arrival, advice, client_of, words
 from router.command_line import DEFAULT_CONFIG, FAILED, INTERRUPTED, PLAIN, WRONG, err, out, refuse, say
-from router.connect import CLIENTS, KEY_VARIABLE, Client, Reach
+from router.connect import CLIENTS, Client
 from router.connect_files import BEFORE, file_of, put
+from router.connect_settings import KEY_VARIABLE, Reach
 from router.connect_text import block
 from router.following import is_worker
 from router.jsonc import Unclear

@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from router.connect import Client, Form, Settings
+from router.connect import Client, Form
+from router.connect_settings import Settings
 from router.connect_text import edited, merged
 from router.jsonc import Unclear, read
 

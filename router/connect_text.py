@@ -9,7 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from router.connect import Form, Settings
+from router.connect import Form
+from router.connect_settings import Settings
 from router.jsonc import Unclear, with_members
 
 NAMES = ("name", "model_id")

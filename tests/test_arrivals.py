@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import signal
 import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -230,6 +231,13 @@ async def test_the_command_goes_on_until_the_router_ends(tmp_path: Path) -> None
         assert "Source: guess." in out.decode()
         assert "Its base URL must end in /v1" in out.decode()
         assert (check.returncode, "The router has ended." in why.decode()) == (1, True)
+
+
+async def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
+    async with routed(tmp_path, AnswersHost("m0/0")) as router, checking(router, tmp_path) as check:
+        check.send_signal(signal.SIGINT)
+        assert await asyncio.wait_for(check.wait(), 30) == 130
+        await router.until(lambda: not router.parts.relay.arrivals.is_watched)
 
 
 # --- in words

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.connect import CLIENTS, KEY_HERE, Reach, Settings
+from router.connect import CLIENTS
+from router.connect_settings import KEY_HERE, Reach, Settings
 from router.connect_text import block, edited, merged
 from router.jsonc import Unclear, read, with_members
 

@@ -9,7 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from router import cli
-from router.connect import CLIENTS, Reach
+from router.connect import CLIENTS
+from router.connect_settings import Reach
 from router.connect_text import block
 from tests.test_cli import FakeRouter, router
 
