@@ -35,6 +35,8 @@ class Arrival(msgspec.Struct, frozen=True, kw_only=True):
     pin: str = ""
     machine: str = ""
     streams: bool = False
+    is_aside: bool = False
+    """It was made beside the session's context, as a title is, which leaves that alone."""
     is_child: bool = False
     """It was begun by another session, whose home it shares."""
     astray: Astray = ""
@@ -78,6 +80,8 @@ def words(seen: Arrival) -> str:
         parts.append(f"session {seen.session}" + (", a sub-agent's" if seen.is_child else ""))
     if seen.machine:
         parts.append(f"{seen.pin or 'no pin'} at {seen.machine}")
+    if seen.is_aside:
+        parts.append("made aside, as a title is")
     if seen.outcome != "ok":
         parts.append(seen.outcome)
     return ", ".join(parts)
@@ -126,6 +130,8 @@ def _named(seen: Arrival, client: Client | None, again: str) -> str:
     if seen.source in ("header", "body", "path"):
         what = {"header": "a header", "body": "its body", "path": "its base URL"}[seen.source]
         one = " All that it does is this one session." if seen.source == "path" else ""
+        if seen.is_aside:
+            one += " This request was none of its turns: its context was left alone."
         return f"Good: {what} names its conversation, which keeps its home.{one}"
     if seen.source == "none":
         return "It belongs to no session: nothing is kept for it."

@@ -67,6 +67,7 @@ class Arrivals:
                 pin=turn.pin or "",
                 machine=(turn.replica or "").rpartition("/")[0],
                 streams=turn.streams,
+                is_aside=turn.is_aside,
                 is_child=ask is not None and ask.family is not None,
             )
         )

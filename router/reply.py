@@ -18,9 +18,9 @@ from router.exchange import Exchange
 DROPPED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
     b"transfer-encoding upgrade content-length server date "
-    b"x-request-id x-homeport-session x-homeport-source".split()
+    b"x-request-id x-homeport-session x-homeport-source x-homeport-aside".split()
 )
-"""Of a host's response headers: hop-by-hop ones, and those that the router itself says."""
+"""Of a host's response headers: hop-by-hop ones, those that the router itself says, and one that is for it alone."""
 
 DONE = b"data: [DONE]\n\n"
 EVENT_STREAM: RawHeaders = [

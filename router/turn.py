@@ -83,6 +83,8 @@ class Turn:
     arrived: float = 0.0
     source: str = "none"
     """What named its session."""
+    is_aside: bool = False
+    """Made beside its session's context, as a title is; heard of only while somebody watches what arrives."""
     _addressed: Addressed | None = None
     _streams: bool = False
     _body: bytes = b""
@@ -264,6 +266,8 @@ class Turn:
             pin = answer.get(b"x-homeport-pin")
             if pin is not None:
                 self.pin = pin.decode("latin-1")
+            if self.relay.arrivals.is_watched:
+                self.is_aside = answer.get(b"x-homeport-aside") is not None
             if answer.status == 200 or pin is not None:
                 homes.confirm(ask, to.replica)  # its host has written the pin down
                 if self._addressed is not None:

@@ -288,6 +288,8 @@ class Answering:
         headers = [*self.desk.place_headers(), *self.standing()]
         if self.began is not None and self.lease is not None:
             headers.append(("x-homeport-context", self.lease.context(self.began)))
+            if self.lease.session != self.ask.session:
+                headers.append(("x-homeport-aside", "yes"))  # for the router
         return headers
 
     def standing(self) -> list[tuple[str, str]]:

@@ -287,6 +287,7 @@ async def test_what_a_session_does_aside_runs_on_its_scratch_within_its_family(a
     ((name, standing),) = turns.asked
     assert (name, standing.family) == (SCRATCH, ANN)
     assert got.headers["x-homeport-pin"] == "new", "the pin is the session's"
+    assert got.headers["x-homeport-aside"] == "yes"
     assert got.desk.journal.get(SCRATCH, "smollm2") is None
     assert SCRATCH in turns.made, "nothing was evaluated for it before: its context is new"
 

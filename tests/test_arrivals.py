@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
+from aiohttp import web
 
 from router.arrival import Arrival, advice, astray, client_of, naming_header, product, words
 from router.connect import CLIENTS
@@ -82,6 +83,23 @@ async def test_a_turn_is_told_with_what_named_it_and_where_it_ran(tmp_path: Path
         assert ((await looks.next()).source, seen.is_child) == ("guess", False)
         await router.chat(session="leaf", headers={"x-homeport-parent": "tea"})
         assert (await looks.next()).is_child
+
+
+class AsideHost(AnswersHost):
+    """Makes all that it is asked aside."""
+
+    async def whole(self, request: web.Request, told: dict[str, str]) -> web.StreamResponse:
+        return await super().whole(request, {**told, "x-homeport-aside": "yes"})
+
+
+async def test_a_title_is_known_as_one_and_only_who_looks_is_told(tmp_path: Path) -> None:
+    async with routed(tmp_path, AsideHost("m0/0")) as router, looking(router.url, router.client) as looks:
+        answer = await router.chat(session="tea")
+        assert "x-homeport-aside" not in answer.headers
+        seen = await looks.next()
+        assert seen.is_aside
+        assert words(seen).endswith("new at m0, made aside, as a title is")
+        assert "its context was left alone" in "".join(advice(seen, None))
 
 
 async def test_nothing_that_somebody_wrote_is_told(tmp_path: Path) -> None:
