@@ -39,8 +39,7 @@ class Client:
 
 
 GUESSED = (
-    "nothing names them: they are guessed from their history. A base URL for each project names it: "
-    "`--session my-project`"
+    "their history alone, which is a guess; a base URL for each project names that: `--session my-project`"
 )
 KEY_IN_ENV = f"With keys: `export {KEY_VARIABLE}=…` where it is started; the key does not stand in the file."
 

@@ -3,6 +3,7 @@
 Which clients there are, and where each keeps its settings, says connect.py; how they are written down, connect_text.py.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -208,9 +209,9 @@ def openai_sdk(reach: Reach) -> Settings:
         words=f"""\
 from openai import OpenAI
 
-client = OpenAI(base_url={reach.v1!r}, api_key={reach.shown_key!r})
+client = OpenAI(base_url={_quoted(reach.v1)}, api_key={_quoted(reach.shown_key)})
 answer = client.chat.completions.create(
-    model={reach.model!r},
+    model={_quoted(reach.model)},
     messages=[{{"role": "user", "content": "Hello"}}],
     extra_headers={{"x-session-id": "my-conversation"}},  # one name for each conversation
 )
@@ -224,10 +225,15 @@ def langchain(reach: Reach) -> Settings:
 from langchain_openai import ChatOpenAI
 
 model = ChatOpenAI(
-    model={reach.model!r},
-    base_url={reach.v1!r},
-    api_key={reach.shown_key!r},
+    model={_quoted(reach.model)},
+    base_url={_quoted(reach.v1)},
+    api_key={_quoted(reach.shown_key)},
     default_headers={{"x-session-id": "my-conversation"}},  # a model object for each conversation
 )
 print(model.invoke("Hello").content)"""
     )
+
+
+def _quoted(text: str) -> str:
+    """As Python writes a text, in double quotes."""
+    return json.dumps(text, ensure_ascii=False)
