@@ -10,7 +10,7 @@ from typing import Any
 
 from router.dialects.chat_events import ChatEvents, Chunk, Comment, Done, Event, Failed
 from router.dialects.dialect import Asked, Naming
-from router.dialects.fields import read_object, unreadable
+from router.dialects.fields import read_object
 from router.dialects.ollama_request import (
     Chat,
     read_chat,
@@ -68,11 +68,7 @@ class Ollama:
     def read(self, body: bytes, naming: Naming) -> Asked:
         told = read_object(body)
         asked = self._reads(told)
-        try:
-            chat = json.dumps(asked).encode()
-        except RecursionError as error:
-            raise unreadable(error) from error
-        return self._answers(chat, told.get("model") or asked["model"], naming)
+        return self._answers(json.dumps(asked).encode(), told.get("model") or asked["model"], naming)
 
     def error(self, status: int, error: Said, request_id: str) -> tuple[RawHeaders, bytes]:
         return [], error_body(error)
