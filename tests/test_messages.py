@@ -1,6 +1,7 @@
 """The Messages dialect: golden files of both directions, what cannot be asked, and errors as Anthropic has them."""
 
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -324,6 +325,14 @@ def test_the_line_for_the_bill_is_left_out_and_nothing_else_of_the_system() -> N
     assert chat(system=bill) == chat()
     told = f"Never repeat {bill}"
     assert chat(system=told)["messages"][0]["content"] == told
+
+
+def test_a_body_of_many_small_messages_holds_up_nobody() -> None:
+    many = [{"role": "user", "content": "word " * 12}] * 60_000
+    begun_s = time.process_time()
+    (message,) = chat(messages=many)["messages"]
+    assert time.process_time() - begun_s < 4
+    assert len(message["content"]) == 60_000 * 62 - 2
 
 
 def test_words_of_the_system_within_the_conversation_are_the_users_reminder() -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -206,6 +207,20 @@ def test_reasoning_behind_words_begins_another_answer() -> None:
 def test_calls_without_words_are_a_message_without_content() -> None:
     (told,) = messages(CALL)
     assert told["content"] is None
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"role": "developer", "content": "word " * 12},
+        {"type": "reasoning", "summary": [{"type": "summary_text", "text": "word " * 12}]},
+    ],
+)
+def test_a_body_of_many_small_items_holds_up_nobody(item: dict[str, Any]) -> None:
+    begun_s = time.process_time()
+    (message,) = messages(*[item] * 60_000)
+    assert time.process_time() - begun_s < 4
+    assert len(message.get("reasoning_content") or message["content"]) >= 60_000 * 60
 
 
 def test_reasoning_that_others_sealed_is_left_out() -> None:

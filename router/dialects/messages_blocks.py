@@ -10,9 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from router.dialects.chat_parts import joined
 from router.dialects.messages_errors import wrong
 from router.likeness import BILLING
 
+BETWEEN = {"system": "\n\n", "user": "\n\n", "assistant": "\n"}
+"""The parts of what one role says in a row."""
 SIGNED = "hp1."
 """Begins the signature of a thought. Behind it stands the thought itself, where its text was not shown."""
 
@@ -55,11 +58,11 @@ def chat_messages(told: Mapping[str, Any]) -> list[dict[str, Any]]:
     if role == "assistant":
         message = "an answer cannot be begun for the model here; end with a user's message"
         raise wrong(f"messages.{len(messages) - 1}", message, "unsupported_value")
-    return chat.messages
+    return joined(chat.messages, BETWEEN)
 
 
 class _Chat:
-    """A chat as it grows."""
+    """A chat as it grows: texts are lists of their parts, but for results."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, Any]] = []
@@ -96,9 +99,9 @@ class _Chat:
         text = "\n".join(texts)
         last = self.messages[-1] if self.messages else None
         if last is not None and last["role"] == role:
-            last["content"] += "\n\n" + text
+            last["content"].append(text)
         else:
-            self.messages.append({"role": role, "content": text})
+            self.messages.append({"role": role, "content": [text]})
 
     def _result(self, block: Block, where: str) -> None:
         called = _string(block, "tool_use_id", where)
@@ -113,7 +116,9 @@ class _Chat:
         self.messages.append(message)
 
     def answered(self, content: object, where: str) -> None:
-        texts, thoughts, calls = [], [], []
+        texts: list[str] = []
+        thoughts: list[str] = []
+        calls: list[dict[str, Any]] = []
         for block, at in _blocks(content, where):
             match block["type"]:
                 case "thinking":
@@ -126,13 +131,11 @@ class _Chat:
                     texts.append(_text(block, at))
         last = self.messages[-1] if self.messages else None
         if last is None or last["role"] != "assistant":
-            last = {"role": "assistant", "content": ""}
+            last = {"role": "assistant", "content": []}
             self.messages.append(last)
-        for name, parts in (("content", texts), ("reasoning_content", thoughts)):
-            if said := [part for part in (last.get(name), *parts) if part]:
-                last[name] = "\n".join(said)
-        if calls:
-            last["tool_calls"] = [*last.get("tool_calls", ()), *calls]
+        for name, parts in (("content", texts), ("reasoning_content", thoughts), ("tool_calls", calls)):
+            if said := [part for part in parts if part]:
+                last.setdefault(name, []).extend(said)
 
     def _call(self, block: Block, where: str) -> dict[str, Any]:
         called, name = _string(block, "id", where), _string(block, "name", where)

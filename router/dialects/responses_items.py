@@ -9,12 +9,15 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from router.dialects.chat_parts import joined
 from router.dialects.fields import mapping, name, text, unsupported, wrong_type, wrong_value
 from router.dialects.responses_calls import item_call
 from router.errors import Rejected, bad_request
 
 Item = Mapping[str, Any]
 
+BETWEEN = {"system": "\n\n", "assistant": ""}
+"""The parts of what one role says in a row."""
 SYSTEM = ("system", "developer")
 LEFT_OUT = frozenset({"web_search_call"})
 """They hold nothing that a model reads."""
@@ -86,16 +89,18 @@ def chat_messages(
         conversation.add(item, "previous_response_id")
     for index, item in enumerate(asked):
         conversation.add(item, f"input[{index}]")
-    return conversation.messages
+    return joined(conversation.messages, BETWEEN)
 
 
 class _Conversation:
+    """A chat as it grows: texts of the system's and the assistant's are lists of their parts."""
+
     def __init__(self, instructions: str | None) -> None:
         self.messages: list[dict[str, Any]] = []
         self._answer: dict[str, Any] | None = None
         """The assistant's message that may still grow."""
         if instructions:
-            self.messages.append({"role": "system", "content": instructions})
+            self._hear("system", instructions)
 
     def add(self, item: Item, where: str) -> None:
         kind = item["type"]
@@ -125,15 +130,16 @@ class _Conversation:
     def _hear(self, role: str, content: str) -> None:
         self._answer = None
         if role == "system" and self.messages and self.messages[-1]["role"] == role:
-            self.messages[-1]["content"] += f"\n\n{content}"
+            self.messages[-1]["content"].append(content)
         else:
-            self.messages.append({"role": role, "content": content})
+            self.messages.append({"role": role, "content": [content] if role == "system" else content})
 
     def _say(self, words: str) -> None:
         answer = self._answer
         if answer is None or (answer["content"] is not None and "tool_calls" not in answer):
             answer = self._begin()
-        answer["content"] = (answer["content"] or "") + words
+        answer["content"] = answer["content"] or []
+        answer["content"].append(words)
 
     def _reasoning(self, item: Item, where: str) -> None:
         thought = _thought(item, where)
@@ -142,7 +148,7 @@ class _Conversation:
         answer = self._answer
         if answer is None or answer["content"] is not None or "tool_calls" in answer:
             answer = self._begin()
-        answer["reasoning_content"] = answer.get("reasoning_content", "") + thought
+        answer.setdefault("reasoning_content", []).append(thought)
 
     def _call(self, call: tuple[str, str], item: Item, where: str) -> None:
         answer = self._answer or self._begin()
