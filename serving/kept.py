@@ -118,18 +118,22 @@ class KeptRecords:
                 self._insert(db, bytes.fromhex(session), body)
 
     def remove(self, session: str, record: str) -> bool:
-        """Whether it was there."""
+        """Whether it was there; nothing of it is left on disk."""
         with self._writing() as db:
             self._bytes = None
-            return db.execute(_REMOVE, (bytes.fromhex(session), record)).rowcount > 0
+            found = db.execute(_REMOVE, (bytes.fromhex(session), record)).rowcount
+        self._empty_log()
+        return found > 0
 
     def remove_conversation(self, session: str, conversation: str) -> int:
-        """How many records of it there were."""
+        """How many records of it there were; nothing of them is left on disk."""
         key = bytes.fromhex(session), bytes.fromhex(conversation)
         with self._writing() as db:
             self._bytes = None
             db.execute("DELETE FROM cut WHERE session = ? AND conversation = ?", key)
-            return db.execute("DELETE FROM records WHERE session = ? AND conversation = ?", key).rowcount
+            found = db.execute("DELETE FROM records WHERE session = ? AND conversation = ?", key).rowcount
+        self._empty_log()
+        return found
 
     def forget(self, sessions: Iterable[str]) -> None:
         """They have no home here any more: nothing of them is left on disk."""

@@ -5,7 +5,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +98,24 @@ def test_the_oldest_of_a_full_store_give_way_whose_ever_they_are(path: Path) -> 
     assert names(again.all(BEN)) == ["b2", "b3"]
 
 
-def test_what_is_forgotten_is_gone_from_the_disk(path: Path, kept: KeptRecords) -> None:
+@pytest.mark.parametrize(
+    "forget",
+    [
+        lambda kept: kept.forget([ANN]),
+        lambda kept: kept.remove(ANN, "r1"),
+        lambda kept: kept.remove_conversation(ANN, TRIP),
+    ],
+    ids=["session", "record", "conversation"],
+)
+def test_what_is_forgotten_is_gone_from_the_disk(
+    path: Path, kept: KeptRecords, forget: Callable[[KeptRecords], object]
+) -> None:
     secret = b"the secret of ann"
     body = json.dumps({"id": "r1", "conversation": "conv_trip", "said": secret.decode()}).encode()
     kept.put(BEN, record("b", size=9000))
     kept.put(ANN, body)
     assert any(secret in file.read_bytes() for file in path.parent.iterdir())
-    kept.forget([ANN])
+    forget(kept)
     assert not any(secret in file.read_bytes() for file in path.parent.iterdir())
     assert kept.all(ANN) == []
     assert names(kept.all(BEN)) == ["b"]
