@@ -18,7 +18,8 @@ MOST_CONTINUED = 16
 """Histories that one request offers to be continued; a longer tail was answered long ago."""
 
 SYSTEM_ROLES = frozenset({"system", "developer"})
-TEXT_PARTS = frozenset({"text", "input_text", "output_text"})
+TEXT_PARTS = ("text", "input_text", "output_text")
+"""No set: what a client sent as a type may have no hash."""
 
 
 @dataclass(frozen=True, slots=True)

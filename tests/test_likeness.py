@@ -293,3 +293,8 @@ def test_an_answer_that_tells_the_time_counts_as_it_is() -> None:
     assert whole(HELLO, Message("assistant", "it is 10:00:00")) != whole(
         HELLO, Message("assistant", "it is 10:00:01")
     )
+
+
+@pytest.mark.parametrize("kind", [{}, [], None, 7])
+def test_a_part_whose_type_makes_no_sense_is_read_as_it_is(kind: object) -> None:
+    assert whole(Message("user", [{"type": kind, "text": "hello"}])) != whole(HELLO)
