@@ -94,7 +94,7 @@ class ModelPages:
             "Which models there are is said in homeport.yaml and with `homeport apply`; files are brought by "
             "`homeport pull`. Ollama's commands for it do not work here."
         )
-        return _refused(ApiError(501, "not_supported", message, final=True), _ollama())
+        return _refused(ApiError(400, "unsupported_operation", message, final=True), _ollama())
 
     def _offers(self, request: Request) -> Offers:
         fleet = self._fleet
