@@ -43,7 +43,7 @@ class Front:
     ) -> None:
         """`naming`: headers that may name a session. `origins`: of other sites whose pages may come in."""
         self._relay = relay
-        self._pages = pages
+        self.pages = pages
         self._metrics = metrics
         self._names = names
         self._ring = ring
@@ -87,7 +87,7 @@ class Front:
                 message["headers"] = [*message["headers"], *own.items()]
             await send(message)
 
-        await self._pages(_inner(scope, address, entry), receive, send_named)
+        await self.pages(_inner(scope, address, entry), receive, send_named)
 
     def _too_many(self, key: Key | None) -> ApiError | None:
         wait_s = None if key is None else self._ring.allow(key, self._clock())

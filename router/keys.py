@@ -16,7 +16,7 @@ from router.identity import ANONYMOUS
 Role = Literal["use", "admin", "metrics"]
 
 WINDOW_S = 60.0
-OPEN_TO_ALL = frozenset({"/", "/health", "/ready"})
+OPEN_TO_ALL = frozenset({"/", "/health", "/ready", "/openapi.json"})
 WEB = ("/board/", "/desk/")
 """What begins so are pages without anything of the cluster in them (router/web.py)."""
 FOR_METRICS = frozenset({"/metrics", "/sd"})

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
-from router import admin
+from router import admin, openapi
 from router.arrivals import Arrivals
 from router.conversations_api import add_conversations
 from router.errors import (
@@ -66,6 +66,8 @@ def make_pages(
     pages = FastAPI(title="homeport", docs_url=None, redoc_url=None, openapi_url=None)
     relay = sessions.relay
     _add_state(pages, fleet, clock, version)
+    description = JSONResponse(openapi.describe(version))
+    pages.get(openapi.PATH)(lambda: description)
     _add_errors(pages, relay.arrivals)
     _add_actions(pages, sessions)
     add_responses(pages, relay.kept, sessions.cancel, who)

@@ -117,6 +117,7 @@ MATRIX = [
     *(("GET", path, {"nobody", "prom", "den", "boss"}) for path in ("/", "/desk/den", "/board/board.js")),
     ("GET", "/health", {"nobody", "prom", "den", "boss"}),
     ("GET", "/ready", {"nobody", "prom", "den", "boss"}),
+    ("GET", "/openapi.json", {"nobody", "prom", "den", "boss"}),
     ("GET", "/metrics", {"prom", "boss"}),
     ("GET", "/sd", {"prom", "boss"}),
     *(("GET", path, {"den", "boss"}) for path in OWN),

@@ -94,7 +94,7 @@ class Router:
         clients = router.app.Clients(client, cast(Any, SimHosts(client)))
         parts = router.app.build(settings, clients, CollectorRegistry(), self.loop.time, time.time)
         self.relay = parts.relay
-        self.sessions = cast(Sessions, parts.front._pages)
+        self.sessions = cast(Sessions, parts.front.pages)
         self.loop.create_task(parts.fleet.run())
         self.net.listen(self.address, process, with_exchange(cast(App, parts.front), self.loop.create_task))
 
