@@ -42,8 +42,8 @@ class Kept:
         self._digest_key = digest_key
 
     async def history(self, goes_on: GoesOn, ask: Ask, to: Send) -> tuple[list[Record], list[Record]]:
-        """What was said before, oldest first; and the answers of which the request only names items, those that are
-        there. `to`: where its session has its home. Raises Rejected, and NotConnected where that cannot be asked."""
+        """What was said before, oldest first; and the answers of which the request only names items, up to the first
+        that is not there: such a request fails. `to`: where its session has its home. Raises Rejected, and NotConnected where that cannot be asked."""
         if goes_on.previous is not None:
             before = await self._chain(goes_on.previous, ask, to)
         elif goes_on.conversation is not None:
@@ -51,8 +51,13 @@ class Kept:
         else:
             before = []
         there = {record["id"] for record in before}
-        named = [await self.get(response, ask.key) for response in goes_on.responses if response not in there]
-        return before, [record for record in named if record is not None]
+        named: list[Record] = []
+        for response in goes_on.responses:
+            if response not in there:
+                if (record := await self.get(response, ask.key)) is None:
+                    break
+                named.append(record)
+        return before, named
 
     async def put(self, record: Record, ask: Ask, replica: str) -> None:
         """Leave it with the host that answered. An answer that cannot be kept goes out all the same."""
@@ -131,8 +136,8 @@ class Kept:
         """Of one that is new nothing is kept yet."""
         told = await self._at(to, f"{ask.session}", conversation=conversation_digest(name))
         records, is_whole = ([], True) if told is None else _records(told)
-        if not is_whole or (not records and to.generation > 1):
-            # A home before this one may have had some of it that did not come along.
+        if not is_whole or (self._keeps and not records and to.generation > 1):
+            # A home before this one may have had some of it that did not come along; where nothing is kept, none had.
             raise Rejected(conversation_cut(name))
         return records
 

@@ -384,6 +384,20 @@ async def test_a_router_that_is_to_keep_nothing_keeps_nothing(make_world: MakeWo
         await not_found(client, first["id"])
 
 
+async def test_a_conversation_of_which_nothing_is_kept_goes_on_after_a_move(
+    make_world: MakeWorld, tmp_path: Path
+) -> None:
+    world = await make_world(den=("home", FAKE), attic=("home", FAKE))
+    async with router_of(world, tmp_path / "other", world.host("den").model, keep_responses=False):
+        client = Client(world)
+        first = await client.ask(HELLO, conversation="conv_trip")
+        new = next(name for name in world.machines.hosts if name != first["homeport"]["machine"])
+        path = f"/api/sessions/{session_of(first['id'])}/move"
+        assert (await client.call("POST", path, {"machine": new}))[0] == 200
+        second = await client.ask(HELLO, conversation="conv_trip")
+    assert second["homeport"]["machine"] == new
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_an_answer_that_cannot_be_kept_goes_out_all_the_same(tmp_path: Path, stream: bool) -> None:
     async with routed(tmp_path, AnswersHost("den/0")) as router:  # it has nowhere to keep anything
