@@ -43,7 +43,8 @@ class Kept:
 
     async def history(self, goes_on: GoesOn, ask: Ask, to: Send) -> tuple[list[Record], list[Record]]:
         """What was said before, oldest first; and the answers of which the request only names items, up to the first
-        that is not there: such a request fails. `to`: where its session has its home. Raises Rejected, and NotConnected where that cannot be asked."""
+        that is not there: such a request fails. `to`: where its session has its home. Raises Rejected, and NotConnected
+        where that cannot be asked."""
         if goes_on.previous is not None:
             before = await self._chain(goes_on.previous, ask, to)
         elif goes_on.conversation is not None:

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from router.dialects.responses_ids import session_of
+from router.kept import Record
+from router.keys import Key
 from tests.fakes import Behaviour
 from tests.host_process import HostProcess
 from tests.moving_world import World, router_of
@@ -348,6 +350,28 @@ async def test_a_conversation_is_made_up_listed_and_forgotten(make_world: MakeWo
     assert (await client.call("GET", f"/v1/responses/{second['id']}"))[0] == 404
     third = await client.ask(conversation=made["id"])
     assert sum(tokens(third)) < len(HELLO)
+
+
+async def test_nothing_is_asked_for_behind_an_item_that_is_not_there(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await make_world(den=("home", FAKE))
+    client = Client(world)
+    first = await client.ask(HELLO)
+    asked: list[str] = []
+    kept = world.parts.relay.kept
+    get = kept.get
+
+    async def counted(response: str, key: Key) -> Record | None:
+        asked.append(response)
+        return await get(response, key)
+
+    monkeypatch.setattr(kept, "get", counted)
+    root = first["id"].removeprefix("resp_")[:24]
+    forged = [{"type": "item_reference", "id": f"msg_{root}{number:032x}00"} for number in range(9)]
+    status, told = await client.call("POST", "/v1/responses", {"model": "smollm2", "input": forged})
+    assert (status, told["error"]["code"]) == (400, "item_not_found")
+    assert len(asked) == 1
 
 
 async def indexed(world: World, response: Mapping[str, Any]) -> None:
