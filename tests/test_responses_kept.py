@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from router.dialects.responses_ids import session_of
-from router.kept import Record
+from router.kept import Kept, Record
 from router.keys import Key
 from tests.fakes import Behaviour
 from tests.host_process import HostProcess
@@ -359,7 +359,7 @@ async def test_nothing_is_asked_for_behind_an_item_that_is_not_there(
     client = Client(world)
     first = await client.ask(HELLO)
     asked: list[str] = []
-    kept = world.parts.relay.kept
+    kept: Kept = world.parts.relay.kept
     get = kept.get
 
     async def counted(response: str, key: Key) -> Record | None:
