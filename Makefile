@@ -8,7 +8,7 @@ COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-isolation bench-relay bench-sessions bench-vllm clean lock python bench-metrics dashboards screenshots bench-board
+.PHONY: help setup up wheelhouse test test-cluster test-fleet test-loss test-vllm test-clients test-schedules test-compose test-gpu check bench bench-controller bench-engine bench-isolation bench-relay bench-sessions bench-vllm clean lock python bench-metrics dashboards screenshots bench-board
 
 help: ## what there is to do
 	@sed -n 's/^\([a-z-]*\):[^#]*## /  make \1	/p' $(firstword $(MAKEFILE_LIST)) | expand -t 21
@@ -44,6 +44,12 @@ test-vllm: python ## set up vLLM for CPUs once (3 min, 3 GB), then test both eng
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/python -m tests.vllm.prepare
 	@exec .venv/bin/python -m pytest -s -m vllm tests/vllm $(ARGS)
+
+test-clients: python ## set up real client programs once (4 min, 4 GB), then talk with each, without a network (8 min)
+	@$(PYTHON) -m $(SETUP) dev --quiet
+	@.venv/bin/python -m tests.browser.packages
+	@.venv/bin/python -m tests.clients.prepare
+	@exec .venv/bin/python -m tests.clients.offline .venv/bin/python -m pytest -m clients tests/clients $(ARGS)
 
 test-loss: python ## lose machines in every way while turns go on, also those that take minutes (as root)
 	@$(PYTHON) -m $(SETUP) dev --quiet

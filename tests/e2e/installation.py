@@ -32,7 +32,7 @@ models:
     source: bundled
     replicas: {replicas}
     needs: {{cores: {cores}, memory: {memory}}}
-    context: 2048
+    context: {context}
     hold: {hold}
     queue: {queue}
 {more}{others}"""
@@ -50,6 +50,7 @@ class Homeport:
     """Replicas of the model."""
     cores: int = 1
     memory: str = "1GiB"
+    context: int = 2048
     drain: str = "1s"
     more: tuple[str, ...] = ()
     """More keys of the model, each as YAML's `key: value`."""
@@ -68,6 +69,7 @@ class Homeport:
         """Write the config, with these keys of the model beside `more`."""
         keys = "".join(f"    {key}\n" for key in (*self.more, *more))
         shape = {"replicas": self.count, "cores": self.cores, "memory": self.memory, "more": keys}
+        shape |= {"context": self.context}
         shape |= {"drain": self.drain, "others": self.others}
         text = CONFIG.format(hold=self.hold, queue=self.queue, **shape, **self.ports)
         if self.models:

@@ -1,0 +1,69 @@
+"""Talks through an SDK: `python sdks.py SDK HISTORY WORDS …`, a streamed turn for each of the words.
+
+Runs in the clients' own environment, without homeport. HISTORY is a file of messages, which a program that uses such
+an SDK keeps itself. OPENAI_BASE_URL, OPENAI_API_KEY and MODEL say whom to ask, MAX_TOKENS how much.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+MODEL = os.environ["MODEL"]
+MOST = int(os.environ["MAX_TOKENS"])
+
+
+def openai(history: Any) -> Iterator[str]:
+    from openai import OpenAI
+
+    stream: Any = OpenAI().chat.completions.create(
+        model=MODEL, messages=history, stream=True, temperature=0, max_tokens=MOST
+    )
+    for chunk in stream:
+        for choice in chunk.choices:
+            yield choice.delta.content or ""
+
+
+def langchain(history: Any) -> Iterator[str]:
+    from langchain_openai import ChatOpenAI
+
+    for chunk in ChatOpenAI(model=MODEL, temperature=0, max_tokens=MOST).stream(history):
+        yield str(chunk.text)
+
+
+def litellm(history: Any) -> Iterator[str]:
+    from litellm import completion
+
+    stream = completion(
+        model=f"openai/{MODEL}", messages=history, stream=True, temperature=0, max_tokens=MOST
+    )
+    for chunk in stream:
+        yield chunk.choices[0].delta.content or ""
+
+
+SDKS: dict[str, Callable[[Any], Iterator[str]]] = {
+    "openai": openai,
+    "langchain": langchain,
+    "litellm": litellm,
+}
+
+
+def main() -> None:
+    sdk, file, *words = sys.argv[1:]
+    kept = Path(file)
+    history = json.loads(kept.read_text()) if kept.exists() else []
+    for line in words:
+        history.append({"role": "user", "content": line})
+        answer = ""
+        for text in SDKS[sdk](history):
+            answer += text
+            print(text, end="", flush=True)
+        print()
+        history.append({"role": "assistant", "content": answer})
+        kept.write_text(json.dumps(history))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""The SDKs as clients: a small program in each language, which keeps its history in a file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests.clients.chat import Chat
+from tests.clients.programs import Programs
+
+DRIVERS = Path(__file__).parent / "drivers"
+OFFLINE = {
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "LANGSMITH_TRACING": "false",
+    "OPENAI_AGENTS_DISABLE_TRACING": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Sdk:
+    """One of those that the drivers know. It names no session."""
+
+    programs: Programs
+    name: str
+    node: bool = False
+    source: str = "guess"
+
+    def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
+        if self.node:
+            driver = [self.programs.node, DRIVERS / "sdks.mjs"]
+        else:
+            driver = [self.programs.python("sdks"), DRIVERS / "sdks.py"]
+        env = {"OPENAI_BASE_URL": chat.url, "OPENAI_API_KEY": "unused", "MODEL": chat.model, **OFFLINE}
+        env |= {"MAX_TOKENS": str(chat.max_tokens), "PACKAGES": str(self.programs.modules)}
+        return [*driver, self.name, chat.folder / "history.json", *words], env

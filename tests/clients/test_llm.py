@@ -1,0 +1,46 @@
+"""`llm`, the command line: a process a turn, its conversations kept in its own database."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.clients.chat import Chat
+from tests.clients.programs import Programs
+from tests.clients.scenarios import (  # noqa: F401  the tests themselves
+    Client,
+    test_a_restart_of_the_client_resumes,
+    test_cancel_frees,
+    test_two_conversations_at_once_get_two_homes,
+)
+
+pytestmark = pytest.mark.clients
+
+MODELS = """\
+- model_id: {model}
+  model_name: {model}
+  api_base: {url}
+  api_key_name: homeport
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Llm:
+    programs: Programs
+    source: str = "guess"
+
+    def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
+        (line,) = words
+        folder = chat.folder / "llm"
+        goes_on = ["--continue"] if (folder / "logs.db").exists() else []
+        folder.mkdir(exist_ok=True)
+        (folder / "extra-openai-models.yaml").write_text(MODELS.format(model=chat.model, url=chat.url))
+        command = [self.programs.command("sdks", "llm"), "prompt", *goes_on, "-m", chat.model]
+        options = ["-o", "temperature", "0", "-o", "max_tokens", chat.max_tokens]
+        return [*command, *options, "--key", "unused", line], {"LLM_USER_PATH": str(folder)}
+
+
+@pytest.fixture
+def client(installed: Programs) -> Client:
+    return Llm(installed)
