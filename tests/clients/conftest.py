@@ -10,6 +10,8 @@ import pytest
 from tests.clients.chat import Chat, chat
 from tests.clients.prepare import lacking
 from tests.clients.programs import Programs, programs
+from tests.clients.scenarios import Client
+from tests.clients.scripted import scripted_homeport
 from tests.e2e.installation import Homeport, ended_after
 from tests.e2e.talk import MODEL
 
@@ -33,22 +35,27 @@ def real(installed: Programs, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield homeport
 
 
-@pytest.fixture
-def world(real: Homeport) -> Homeport:
-    """What the clients of a module talk to."""
-    return real
+@pytest.fixture(scope="package")
+def scripted(installed: Programs, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
+    """Two exclusive replicas whose answers stand in a script: for agents, of whom no small model makes anything."""
+    with ended_after(scripted_homeport(tmp_path_factory.mktemp("scripted"))) as homeport:
+        homeport.up("--allow-script")
+        yield homeport
 
 
 @pytest.fixture
-def model() -> str:
-    return MODEL
+def world(request: pytest.FixtureRequest, client: Client) -> Homeport:
+    """What the client talks to."""
+    homeport = request.getfixturevalue("real" if client.model == MODEL else "scripted")
+    assert isinstance(homeport, Homeport)
+    return homeport
 
 
 @pytest.fixture
-def new_chat(world: Homeport, model: str, tmp_path: Path) -> Iterator[Callable[[], Chat]]:
+def new_chat(world: Homeport, client: Client, tmp_path: Path) -> Iterator[Callable[[], Chat]]:
     """Begins conversations, each in a home of its own."""
     numbers = itertools.count(1)
     with ExitStack() as open_chats:
         yield lambda: open_chats.enter_context(
-            chat(tmp_path / f"home{next(numbers)}", world.ports["router"], model)
+            chat(tmp_path / f"home{next(numbers)}", world.ports["router"], client.model)
         )

@@ -80,6 +80,9 @@ class Recorder:
 
     def __init__(self, to: int) -> None:
         self._heard: list[_Heard] = []
+        self.connections = 0
+        """That clients have open now."""
+        self._lock = threading.Lock()
         recorder = self
 
         class Handler(socketserver.BaseRequestHandler):
@@ -115,11 +118,17 @@ class Recorder:
     def _pass_on(self, client: socket.socket, to: int) -> None:
         heard = _Heard()
         self._heard.append(heard)
+        self._count(1)
         with socket.create_connection(("127.0.0.1", to)) as there:
             back = threading.Thread(target=_copy, args=(there, client, heard.answered), daemon=True)
             back.start()
             _copy(client, there, heard.asked)
+            self._count(-1)
             back.join()
+
+    def _count(self, more: int) -> None:
+        with self._lock:
+            self.connections += more
 
 
 def _copy(here: socket.socket, there: socket.socket, kept: _Way) -> None:

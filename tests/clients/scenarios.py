@@ -4,22 +4,22 @@ import itertools
 import os
 import random
 import signal
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import psutil
-
 from tests.clients.chat import Chat
 from tests.clients.recorder import Exchange
+from tests.clients.scripted import NOTE, READ_IT
 from tests.e2e.installation import Homeport, eventually
 from tests.e2e.talk import at_once
 
 ANOTHER = "And a fourth?"
 LONG = "Write a long story about a harbour, a lighthouse and a storm."
 LONG_TOKENS = 1200
-SHOWN_BYTES = 2000
+SHOWN_BYTES = 8000
 """Of an answer's stream, by which it is well on its way."""
+LEAVES_S = 20.0
+"""For the program itself to hang up."""
 FREE_S = 2.0
 
 _numbers = itertools.count(random.randrange(1000, 9000))
@@ -28,6 +28,10 @@ NewChat = Callable[[], Chat]
 
 class Client(Protocol):
     """How a program is made to say something."""
+
+    @property
+    def model(self) -> str:
+        """What it asks for."""
 
     @property
     def source(self) -> str:
@@ -49,7 +53,12 @@ def say(client: Client, chat: Chat, *words: str) -> list[Exchange]:
     chat.run(*client.command(chat, words))
     turns = chat.turns[before:]
     assert all(turn.status == 200 and turn.told for turn in turns), turns
-    return turns
+    return talk(turns)
+
+
+def talk(turns: list[Exchange]) -> list[Exchange]:
+    """Those of the conversation: what an agent asks beside it, a title for one, offers no tools."""
+    return [turn for turn in turns if turn.body.get("tools")] or turns
 
 
 def prompt_tokens(turn: Exchange) -> int:
@@ -63,7 +72,6 @@ def home(turn: Exchange) -> str:
 
 def assert_goes_on(first: Exchange, second: Exchange, client: Client) -> None:
     """The second turn came home, and only what is new in it was evaluated."""
-    assert first.answer_headers["x-homeport-pin"] == "new"
     assert second.answer_headers["x-homeport-pin"] == "kept"
     assert home(first) == home(second)
     assert {turn.answer_headers["x-homeport-source"] for turn in (first, second)} == {client.source}
@@ -84,7 +92,7 @@ def test_two_conversations_at_once_get_two_homes(world: Homeport, client: Client
     at_rest(world)
     chats = [new_chat(), new_chat()]
     at_once(*(lambda c=c: say(client, c, rivers()) for c in chats))
-    turns = [chat.turns[-1] for chat in chats]
+    turns = [turn for chat in chats for turn in chat.turns]
     assert len({home(turn) for turn in turns}) == 2
     assert len({turn.answer_headers["x-homeport-session"] for turn in turns}) == 2
 
@@ -92,14 +100,16 @@ def test_two_conversations_at_once_get_two_homes(world: Homeport, client: Client
 def test_turns_stay(world: Homeport, client: Client, new_chat: NewChat) -> None:
     at_rest(world)
     first, second = say(client, new_chat(), rivers(), ANOTHER)
+    assert first.answer_headers["x-homeport-pin"] == "new"
     assert_goes_on(first, second, client)
 
 
 def test_a_restart_of_the_client_resumes(world: Homeport, client: Client, new_chat: NewChat) -> None:
     at_rest(world)
     chat = new_chat()
-    first = say(client, chat, rivers())[-1]
-    second = say(client, chat, ANOTHER)[-1]
+    (first,) = say(client, chat, rivers())
+    (second,) = say(client, chat, ANOTHER)
+    assert chat.turns[0].answer_headers["x-homeport-pin"] == "new"
     assert_goes_on(first, second, client)
 
 
@@ -110,10 +120,29 @@ def test_cancel_frees(world: Homeport, client: Client, new_chat: NewChat) -> Non
     process = chat.start(*client.command(chat, [LONG]))
     eventually(lambda: any(len(turn.answer) > SHOWN_BYTES for turn in chat.turns), 60)
     assert running(world) == 1
-    interrupted = time.monotonic()
-    for part in psutil.Process(process.pid).children(recursive=True):
-        os.kill(part.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does at Ctrl-C
+    eventually(lambda: chat.recorder.connections == 0, LEAVES_S)
     eventually(lambda: running(world) == 0, FREE_S)
-    assert time.monotonic() - interrupted < FREE_S
     assert not chat.turns[-1].told
+
+
+def test_a_title_request_does_not_disturb(world: Homeport, client: Client, new_chat: NewChat) -> None:
+    at_rest(world)
+    chat = new_chat()
+    (first,) = say(client, chat, rivers())
+    (second,) = say(client, chat, ANOTHER)
+    titles = [turn for turn in chat.turns if turn not in talk(chat.turns)]
+    assert titles
+    named = {turn.answer_headers["x-homeport-session"] for turn in (*titles, first, second)}
+    assert len(named) == 1
+    assert_goes_on(first, second, client)
+
+
+def test_tool_calls_go_on_at_home(world: Homeport, client: Client, new_chat: NewChat) -> None:
+    at_rest(world)
+    chat = new_chat()
+    (chat.work / "note.txt").write_text(NOTE)
+    asks, reads = say(client, chat, READ_IT)
+    assert NOTE in reads.sent.decode()
+    assert NOTE in chat.said
+    assert_goes_on(asks, reads, client)

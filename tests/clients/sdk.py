@@ -7,6 +7,7 @@ from typing import Any
 
 from tests.clients.chat import Chat
 from tests.clients.programs import Programs
+from tests.e2e.talk import MODEL
 
 DRIVERS = Path(__file__).parent / "drivers"
 OFFLINE = {
@@ -24,6 +25,7 @@ class Sdk:
     name: str
     node: bool = False
     source: str = "guess"
+    model: str = MODEL
 
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         if self.node:
@@ -31,5 +33,6 @@ class Sdk:
         else:
             driver = [self.programs.python("sdks"), DRIVERS / "sdks.py"]
         env = {"OPENAI_BASE_URL": chat.url, "OPENAI_API_KEY": "unused", "MODEL": chat.model, **OFFLINE}
+        env |= {"ANTHROPIC_BASE_URL": chat.recorder.url, "ANTHROPIC_API_KEY": "unused"}
         env |= {"MAX_TOKENS": str(chat.max_tokens), "PACKAGES": str(self.programs.modules)}
         return [*driver, self.name, chat.folder / "history.json", *words], env

@@ -14,6 +14,7 @@ from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     test_cancel_frees,
     test_two_conversations_at_once_get_two_homes,
 )
+from tests.e2e.talk import MODEL
 
 pytestmark = pytest.mark.clients
 
@@ -29,6 +30,7 @@ MODELS = """\
 class Llm:
     programs: Programs
     source: str = "guess"
+    model: str = MODEL
 
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         (line,) = words

@@ -20,7 +20,18 @@ async function* openai(history) {
   for await (const chunk of stream) yield chunk.choices[0]?.delta?.content ?? "";
 }
 
-const sdks = { openai };
+async function* anthropic(history) {
+  const { Anthropic } = require("@anthropic-ai/sdk");
+  const stream = new Anthropic().messages.stream({
+    model: process.env.MODEL,
+    messages: history,
+    temperature: 0,
+    max_tokens: most,
+  });
+  for await (const event of stream) if (event.type === "content_block_delta") yield event.delta.text ?? "";
+}
+
+const sdks = { anthropic, openai };
 const [sdk, file, ...words] = process.argv.slice(2);
 const history = existsSync(file) ? JSON.parse(readFileSync(file)) : [];
 for (const line of words) {

@@ -1,7 +1,8 @@
 """Talks through an SDK: `python sdks.py SDK HISTORY WORDS …`, a streamed turn for each of the words.
 
 Runs in the clients' own environment, without homeport. HISTORY is a file of messages, which a program that uses such
-an SDK keeps itself. OPENAI_BASE_URL, OPENAI_API_KEY and MODEL say whom to ask, MAX_TOKENS how much.
+an SDK keeps itself. The SDKs'
+own variables and MODEL say whom to ask, MAX_TOKENS how much.
 """
 
 import json
@@ -43,7 +44,15 @@ def litellm(history: Any) -> Iterator[str]:
         yield chunk.choices[0].delta.content or ""
 
 
+def anthropic(history: Any) -> Iterator[str]:
+    from anthropic import Anthropic
+
+    with Anthropic().messages.stream(model=MODEL, messages=history, max_tokens=MOST) as stream:
+        yield from stream.text_stream
+
+
 SDKS: dict[str, Callable[[Any], Iterator[str]]] = {
+    "anthropic": anthropic,
     "openai": openai,
     "langchain": langchain,
     "litellm": litellm,

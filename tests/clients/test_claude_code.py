@@ -1,0 +1,50 @@
+"""Claude Code: `claude -p`, a process a turn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.clients.chat import Chat
+from tests.clients.programs import Programs
+from tests.clients.scenarios import (  # noqa: F401  the tests themselves
+    Client,
+    test_a_restart_of_the_client_resumes,
+    test_cancel_frees,
+    test_tool_calls_go_on_at_home,
+    test_two_conversations_at_once_get_two_homes,
+)
+from tests.clients.scripted import AGENT, CAT
+
+pytestmark = pytest.mark.clients
+
+QUIET = {
+    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+    "DISABLE_AUTOUPDATER": "1",
+    "DISABLE_TELEMETRY": "1",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ClaudeCode:
+    programs: Programs
+    source: str = "header"
+    model: str = AGENT
+
+    def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
+        (line,) = words
+        goes_on = ["--continue"] if (chat.folder / ".claude" / "projects").exists() else []
+        return [self.programs.claude, "-p", *goes_on, "--allowedTools", f"Bash({CAT})", "--", line], settings(
+            chat
+        )
+
+
+def settings(chat: Chat) -> dict[str, str]:
+    models = dict.fromkeys(("ANTHROPIC_MODEL", "ANTHROPIC_SMALL_FAST_MODEL"), chat.model)
+    return {"ANTHROPIC_BASE_URL": chat.recorder.url, "ANTHROPIC_AUTH_TOKEN": "unused", **models, **QUIET}
+
+
+@pytest.fixture
+def client(installed: Programs) -> Client:
+    return ClaudeCode(installed)
