@@ -41,16 +41,20 @@ class Exchange:
 
     @property
     def told(self) -> dict[str, Any]:
-        """What homeport told of the turn in the answer's last part; empty if it did not come so far."""
-        found: dict[str, Any] = {}
-        for part in _parts(self.answer):
-            for holder in (part, part.get("response")):
-                if isinstance(holder, dict):
-                    found = holder.get("homeport") or found
-        return found
+        return told_in(self.answer)
 
     def __repr__(self) -> str:
         return f"{self.method} {self.path}: {self.status}, {self.answer[-300:]!r}"
+
+
+def told_in(answer: bytes) -> dict[str, Any]:
+    """What homeport told of the turn in the answer's last part; empty if it did not come so far."""
+    found: dict[str, Any] = {}
+    for part in _parts(answer):
+        for holder in (part, part.get("response")):
+            if isinstance(holder, dict):
+                found = holder.get("homeport") or found
+    return found
 
 
 @dataclass

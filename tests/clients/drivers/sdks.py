@@ -51,7 +51,24 @@ def anthropic(history: Any) -> Iterator[str]:
         yield from stream.text_stream
 
 
+def agents(history: Any) -> Iterator[str]:
+    """OpenAI's Agents SDK, over the Responses API."""
+    import asyncio
+
+    from agents import Agent, ModelSettings, Runner
+
+    async def talk() -> str:
+        agent = Agent(name="guide", model=MODEL, model_settings=ModelSettings(max_tokens=MOST))
+        result = Runner.run_streamed(agent, history)
+        async for _ in result.stream_events():
+            pass
+        return str(result.final_output)
+
+    yield asyncio.run(talk())
+
+
 SDKS: dict[str, Callable[[Any], Iterator[str]]] = {
+    "agents": agents,
     "anthropic": anthropic,
     "openai": openai,
     "langchain": langchain,

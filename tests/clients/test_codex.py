@@ -1,0 +1,55 @@
+"""Codex: `codex exec`, a process a turn."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from tests.clients.chat import Chat
+from tests.clients.programs import Programs
+from tests.clients.scenarios import (  # noqa: F401  the tests themselves
+    Client,
+    test_a_restart_of_the_client_resumes,
+    test_cancel_frees,
+    test_tool_calls_go_on_at_home,
+    test_two_conversations_at_once_get_two_homes,
+)
+from tests.clients.scripted import AGENT
+
+pytestmark = pytest.mark.clients
+
+SETTINGS = """\
+model = "{model}"
+model_provider = "homeport"
+check_for_update_on_startup = false
+
+[model_providers.homeport]
+name = "homeport"
+base_url = "{url}"
+wire_api = "responses"
+
+[analytics]
+enabled = false
+"""
+UNASKED = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
+
+
+@dataclass(frozen=True, slots=True)
+class Codex:
+    programs: Programs
+    source: str = "header"
+    model: str = AGENT
+
+    def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
+        (line,) = words
+        home = chat.folder / ".codex"
+        goes_on = ["resume", "--last"] if (home / "sessions").exists() else []
+        home.mkdir(exist_ok=True)
+        (home / "config.toml").write_text(SETTINGS.format(model=chat.model, url=chat.url))
+        return [self.programs.codex, "exec", *UNASKED, *goes_on, line], {}
+
+
+@pytest.fixture
+def client(installed: Programs) -> Client:
+    return Codex(installed)
