@@ -11,6 +11,7 @@ from typing import Any
 
 from router import openapi_schemas as of
 from router.openapi_schemas import Schema
+from serving.drain_plan import LONGEST_DRAIN_S
 
 PATH = "/openapi.json"
 JSON, EVENTS, LINES = "application/json", "text/event-stream", "application/x-ndjson"
@@ -218,7 +219,7 @@ PEOPLE = (
     _act(
         "drain",
         "Move its sessions away by a time",
-        of.record({}, {"within_s": of.number(0, 86400)}),
+        of.record({}, {"within_s": of.number(0, LONGEST_DRAIN_S)}),
         needs_body=False,
     ),
     _act("yield", "Its person wants it, or no longer", of.YIELD),

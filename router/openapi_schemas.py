@@ -7,6 +7,8 @@ and Ollama say. Of an answer: what is always there.
 from collections.abc import Mapping
 from typing import Any
 
+from serving.yielding import LONGEST_S
+
 Schema = Mapping[str, Any]
 
 TEXT: Schema = {"type": "string"}
@@ -102,7 +104,7 @@ OLLAMA_CHAT = record({"model": NAME, "messages": listed(OLLAMA_MESSAGE, 1)}, OLL
 OLLAMA_GENERATE = record({"model": NAME, "prompt": NAME}, {**OLLAMA_MORE, "system": TEXT})
 OLLAMA_EMBED = record({"model": NAME, "input": either(NAME, listed(NAME, 1))})
 OLLAMA_EMBEDDINGS = record({"model": NAME, "prompt": NAME})
-FOR_S = {"type": "number", "exclusiveMinimum": 0, "maximum": 365 * 86400}
+FOR_S = {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_S}
 YIELD = {**record({}, {"for_s": FOR_S, "end": FLAG}), "additionalProperties": False}
 
 CHOICE = record({"index": COUNT, "finish_reason": TEXT})
