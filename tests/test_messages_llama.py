@@ -15,6 +15,8 @@ from serving.source import SourceError, bundled_model
 from tests.host_process import HostProcess, model_spec
 from tests.standins import MODEL, AnswersHost, Router, bearer_of, routed
 
+pytestmark = pytest.mark.clients
+
 TEMPLATE = (Path(__file__).parent / "templates" / "smollm2_tools.jinja").read_text()
 THINKS = TEMPLATE.replace(
     "(message.content or '')",

@@ -13,6 +13,8 @@ from serving.source import SourceError, bundled_model
 from tests.host_process import HostProcess, model_spec
 from tests.moving_world import Machines, World, world
 
+pytestmark = pytest.mark.clients
+
 MODEL = "smollm2"
 TEMPLATE = Path(__file__).parent / "templates" / "smollm2_tools.jinja"
 PARIS = [{"role": "user", "content": "What is the capital of France?"}]

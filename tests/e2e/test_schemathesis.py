@@ -11,6 +11,8 @@ import pytest
 
 from tests.e2e.installation import Homeport, ended_after
 
+pytestmark = pytest.mark.clients
+
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,response_headers_conformance,"
     "response_schema_conformance"

@@ -12,6 +12,8 @@ from tests.e2e.installation import Homeport, ended_after, eventually
 from tests.e2e.sdk_tests import TEMPLATE, Person, Weather, running, weather
 from tests.e2e.talk import MODEL, client
 
+pytestmark = pytest.mark.clients
+
 PARIS: Any = [
     {"role": "developer", "content": "You are a helpful AI assistant."},
     {"role": "user", "content": "What is the capital of France?"},
