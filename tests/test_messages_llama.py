@@ -198,7 +198,7 @@ async def test_a_stop_sequence_is_told(sdk: AsyncAnthropic) -> None:
 
 async def test_an_answer_that_fills_the_context_says_so(sdk: AsyncAnthropic) -> None:
     async def counted(words: int) -> int:
-        return (await sdk.messages.count_tokens(model=MODEL, messages=asked(words))).input_tokens
+        return int((await sdk.messages.count_tokens(model=MODEL, messages=asked(words))).input_tokens)
 
     def asked(words: int) -> Any:
         return [{"role": "user", "content": "word " * words}]
@@ -271,7 +271,7 @@ async def test_what_a_model_thinks_is_shown_to_who_asks_for_it_and_read_again(sd
     async def count(*thought: Any) -> int:
         said: Any = {"role": "assistant", "content": [*thought, {"type": "text", "text": "Paris."}]}
         messages = [*PARIS, said, {"role": "user", "content": "Sure?"}]
-        return (await sdk.messages.count_tokens(model=MODEL, messages=messages)).input_tokens
+        return int((await sdk.messages.count_tokens(model=MODEL, messages=messages)).input_tokens)
 
     bare = await count()
     assert await count({"type": "redacted_thinking", "data": "another model's"}) == bare
