@@ -124,8 +124,8 @@ def build(
     sessions = Sessions(fleet, peers, finder, relay, mover, wall, siblings)
     watch = Watch(fleet, peers, sessions, wall, ring.holds)
     scrape = Scrape(fleet, peers, registry)
-    pages = make_pages(fleet, peers, sessions, watch, scrape, clock, wall, version())
-    ModelPages(fleet, int(wall()), settings.list_machines).add_to(pages)
+    offered = ModelPages(fleet, int(wall()), settings.list_machines)
+    pages = make_pages(fleet, peers, sessions, offered, watch, scrape, clock, wall)
     names = Names(settings.host, socket.gethostname(), settings.names)
     naming, pace_clock = naming_headers(settings.identity), clock if worker is None else uptime
     front = Front(relay, pages, metrics, names, ring, naming, pace_clock, settings.origins)

@@ -26,6 +26,7 @@ from router.errors import (
 from router.exchange import EXCHANGE
 from router.fleet import Fleet
 from router.keys import Entry
+from router.model_pages import ModelPages
 from router.page_body import read_json
 from router.peers import Peers
 from router.responses_api import add_responses
@@ -34,7 +35,7 @@ from router.sessions import Sessions, wanted_machine, wanted_time
 from router.told import entry_of, refusal, told, who
 from router.watch import Watch
 from router.web import add_web, read_files
-from serving.exposition import CONTENT_TYPE
+from serving.exposition import CONTENT_TYPE, version
 
 
 class Board(StreamingResponse):
@@ -56,17 +57,18 @@ def make_pages(
     fleet: Fleet,
     peers: Peers,
     sessions: Sessions,
+    offered: ModelPages,
     watch: Watch,
     scrape: Scrape,
     clock: Callable[[], float],
     wall: Callable[[], float],
-    version: str,
 ) -> FastAPI:
     """The app. Errors have OpenAI's shape, those of unknown paths too."""
     pages = FastAPI(title="homeport", docs_url=None, redoc_url=None, openapi_url=None)
     relay = sessions.relay
-    _add_state(pages, fleet, clock, version)
-    description = JSONResponse(openapi.describe(version))
+    offered.add_to(pages)
+    _add_state(pages, fleet, clock)
+    description = JSONResponse(openapi.describe(version()))
     pages.get(openapi.PATH)(lambda: description)
     _add_errors(pages, relay.arrivals)
     _add_actions(pages, sessions)
@@ -135,10 +137,10 @@ def _add_actions(pages: FastAPI, sessions: Sessions) -> None:
         return await sessions.drain(name, wanted_time(await read_json(request, "{}")))
 
 
-def _add_state(pages: FastAPI, fleet: Fleet, clock: Callable[[], float], version: str) -> None:
+def _add_state(pages: FastAPI, fleet: Fleet, clock: Callable[[], float]) -> None:
     @pages.get("/health")
     async def health() -> dict[str, str]:
-        return {"status": "alive", "version": version}
+        return {"status": "alive", "version": version()}
 
     @pages.get("/ready")
     async def ready() -> Response:

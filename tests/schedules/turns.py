@@ -58,6 +58,9 @@ class SimExchange:
     def part(self, data: bytes) -> None:
         _at_once(self._send({"type": "http.response.body", "body": data, "more_body": True}))
 
+    def frame(self, _data: bytes) -> bool:
+        return False
+
     def whole(self, status: int, headers: Any, body: bytes) -> None:
         self.start(status, headers)
         self.finish(body)
