@@ -14,6 +14,8 @@ Side = Literal["main", "scratch", "promote"]
 
 MUCH = 256
 """Losing no more tokens than these is no loss."""
+TIMES = 4
+"""Nor is losing a title, which a client asked for before its chat: the chat's prompt is so many times as long."""
 FEW = 8
 """So many tokens at an answer's end a template may write otherwise in a history."""
 
@@ -27,12 +29,14 @@ def side(prompt: Sequence[int], main: Sequence[int], scratch: Sequence[int], ask
     """Where a prompt runs. `main`, `scratch`: what the session's context and its scratch hold, in the engine or
     parked; `asked`: how many of the scratch's tokens its last request brought (0: nobody knows).
 
-    main: it shares half of what is held there, or it loses little. promote: it goes on from the scratch's answer, as a
-    compacted history does, so that the scratch is the session's context from now on. scratch: all others, and a title
-    asked for again, whose prompt is longer but does not bring the scratch's answer.
+    main: it shares half of what is held there, or it loses little, as such or beside the prompt's length. promote: it
+    goes on from the scratch's answer, as a compacted history does, so that the scratch is the session's context from
+    now on. scratch: all others, and a title asked for again, whose prompt is longer but does not bring the scratch's
+    answer.
     """
     shared = common_prefix(main, prompt)
-    if main and (2 * shared >= len(main) or len(main) - shared <= MUCH):
+    lost = len(main) - shared
+    if main and (2 * shared >= len(main) or lost <= MUCH or TIMES * lost <= len(prompt)):
         return "main"
     if _goes_on(prompt, scratch, asked) and common_prefix(scratch, prompt) > shared:
         return "promote"

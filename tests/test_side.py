@@ -3,7 +3,7 @@
 import pytest
 
 from serving.pins import is_session
-from serving.side import FEW, MUCH, scratch_of, side
+from serving.side import FEW, MUCH, TIMES, scratch_of, side
 
 SYSTEM = tuple(range(1, 101))
 CHAT = (*SYSTEM, *range(1000, 2000))
@@ -34,6 +34,13 @@ def test_a_title_that_shares_the_system_prompt_is_made_aside() -> None:
 def test_a_chat_that_loses_little_is_not_kept_for_a_title() -> None:
     assert side(TITLE, tuple(range(MUCH)), ()) == "main"
     assert side(TITLE, tuple(range(MUCH + 1)), ()) == "scratch"
+
+
+def test_a_chat_takes_the_place_of_the_title_that_was_asked_for_before_it() -> None:
+    """Else it stays on the scratch, and the next title throws it out."""
+    title = tuple(range(3000, 3000 + 2 * MUCH))
+    assert side(tuple(range(TIMES * len(title))), title, ()) == "main"
+    assert side(tuple(range(TIMES * len(title) - 1)), title, ()) == "scratch"
 
 
 def test_an_edit_in_the_second_half_goes_on_with_the_chat() -> None:

@@ -1,6 +1,7 @@
 """`python -m tests.clients.capture [NAME …]`: has the clients talk to a scripted model, and writes what they send.
 
-An SDK says two things; an agent is asked for what needs a tool, then something else after a restart.
+An SDK says two things; an agent is asked for what needs a tool, then something else after a restart. Open WebUI's is
+written by its test, where HOMEPORT_CAPTURES is set.
 """
 
 import platform
@@ -65,7 +66,7 @@ def capture(homeport: Homeport, name: str, play: Play, folder: Path) -> None:
         if play.goes_on:
             say(play.client, talk, ANOTHER)
         hidden = {
-            talk.recorder.url: "http://127.0.0.1:8000",
+            talk.recorder.url: captures.SOME_URL,
             str(folder): SOME_HOME,
             str(folder).replace("/", "-"): SOME_HOME.replace("/", "-"),
             platform.release(): SOME_KERNEL,

@@ -1,5 +1,5 @@
 """What client programs sent, request by request, as files: `captures/NAME.json`. Made by capture.py, played again by
-tests/test_replays.py."""
+tests/test_replays.py. A field that is as in an earlier request stands there only; `as_in` has that one's number."""
 
 import hashlib
 import json
@@ -12,6 +12,9 @@ from typing import Any
 from tests.clients.recorder import Exchange
 
 FOLDER = Path(__file__).parent / "captures"
+KEEP = "HOMEPORT_CAPTURES"
+"""If it is set, the test of Open WebUI writes its capture too."""
+SOME_URL = "http://127.0.0.1:8000"
 LONG = 160
 _WORD = re.compile(r"(?!title\b)[A-Za-z]{3,}", re.IGNORECASE)
 _CHANGES = re.compile(r"x-anthropic-billing-header|[Dd]ate|note\.txt|/home/me")
@@ -35,14 +38,19 @@ def names() -> list[str]:
 def write(name: str, version: str, exchanges: Iterable[Exchange], hidden: Mapping[str, str]) -> None:
     """Keep these requests. `hidden`: texts of this machine, and what stands in their place."""
     kept: list[dict[str, Any]] = []
-    before: dict[str, Any] = {}
+    bodies: list[dict[str, Any]] = []
     for exchange in exchanges:
         headers = {name: value for name, value in exchange.headers.items() if name not in LEFT_OUT}
         body = exchange.body
-        same = [key for key in body if key in before and body[key] == before[key]]
+        same = {
+            key: number
+            for key, value in body.items()
+            for number, before in reversed(list(enumerate(bodies)))
+            if key in before and before[key] == value
+        }
         new = {key: value for key, value in body.items() if key not in same}
-        kept.append({"path": exchange.path, "headers": headers, "body": new, "as_before": same})
-        before |= body
+        kept.append({"path": exchange.path, "headers": headers, "body": new, "as_in": same})
+        bodies.append(body)
     told = {"version": version, "requests": disguised(kept)}
     text = json.dumps(told, indent=1, ensure_ascii=False)
     for shown, instead in hidden.items():
@@ -75,11 +83,9 @@ def _another(word: re.Match[str]) -> str:
 def read(name: str) -> list[Sent]:
     """In the order in which they were sent."""
     found: list[Sent] = []
-    before: dict[str, Any] = {}
     for request in json.loads((FOLDER / f"{name}.json").read_text())["requests"]:
-        body = request["body"] | {key: before[key] for key in request["as_before"]}
-        before |= body
-        found.append(Sent(request["path"], request["headers"], body))
+        same = {key: found[number].body[key] for key, number in request["as_in"].items()}
+        found.append(Sent(request["path"], request["headers"], request["body"] | same))
     return found
 
 

@@ -3,12 +3,19 @@
 Knows no program; those are in the modules of tests.
 """
 
+import fcntl
 import os
+import pty
 import signal
+import struct
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import termios
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -17,6 +24,7 @@ from tests.e2e.installation import eventually
 
 TURN_S = 120.0
 SHORT_TOKENS = 40
+KEYS_S = 0.5
 KEPT_ENV = ("PATH", "LANG", "TMPDIR")
 QUIET = {"DO_NOT_TRACK": "1", "NO_COLOR": "1", "TERM": "dumb", "LANG": "C.UTF-8"}
 
@@ -40,16 +48,18 @@ class Chat:
     def turns(self) -> list[Exchange]:
         return self.recorder.turns()
 
-    def start(self, command: Sequence[str | Path], env: Mapping[str, str]) -> subprocess.Popen[str]:
-        """A program in a group of its own; what it says is in `said`."""
+    def start(
+        self, command: Sequence[str | Path], env: Mapping[str, str], terminal: int | None = None
+    ) -> subprocess.Popen[str]:
+        """A program in a group of its own; what it says is in `said`, unless it has a terminal."""
         kept = {name: os.environ[name] for name in KEPT_ENV if name in os.environ}
         with self._log.open("a") as log:
             process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=self.work,
                 env={**kept, **QUIET, "HOME": str(self.folder), **env},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdin=subprocess.DEVNULL if terminal is None else terminal,
+                stdout=log if terminal is None else terminal,
                 stderr=subprocess.STDOUT,
                 text=True,
                 start_new_session=True,
@@ -62,6 +72,27 @@ class Chat:
         process = self.start(command, env)
         code = process.wait(TURN_S)
         assert code == 0, f"exit code {code}: {self.said[-3000:]}\n{self.recorder.exchanges()[-3:]}"
+
+    @contextmanager
+    def terminal(
+        self, command: Sequence[str | Path], env: Mapping[str, str]
+    ) -> Iterator[Callable[[str], None]]:
+        """A program as in a terminal, until the block ends; gives what types there."""
+        ours, its = pty.openpty()
+        fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+        try:
+            self.start(command, {"TERM": "xterm-256color", **env}, its)
+        finally:
+            os.close(its)
+        with self._log.open("ab") as log:
+            reading = threading.Thread(target=_drain, args=(ours, log))
+            reading.start()
+            try:
+                yield lambda words: _type(ours, words)
+            finally:
+                self.end()
+                reading.join()
+                os.close(ours)
 
     @property
     def said(self) -> str:
@@ -93,6 +124,20 @@ class Chat:
             )
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             return False
+
+
+def _drain(terminal: int, log: IO[bytes]) -> None:
+    """What is shown, until nobody has the other end any more."""
+    with suppress(OSError):
+        while shown := os.read(terminal, 65536):
+            log.write(shown)
+            log.flush()
+
+
+def _type(terminal: int, words: str) -> None:
+    os.write(terminal, words.encode())
+    time.sleep(KEYS_S)  # what comes at once is taken for a paste, and its newline for a part of it
+    os.write(terminal, b"\r")
 
 
 @contextmanager

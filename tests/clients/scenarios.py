@@ -26,16 +26,20 @@ _numbers = itertools.count(random.randrange(1000, 9000))
 NewChat = Callable[[], Chat]
 
 
-class Client(Protocol):
+class Known(Protocol):
+    """Whose sessions homeport knows."""
+
+    @property
+    def source(self) -> str:
+        """How, as `x-homeport-source` says it."""
+
+
+class Client(Known, Protocol):
     """How a program is made to say something."""
 
     @property
     def model(self) -> str:
         """What it asks for."""
-
-    @property
-    def source(self) -> str:
-        """How homeport knows its sessions, as `x-homeport-source` says it."""
 
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         """The command and its environment that go on with this conversation, or begin it, and say these words, a turn
@@ -70,7 +74,7 @@ def home(turn: Exchange) -> str:
     return turn.answer_headers["x-homeport-replica"]
 
 
-def assert_goes_on(first: Exchange, second: Exchange, client: Client) -> None:
+def assert_goes_on(first: Exchange, second: Exchange, client: Known) -> None:
     """The second turn came home, and only what is new in it was evaluated."""
     assert second.answer_headers["x-homeport-pin"] == "kept"
     assert home(first) == home(second)

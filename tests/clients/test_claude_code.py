@@ -1,5 +1,6 @@
-"""Claude Code: `claude -p`, a process a turn."""
+"""Claude Code: `claude -p`, a process a turn, and as in a terminal."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,16 +10,25 @@ import pytest
 from tests.clients.chat import Chat
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
+    ANOTHER,
     Client,
+    NewChat,
+    assert_goes_on,
+    at_rest,
+    rivers,
+    talk,
     test_a_restart_of_the_client_resumes,
     test_cancel_frees,
     test_tool_calls_go_on_at_home,
     test_two_conversations_at_once_get_two_homes,
 )
 from tests.clients.scripted import AGENT, CAT
+from tests.e2e.installation import Homeport, eventually
 
 pytestmark = pytest.mark.clients
 
+PROMPT = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}"
+"""Behind it a person writes."""
 QUIET = {
     "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
     "DISABLE_AUTOUPDATER": "1",
@@ -48,3 +58,24 @@ def settings(chat: Chat) -> dict[str, str]:
 @pytest.fixture
 def client(installed: Programs) -> Client:
     return ClaudeCode(installed)
+
+
+def test_turns_in_a_terminal_stay(
+    installed: Programs, world: Homeport, client: Client, new_chat: NewChat
+) -> None:
+    at_rest(world)
+    chat = new_chat()
+    trusted = {str(chat.work): {"hasTrustDialogAccepted": True}}
+    known = {"hasCompletedOnboarding": True, "theme": "dark", "projects": trusted}
+    (chat.folder / ".claude.json").write_text(json.dumps(known))
+
+    def are_told(turns: int) -> bool:
+        return len(talk(chat.turns)) == turns and all(turn.told for turn in chat.turns)
+
+    with chat.terminal([installed.claude], settings(chat)) as write:
+        eventually(lambda: PROMPT in chat.said, 60)
+        write(rivers())
+        eventually(lambda: are_told(1), 60)
+        write(ANOTHER)
+        eventually(lambda: are_told(2), 60)
+    assert_goes_on(*talk(chat.turns), client)
