@@ -78,4 +78,5 @@ def test_turns_in_a_terminal_stay(
         eventually(lambda: are_told(1), 60)
         write(ANOTHER)
         eventually(lambda: are_told(2), 60)
-    assert_goes_on(*talk(chat.turns), client)
+    first, second = talk(chat.turns)
+    assert_goes_on(first, second, client)
