@@ -57,5 +57,5 @@ def new_chat(world: Homeport, client: Client, tmp_path: Path) -> Iterator[Callab
     numbers = itertools.count(1)
     with ExitStack() as open_chats:
         yield lambda: open_chats.enter_context(
-            chat(tmp_path / f"home{next(numbers)}", world.ports["router"], client.model)
+            chat(tmp_path / f"{tmp_path.name}-{next(numbers)}", world.ports["router"], client.model)
         )

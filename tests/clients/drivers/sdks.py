@@ -5,6 +5,7 @@ an SDK keeps itself. The SDKs'
 own variables and MODEL say whom to ask, MAX_TOKENS how much.
 """
 
+import asyncio
 import json
 import os
 import sys
@@ -14,6 +15,8 @@ from typing import Any
 
 MODEL = os.environ["MODEL"]
 MOST = int(os.environ["MAX_TOKENS"])
+LOOP = asyncio.Runner()
+"""One for all turns: a connection that is kept between them belongs to it."""
 
 
 def openai(history: Any) -> Iterator[str]:
@@ -53,8 +56,6 @@ def anthropic(history: Any) -> Iterator[str]:
 
 def agents(history: Any) -> Iterator[str]:
     """OpenAI's Agents SDK, over the Responses API."""
-    import asyncio
-
     from agents import Agent, ModelSettings, Runner
 
     async def talk() -> str:
@@ -64,7 +65,7 @@ def agents(history: Any) -> Iterator[str]:
             pass
         return str(result.final_output)
 
-    yield asyncio.run(talk())
+    yield LOOP.run(talk())
 
 
 SDKS: dict[str, Callable[[Any], Iterator[str]]] = {
