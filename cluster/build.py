@@ -12,8 +12,8 @@ ENTRY = "router.cli"
 DIGITS = 12
 
 _ANY = "|".join(PACKAGES)
-_NAMED = re.compile(rf"\b({_ANY})\.(\w+)")
-_IMPORTED = re.compile(rf"^\s*from ({_ANY}) import (\([^)]*\)|[^(\n]*)", re.MULTILINE)
+_NAMED = re.compile(rf"\b(?:{_ANY})(?:\.\w+)+")
+_IMPORTED = re.compile(rf"^\s*from ((?:{_ANY})(?:\.\w+)*) import (\([^)]*\)|[^(\n]*)", re.MULTILINE)
 
 
 def build_id(root: Path = ROOT) -> str:
@@ -49,7 +49,12 @@ def sources(root: Path = ROOT) -> dict[str, bytes]:
 
 def _names(text: str) -> set[str]:
     """Modules of ours that a source names, and other words that look like one."""
-    names = {f"{package}.{module}" for package, module in _NAMED.findall(text)}
+    names = set()
+    for dotted in _NAMED.findall(text):
+        package, *inner = dotted.split(".")
+        for word in inner:  # each may be a folder or a module
+            names |= {f"{package}.{word}", f"{package}.{word}.__init__"}
+            package += f".{word}"
     for package, listed in _IMPORTED.findall(text):
         names |= {f"{package}.{module}" for module in re.findall(r"\w+", listed)}
     return names
