@@ -209,6 +209,7 @@ async def test_one_that_goes_on_waits_for_its_home(make_world: MakeWorld) -> Non
     world = await make_world(den=("home", FAKE), attic=("home", FAKE))
     client = Client(world)
     first = await client.ask(HELLO)
+    await indexed(world, first)
     host: HostProcess = world.host(first["homeport"]["machine"])
     host.signal(signal.SIGTERM)
     host.wait_end()
