@@ -4,7 +4,6 @@ A name is made up here and written down nowhere: a conversation begins with its 
 that never began is empty. What a client says outside of turns is not taken.
 """
 
-import random
 from collections.abc import Callable
 from typing import Any
 
@@ -17,9 +16,11 @@ from router.errors import Rejected, bad_request
 from router.kept import Kept
 from router.keys import Key
 from router.page_body import read_json
+from router.request import new_id
 from router.responses_api import page_of
 
-NAME = "conv_{:08x}{:032x}"
+NAME = "conv_{:08x}{}"
+NAME_LENGTH = len(NAME.format(0, new_id()))
 
 
 def add_conversations(
@@ -39,7 +40,7 @@ def add_conversations(
         if told.get("items"):
             message = "`items` does not work here: send them as `input` of the conversation's first response."
             raise Rejected(bad_request(message, "unsupported_parameter", "items"))
-        name = NAME.format(int(wall()), random.getrandbits(128))
+        name = NAME.format(int(wall()), new_id())
         metadata = mapping(told.get("metadata") or {}, "metadata")
         metadata = {key: text(value, f"metadata.{shown(key)}") for key, value in metadata.items()}
         return _conversation(name) | {"metadata": metadata}
@@ -68,7 +69,7 @@ def add_conversations(
 
 def _conversation(name: str) -> dict[str, Any]:
     """`created_at` of a name that was made up here."""
-    made = len(name) == len(NAME.format(0, 0)) and name.startswith("conv_")
+    made = len(name) == NAME_LENGTH and name.startswith("conv_")
     try:
         created_s = int(name[5:13], 16) if made else 0
     except ValueError:

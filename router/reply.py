@@ -1,9 +1,8 @@
 """What a client gets for one turn: headers, parts, and exactly one ending.
 
-Knows no host and chooses nothing. Bytes pass as they are.
+Knows no host and chooses nothing. Bytes pass as they are, or are said in a dialect.
 """
 
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ from router.decision import Ask, Send
 from router.dialects.dialect import Asked, Dialect, Naming, Stream
 from router.errors import ApiError, RawHeaders
 from router.exchange import Exchange
+from router.request import new_id
 
 DROPPED = frozenset(
     b"connection keep-alive proxy-authenticate proxy-authorization proxy-connection te trailer "
@@ -153,7 +153,7 @@ class Spoken(Reply):
 def new_naming() -> Naming:
     """For an answer that begins now."""
     began_s = time.monotonic()
-    return Naming(f"{random.getrandbits(128):032x}", int(time.time()), lambda: time.monotonic() - began_s)
+    return Naming(new_id(), int(time.time()), lambda: time.monotonic() - began_s)
 
 
 def passed(raw_headers: Iterable[tuple[bytes, bytes]]) -> RawHeaders:

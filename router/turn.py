@@ -1,8 +1,8 @@
 """One turn: from a client's request to its home, and the host's bytes back.
 
 Where a turn goes is decided by `homes` and `choose`, and by `retries` whether it is tried again, which ends with the
-engine's first event: after it a failure is an error event, and the stream ends without `[DONE]`. The host's bytes pass
-unchanged; only half an event is held back.
+engine's first event: after it a failure is an error event, and the stream ends without `[DONE]`. The host's bytes
+go to the reply, which passes them on or says them in a dialect; only half an event is held back.
 """
 
 import asyncio

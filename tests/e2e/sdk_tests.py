@@ -3,6 +3,8 @@ engine: test_sdk.py and tests/vllm/ take all that is here, and say against what 
 
 import json
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +13,7 @@ import pytest
 from openai import OpenAI
 from pydantic import BaseModel, Field
 
-from tests.e2e.installation import Homeport, eventually
+from tests.e2e.installation import Homeport, ended_after, eventually
 from tests.e2e.talk import SYSTEM, client
 
 TEMPLATE = Path(__file__).parent.parent / "templates" / "smollm2_tools.jinja"
@@ -35,6 +37,15 @@ class Person(BaseModel):
 
 TOOLS: Any = [openai.pydantic_function_tool(Weather, name="get_weather")]
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
+
+
+@contextmanager
+def shared_replica(folder: Path) -> Iterator[Homeport]:
+    """A running homeport with one replica that several sessions share, with tools."""
+    more = ("sessions: 4", f"options: {{chat_template: {TEMPLATE}}}")
+    with ended_after(Homeport(folder, count="1", memory="2GiB", more=more)) as installed:
+        installed.up()
+        yield installed
 
 
 def running(installed: Homeport, model: str) -> int:

@@ -6,19 +6,16 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.e2e.installation import Homeport, ended_after
+from tests.e2e.installation import Homeport
 from tests.e2e.sdk_tests import *  # noqa: F403  the tests themselves
-from tests.e2e.sdk_tests import TEMPLATE
+from tests.e2e.sdk_tests import shared_replica
 from tests.e2e.talk import MODEL, client
 
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
     """One replica that several sessions share, with tools."""
-    more = ("sessions: 4", f"options: {{chat_template: {TEMPLATE}}}")
-    folder = tmp_path_factory.mktemp("sdk")
-    with ended_after(Homeport(folder, count="1", memory="2GiB", more=more)) as installed:
-        installed.up()
+    with shared_replica(tmp_path_factory.mktemp("sdk")) as installed:
         yield installed
 
 

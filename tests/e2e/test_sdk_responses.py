@@ -8,8 +8,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from tests.e2e.installation import Homeport, ended_after, eventually
-from tests.e2e.sdk_tests import TEMPLATE, Person, Weather, running, weather
+from tests.e2e.installation import Homeport, eventually
+from tests.e2e.sdk_tests import Person, Weather, running, shared_replica, weather
 from tests.e2e.talk import MODEL, client
 
 pytestmark = pytest.mark.clients
@@ -32,10 +32,7 @@ NOTE: Any = {"type": "custom", "name": "note", "description": "Keeps a note."}
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Homeport]:
     """One replica that several sessions share, with tools."""
-    more = ("sessions: 4", f"options: {{chat_template: {TEMPLATE}}}")
-    folder = tmp_path_factory.mktemp("responses")
-    with ended_after(Homeport(folder, count="1", memory="2GiB", more=more)) as installed:
-        installed.up()
+    with shared_replica(tmp_path_factory.mktemp("responses")) as installed:
         yield installed
 
 
