@@ -31,8 +31,8 @@ def machine(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON for a script.")] = False,
 ) -> None:
-    """Measure this machine's memory, disk and llama.cpp on its cores, and keep that. Takes about a minute; what else
-    runs makes the figures worse."""
+    """Measure this machine's memory, disk and llama.cpp on its cores, and keep that. Takes a minute or more, by the
+    size of its last cache; what else runs makes the figures worse."""
     paths = Paths.from_env(os.environ)
     shown = (
         (lambda _: None) if as_json else (lambda what: err.print(f"measuring {what}", style="dim", **PLAIN))

@@ -1,4 +1,4 @@
-"""`homeport bench machine`: measures what this machine does with models. Takes about a minute.
+"""`homeport bench machine`: measures what this machine does with models. Takes a minute or more, by its last cache.
 
 Memory: threads that each search bytes of their own, together four times the last cache or more, for one that is not
 there (the C library's memchr, which reads as fast as the CPU can). Disk: a file of random bytes, written, dropped from
@@ -39,6 +39,8 @@ DISK_BYTES = 256 * 2**20
 CACHES = 2
 """A model of the bench is so many times as large as the last cache, so that its weights come from memory."""
 MODEL_BYTES_MAX = 512 * 2**20
+LARGE_BYTES = 256 * 2**20
+"""A quarter of the tokens of such a model takes long enough to be timed."""
 ENGINE_S = 300.0
 CACHES_OF_CPU = Path("/sys/devices/system/cpu/cpu0/cache")
 DEEP_CONTEXT = 8192
@@ -238,9 +240,10 @@ def _timed(name: str, kv_type: str, shape: BenchShape, path: Path, threads: int,
     weights, weight_bytes = bench_sizes(shape)
     try:
         is_small = name in SMALL
-        tokens = effort.step_tokens * (4 if is_small else 1)
+        share = 4 if is_small else 0.25 if weight_bytes > LARGE_BYTES else 1
+        prompt, tokens = int(effort.prompt * min(share, 1)), int(effort.step_tokens * share)
         engine.prompt_s(depth)  # What is read first comes from the disk.
-        prompt_s = 0.0 if is_small else engine.prompt_s(effort.prompt)
+        prompt_s = 0.0 if is_small else engine.prompt_s(prompt)
         step_s = engine.step_s(depth, tokens)
         deep_prompt_s = engine.prompt_s(effort.deep) if is_deep else 0.0
         deep_step_s = engine.step_s(effort.deep, effort.step_tokens) if is_deep else 0.0
@@ -249,7 +252,7 @@ def _timed(name: str, kv_type: str, shape: BenchShape, path: Path, threads: int,
     head = shape.width // shape.heads
     return Timing(
         name, shape.layers, weight_bytes, weights, shape.heads, head, shape.vocabulary, step_s, depth, prompt_s,
-        effort.prompt, deep_step_s, effort.deep if is_deep else 0, deep_prompt_s,
+        prompt, deep_step_s, effort.deep if is_deep else 0, deep_prompt_s,
     )  # fmt: skip
 
 

@@ -84,15 +84,13 @@ def llama_memory(shape: ModelShape, plan: Plan, flags: CpuFlags = ()) -> ModelMe
 
 
 def interleaved_kinds(flags: CpuFlags) -> frozenset[str]:
-    """The kinds of which llama.cpp keeps an interleaved copy: ggml_repack_get_optimal_repack_type (repack.cpp), and
-    with AMX qtype_has_amx_kernels (amx/common.h)."""
+    """The kinds of which llama.cpp keeps an interleaved copy: ggml_repack_get_optimal_repack_type (repack.cpp). AMX's
+    (amx/common.h) are not among them, since cluster/llama_build.py builds without its tiles."""
     kinds: set[str] = set()
     if "avx2" in flags:
         kinds |= {"Q4_0", "Q4_K", "IQ4_NL", "MXFP4"}
     if "avx512f" in flags:
         kinds |= {"Q2_K"}
-    if "amx_int8" in flags:
-        kinds |= {"Q4_0", "Q4_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_XS"}
     if "asimddp" in flags or "neon" in flags:
         kinds |= {"Q4_0", "Q4_K", "Q5_K", "Q6_K", "IQ4_NL", "MXFP4", "Q8_0"}
     return frozenset(kinds)
