@@ -4,7 +4,7 @@ Knows no file of anybody's and no running router.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from router import connect_settings
@@ -24,15 +24,20 @@ class Client:
     """Below the person's home; another place where one of `elsewhere` is set. "": none that could be written."""
     elsewhere: tuple[tuple[str, str], ...]
     """Variables that say where it looks instead, each with the path below its value."""
-    settings: Callable[[Reach], Settings]
+    told: Callable[[Reach], Settings]
     naming: str
     """By what its conversations are told apart."""
     notes: tuple[str, ...] = ()
     """What else there is to know or to do."""
+    session: str | None = None
+    """The one that it is in, unless told another: for one whose history is no clue to its session."""
     source: str = "header"
-    """As what homeport sees it, once set up: `header`, `body`, or `guess`."""
+    """As what homeport sees it, once set up: `header`, `body`, `path` or `guess`."""
     agents: tuple[str, ...] = ()
     """How its user agent begins; its product token."""
+
+    def settings(self, reach: Reach) -> Settings:
+        return self.told(replace(reach, session=reach.session or self.session))
 
     def is_agent(self, agent: str) -> bool:
         return agent.partition("/")[0].lower() in self.agents
@@ -112,8 +117,13 @@ CLIENTS: Mapping[str, Client] = {
             ".aider.conf.yml",
             (),
             connect_settings.aider,
-            GUESSED,
-            source="guess",
+            "the base URL: all that it does is the session `aider`",
+            (
+                "It moves its instructions to the newest message, so that its history is no clue to its session.",
+                "For each project one of its own: `--session my-project`, and the lines in the project's .aider.conf.yml.",
+            ),
+            session="aider",
+            source="path",
         ),
         Client(
             "zed",

@@ -291,7 +291,8 @@ def said(client: str | None, **seen: Any) -> str:
 
 def test_what_is_missing_is_said_with_its_remedy() -> None:
     assert "which it can do: `homeport connect open-webui` says how" in said("open-webui", source="guess")
-    assert "`homeport connect aider` --session NAME gives" in said("aider", source="guess")
+    assert "which it can do: `homeport connect aider` says how" in said("aider", source="guess")
+    assert "`homeport connect cline` --session NAME gives" in said("cline", source="guess")
     assert "this one session" in said("cline", source="path")
     assert "homeport key new NAME" in said(None, outcome="invalid_api_key")
     assert "belongs to no session" in said(None, source="none", path="/v1/embeddings")

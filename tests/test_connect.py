@@ -77,9 +77,13 @@ def test_a_key_stands_there_only_where_the_client_cannot_take_it_from_its_surrou
     assert (KEY_HERE in said(name, unknown)) == CLIENTS[name].settings(unknown).holds_key
 
 
-def test_only_claude_code_adds_v1_itself() -> None:
+def test_only_claude_code_adds_v1_itself_and_only_aider_has_a_session_without_being_told() -> None:
     assert json.loads(said("claude-code"))["env"]["ANTHROPIC_BASE_URL"] == "http://127.0.0.1:8000"
-    assert [name for name in CLIENTS if "http://127.0.0.1:8000/v1" not in said(name)] == ["claude-code"]
+    without = [name for name in CLIENTS if "http://127.0.0.1:8000/v1" not in said(name)]
+    assert without == ["claude-code", "aider"]
+    assert yaml.safe_load(said("aider"))["openai-api-base"] == "http://127.0.0.1:8000/s/aider/v1"
+    mine = Reach("http://127.0.0.1:8000", "assistant", 8192, session="mine")
+    assert yaml.safe_load(said("aider", mine))["openai-api-base"] == "http://127.0.0.1:8000/s/mine/v1"
 
 
 def test_members_of_json_are_added_and_all_else_keeps_its_bytes() -> None:
