@@ -127,19 +127,24 @@ def read_json_output(fields: Mapping[str, Any]) -> JsonOutput | None:
     match form:
         case {"type": "text"}:
             return None
+        case {"type": "json_object", "schema": schema}:  # as llama.cpp's own server takes it
+            return JsonOutput(_schema(schema, "response_format.schema"))
         case {"type": "json_object"}:
             return JsonOutput()
         case {"type": "json_schema", "json_schema": Mapping() as told}:
-            schema = told.get("schema")
-            if not isinstance(schema, Mapping):
-                raise wrong_type("response_format.json_schema.schema", "a JSON schema")
-            return JsonOutput(schema)
+            return JsonOutput(_schema(told.get("schema"), "response_format.json_schema.schema"))
         case {"type": "json_schema"}:
             raise missing("response_format.json_schema")
         case Mapping():
             message = "'response_format' must be of type text, json_object or json_schema"
             raise BadRequest(message, "response_format")
     raise wrong_type("response_format", "an object")
+
+
+def _schema(told: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(told, Mapping):
+        raise wrong_type(where, "a JSON schema")
+    return told
 
 
 def read_variables(fields: Mapping[str, Any]) -> dict[str, str | int | float | bool]:

@@ -266,6 +266,11 @@ def test_what_asks_for_nothing_special_is_served() -> None:
         ({"response_format": {}}, "response_format", "invalid_value"),
         ({"response_format": "json"}, "response_format", "invalid_type"),
         (
+            {"response_format": {"type": "json_object", "schema": 123}},
+            "response_format.schema",
+            "invalid_type",
+        ),
+        (
             {"response_format": {"type": "json_schema"}},
             "response_format.json_schema",
             "missing_required_parameter",
@@ -366,6 +371,8 @@ def test_calls_in_the_history_have_their_arguments_decoded() -> None:
 def test_response_formats_are_read() -> None:
     assert read(response_format={"type": "text"}).json_output is None
     assert read(response_format={"type": "json_object"}).json_output == JsonOutput()
+    own = {"type": "object", "required": ["a"]}
+    assert read(response_format={"type": "json_object", "schema": own}).json_output == JsonOutput(own)
     schema = {"type": "array"}
     told = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}
     assert read(response_format=told).json_output == JsonOutput(schema)
