@@ -16,7 +16,7 @@ from urllib.parse import quote
 import typer
 
 from cluster.join import LOOPBACK
-from cluster.paths import Paths, read_json
+from cluster.paths import Paths
 from cluster.ray_cluster import forget_state
 from router import (
     advise_commands,
@@ -107,8 +107,7 @@ def up(
     following.start_signals()
     lock, takes_over = None, False
     try:
-        lock = lifecycle.take_up_lock(paths)
-        run = read_json(paths.run) or {}
+        lock, run = lifecycle.lock_or_run(paths)
         takes_over = lock is None and not following.is_worker(run) and upgrading.is_due(run)
         if lock is None and not takes_over:
             following.say_running(run)
@@ -228,6 +227,7 @@ def chat(
     model: Annotated[str | None, typer.Option("--model", "-m", help="The model's name.")] = None,
     session: Annotated[str | None, typer.Option("--session", "-s", help="The session's name.")] = None,
     system: Annotated[str, typer.Option("--system", help="What the model is told first.")] = live.SYSTEM,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="The most of an answer.")] = None,
 ) -> None:
     """Talk to a model. The conversation has a home of its own; `--session NAME` returns to it."""
     run = _running_or_exit(False)
@@ -236,12 +236,12 @@ def chat(
     history = [{"role": "system", "content": system}]
     name = session or f"chat-{secrets.token_hex(4)}"
     if prompt is not None:
-        _turn(url, chosen, name, [*history, {"role": "user", "content": prompt}])
+        _turn(url, chosen, name, [*history, {"role": "user", "content": prompt}], max_tokens)
         return
     out.print(f"{chosen}, session {name}. An empty line or Ctrl-D ends it.", style="dim")
     while words := _input():
         history.append({"role": "user", "content": words})
-        history.append({"role": "assistant", "content": _turn(url, chosen, name, history)})
+        history.append({"role": "assistant", "content": _turn(url, chosen, name, history, max_tokens)})
 
 
 @app.command()
@@ -283,9 +283,13 @@ def _tell_left(leaving: down_all.Leaving) -> int:
     return FAILED if late or (silent and leaving.was_asked) else 0
 
 
-def _turn(url: str, model: str, session: str, messages: list[dict[str, str]]) -> str:
+def _turn(
+    url: str, model: str, session: str, messages: list[dict[str, str]], max_tokens: int | None
+) -> str:
     """One streamed answer, printed as it comes. Returns it."""
     body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
     words: list[str] = []
     about: dict[str, Any] = {}
     try:

@@ -52,6 +52,7 @@ __all__ = [
     "end_everything",
     "give_list",
     "leave_former_cluster",
+    "lock_or_run",
     "prepare",
     "release",
     "running",
@@ -65,6 +66,8 @@ __all__ = [
 RELEASE_S = 5.0
 PORT_S = 1.0
 """How long what was killed may hold a port."""
+SAYS_S = 30.0
+"""Within this an `up` has read its config, measured its machine and said what it starts."""
 PARENT_GRACE_S = 1.0
 FREE_BYTES_MIN = 64 * 1024**2
 
@@ -142,6 +145,17 @@ def take_up_lock(paths: Paths) -> int | None:
         return restarting.take_up_lock(paths)
     except OSError as error:
         raise UpRefused(_disk_sentence(paths, error), code=1) from error
+
+
+def lock_or_run(paths: Paths) -> tuple[int | None, dict[str, Any]]:
+    """The lock, as `take_up_lock` gives it, or None and what whoever has it starts or runs, as `run.json` says. One who
+    has the lock and has not said that yet is waited for. Raises UpRefused."""
+    deadline = time.monotonic() + SAYS_S
+    while True:
+        lock, run = take_up_lock(paths), read_json(paths.run) or {}
+        if lock is not None or run or time.monotonic() > deadline:
+            return lock, run
+        time.sleep(0.1)
 
 
 def start(

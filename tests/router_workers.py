@@ -111,7 +111,7 @@ class Rig:
     def through(self, pid: int) -> Through:
         return Through(self.url, pid, self.made)
 
-    async def until(self, holds: Callable[[], Any], within_s: float = 20.0) -> None:
+    async def until(self, holds: Callable[[], Any], within_s: float = 60.0) -> None:
         async with asyncio.timeout(within_s):
             while not holds():  # noqa: ASYNC110 - of other processes nothing is told
                 await asyncio.sleep(0.02)
@@ -122,7 +122,7 @@ class Rig:
         ways = [self.through(pid) for pid in self.pids]
         await self.until(lambda: all(self.listens(pid) for pid in self.pids))
         for way in ways:
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 while (await way.get(path)).status != 200:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
         return ways

@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from router.lifecycle import (
     age_secrets,
     give_list,
     leave_former_cluster,
+    lock_or_run,
     prepare,
     speaks_tls,
     start,
@@ -230,3 +232,18 @@ def start_nothing(
     with monkeypatch.context() as patch:
         patch.setattr("router.lifecycle.subprocess.Popen", lambda *_, **__: None)
         start(paths, ready, {}, os.getpid(), lock, say=say)
+
+
+def test_an_up_that_has_not_said_yet_what_it_starts_is_waited_for(paths: Paths) -> None:
+    lock = take_up_lock(paths)
+    assert lock is not None
+    said = threading.Timer(0.5, lambda: write_private(paths.run, json.dumps({"build": build_id()})))
+    said.start()
+    try:
+        assert lock_or_run(paths) == (None, {"build": build_id()})
+    finally:
+        said.join()
+        os.close(lock)
+    free, _ = lock_or_run(paths)
+    assert free is not None
+    os.close(free)

@@ -224,7 +224,7 @@ def test_the_public_id_of_a_session_is_stable_over_turns(homeport: Homeport) -> 
 
 
 def test_chat_answers_one_question(homeport: Homeport) -> None:
-    done = homeport.run("chat", "--session", "from-the-shell", QUESTION)
+    done = homeport.run("chat", "--session", "from-the-shell", "--max-tokens", "16", QUESTION)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
 
@@ -237,7 +237,7 @@ def test_a_second_up_says_what_runs_already(homeport: Homeport) -> None:
 
 
 def test_metrics_count_requests_and_carry_no_session(homeport: Homeport) -> None:
-    assert homeport.run("chat", "--session", "a-secret-name", QUESTION).returncode == 0
+    assert homeport.run("chat", "--session", "a-secret-name", "--max-tokens", "16", QUESTION).returncode == 0
 
     def told() -> str:
         asked = ["curl", "-s", f"{homeport.url}/metrics"]
