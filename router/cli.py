@@ -283,9 +283,7 @@ def _tell_left(leaving: down_all.Leaving) -> int:
     return FAILED if late or (silent and leaving.was_asked) else 0
 
 
-def _turn(
-    url: str, model: str, session: str, messages: list[dict[str, str]], max_tokens: int | None
-) -> str:
+def _turn(url: str, model: str, session: str, messages: list[dict[str, str]], max_tokens: int | None) -> str:
     """One streamed answer, printed as it comes. Returns it."""
     body = {"model": model, "messages": messages, "stream": True, "stream_options": {"include_usage": True}}
     if max_tokens is not None:

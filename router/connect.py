@@ -120,7 +120,7 @@ CLIENTS: Mapping[str, Client] = {
             "the base URL: all that it does is the session `aider`",
             (
                 "It moves its instructions to the newest message, so that its history is no clue to its session.",
-                "For each project one of its own: `--session my-project`, and the lines in the project's .aider.conf.yml.",
+                "For each project one of its own: `--session my-project`, its lines in the project's .aider.conf.yml.",
             ),
             session="aider",
             source="path",

@@ -11,6 +11,7 @@ import os
 import ssl
 import threading
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -101,7 +102,17 @@ class Controller:
             self.index_clock,
             lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=self._trust or True)),
         )
-        threading.Thread(target=self._run, name="controller", daemon=True).start()
+        self._end: Callable[[], object] | None = None
+        self._has_ended = False
+        self._thread = threading.Thread(target=self._run, name="controller", daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """For a process that goes on without it. From another thread; returns once nothing of it works, or in 10 s."""
+        self._has_ended = True
+        if self._end:
+            self._end()
+        self._thread.join(10.0)
 
     def ping(self) -> int:
         """The revision that it works on: a sign of life for who started it."""
@@ -114,10 +125,15 @@ class Controller:
         try:
             asyncio.run(self._main())
         except BaseException:
+            if self._has_ended:
+                return
             log.exception("the controller ends, to be started anew")
         os._exit(1)
 
     async def _main(self) -> None:
+        work = asyncio.current_task()
+        assert work is not None
+        self._end = partial(asyncio.get_running_loop().call_soon_threadsafe, work.cancel)
         self._read_revision()
         control = self.revision["control"]
         shown = None
@@ -125,7 +141,11 @@ class Controller:
             self._trust, self._bearers.speaks_tls = tls.client_context(self.paths.ca), True
             shown = tls.ServerTls(machine_tls.own_files(self.paths)).context
         server = quiet_server(self.app().asgi(), control["host"], control["port"], shown)
-        await asyncio.gather(self._work(), server.serve())
+        try:
+            await asyncio.gather(self._work(), server.serve())
+        finally:
+            for each in server.servers:
+                each.close()
 
     async def _work(self) -> None:
         members = self._members = self._make_members()

@@ -185,8 +185,11 @@ async def world(
     models = [{"spec": model.to_json(), "digest": "d"}]
     write_private(paths.revision, json.dumps({"revision": 1, "models": models, "control": control}))
     made = World(machines, Controller(lambda: machines), f"http://127.0.0.1:{port}")
-    async with router_of(made, folder, model):
-        yield made
+    try:
+        async with router_of(made, folder, model):
+            yield made
+    finally:
+        await asyncio.to_thread(made.controller.end)
 
 
 @contextlib.asynccontextmanager

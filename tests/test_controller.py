@@ -32,6 +32,7 @@ from serving.model import ModelSpec
 GIB = 1024**3
 MODEL = ModelSpec("m", "llama.cpp", "bundled", "all", 1, Need(1, GIB), "needs", 2048, 1, 1.0, 5.0, "wait")
 SESSION = "ab" * 32
+STARTED: list[Controller] = []
 
 
 class OneMachine:
@@ -200,6 +201,7 @@ class Running:
         write_private(paths.revision, json.dumps({"revision": 3, "models": models, "control": control}))
         self.token = secret(paths.cluster_token)
         self.controller = Controller(lambda: members)
+        STARTED.append(self.controller)
 
     def ask(
         self, path: str, body: Any = None, token: str | None = None, method: str | None = None
@@ -253,11 +255,14 @@ CLAIM = {"session": SESSION, "model": "m", "ranked": [{"replica": "den/0", "free
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Controllers that were started below it are ended after the test."""
     monkeypatch.setenv("HOMEPORT_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("HOMEPORT_LOCKS", str(tmp_path / "locks"))
     monkeypatch.setattr(controller_, "TICK_S", 0.2)
-    return tmp_path
+    yield tmp_path
+    while STARTED:
+        STARTED.pop().end()
 
 
 def test_a_machine_is_told_once_what_to_serve(folder: Path) -> None:

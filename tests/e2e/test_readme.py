@@ -1,5 +1,5 @@
-"""Every command of the README is run, as it stands there but for ports and a quick bench; each promise names a test that
-exists."""
+"""Every command of the README is run, as it stands there but for ports and a quick bench; each promise names a test
+that exists."""
 
 import contextlib
 import json
