@@ -125,14 +125,20 @@ class Draining:
 
     async def run(self) -> None:
         """For ever. Each machine by itself: a slow transfer of one does not hold up the others."""
-        async with asyncio.TaskGroup() as machines:
-            while True:
-                changed = self._changed
-                self._progress = {i: each for i, each in self._progress.items() if i in self._book.draining}
-                for machine in self._book.draining.keys() - self._under_way:
-                    self._under_way.add(machine)
-                    machines.create_task(self._empty(machine))
-                await changed.wait()
+        try:
+            async with asyncio.TaskGroup() as machines:
+                while True:
+                    changed = self._changed
+                    self._progress = {
+                        i: each for i, each in self._progress.items() if i in self._book.draining
+                    }
+                    for machine in self._book.draining.keys() - self._under_way:
+                        self._under_way.add(machine)
+                        machines.create_task(self._empty(machine))
+                    await changed.wait()
+        finally:
+            if self._client is not None:
+                await self._client.close()
 
     async def _empty(self, machine: str) -> None:
         """Until it is no longer to be drained."""

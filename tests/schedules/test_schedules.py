@@ -40,7 +40,7 @@ from tests.schedules.journals import Disk, SimJournal
 from tests.schedules.world import Mutation, run
 
 ROOT = Path(__file__).parents[2]
-SCHEDULES = 150
+SCHEDULES = 100
 
 
 @pytest.fixture(autouse=True)
