@@ -45,7 +45,7 @@ test-vllm: python ## set up vLLM for CPUs once (3 min, 3 GB), then test both eng
 	@.venv/bin/python -m tests.vllm.prepare
 	@exec .venv/bin/python -m pytest -s -m vllm tests/vllm $(ARGS)
 
-test-clients: python ## set up real client programs once (4 min, 4 GB), then talk with each, without a network (8 min)
+test-clients: python ## set up real client programs once (4 min, 4 GB), then talk with each, without a network (15 min)
 	@$(PYTHON) -m $(SETUP) dev --quiet
 	@.venv/bin/python -m tests.browser.packages
 	@.venv/bin/python -m tests.clients.prepare

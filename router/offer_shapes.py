@@ -63,6 +63,7 @@ def anthropic_json(offer: Offer, created_s: int) -> dict[str, Any]:
         "created_at": timestamp(created_s),
         "max_input_tokens": offer.model.context,
         "max_tokens": offer.model.context,
+        "lifecycle": "active",
     }
 
 

@@ -96,6 +96,7 @@ async def test_anthropics_clients_get_anthropics_shape(tmp_path: Path) -> None:
             "display_name": MODEL,
             "max_input_tokens": 512,
             "max_tokens": 512,
+            "lifecycle": "active",
         }
         assert (await router.get(f"/v1/models/{MODEL}", headers=ANTHROPIC)).json()["type"] == "model"
         unknown = await router.get("/v1/models/huge", headers=ANTHROPIC)

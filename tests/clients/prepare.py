@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from cluster.commands import Progress, SetupError, alone, run
 from cluster.llama_build import duration
 from cluster.wheelhouse import pip_environment
-from tests.clients.programs import LOCKS, NODE, PYTHON, Programs, programs, versions
+from tests.clients.programs import LOCKS, NODE, PEERS, PYTHON, Programs, programs, versions
 
 ROOM_BYTES = 6 << 30
 """3 GiB in the end, and the downloads."""
@@ -54,7 +55,7 @@ class Setup:
             for old in (path for path in above.iterdir() if path.is_dir()):
                 shutil.rmtree(old, ignore_errors=True)
             (self.target.folder / "tmp").mkdir(parents=True)
-            took_s = sum(map(self._python, PYTHON)) + self._npm()
+            took_s = sum(map(self._python, (*PYTHON, PEERS))) + self._npm() + self._sources()
             shutil.rmtree(self.target.folder / "tmp", ignore_errors=True)
             self.target.stamp.write_text(json.dumps(versions()))
         self.progress.say(f"The client programs are installed: {duration(took_s)}")
@@ -74,6 +75,28 @@ class Setup:
         # scripts only put in place what the packages of binaries hold.
         quiet = ["--no-save", "--ignore-scripts", "--no-audit", "--no-fund", "--loglevel=http"]
         return self._run([*self.target.npm, "install", *quiet, "--prefix", str(folder)], NODE)
+
+    def _sources(self) -> float:
+        """Peers' releases, for the tests in them and how those are set up; nothing is built or installed."""
+        fetched = self.target.folder / "tmp" / "sources"
+        pinned = LOCKS / "sources.txt"
+        names = [line.partition("==")[0] for line in pinned.read_text().split()]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--quiet",
+            "--no-deps",
+            "--no-binary",
+            ",".join(names),
+        ]
+        took_s = self._run([*pip, "--dest", str(fetched), "--requirement", str(pinned)], "sources")
+        for archive in sorted(fetched.glob("*.tar.gz")):
+            with tarfile.open(archive) as held:
+                wanted = [m for m in held if "/tests/" in m.name or m.name.count("/") == 1]
+                held.extractall(self.target.folder / "sources", wanted, filter="data")
+        return took_s
 
     def _run(self, command: list[str], what: str) -> float:
         seen = 0

@@ -15,6 +15,8 @@ from cluster.install import cache_folder
 LOCKS = Path(__file__).parent / "locks"
 PYTHON = ("sdks", "aider", "webui")
 """An environment for each: their dependencies exclude one another."""
+PEERS = "peers"
+"""The environment in which peers' own tests run (tests/clients/peers)."""
 NODE = "node"
 STAMP = "homeport.json"
 """Written last: what has none is not whole."""
@@ -41,6 +43,12 @@ class Programs:
     def command(self, environment: str, name: str) -> Path:
         """A command of one of the Python environments."""
         return self.folder / environment / "bin" / name
+
+    def source(self, package: str) -> Path:
+        """The source of a package of `locks/sources.txt`, unpacked."""
+        name = package.replace("-", "_")
+        (found,) = (self.folder / "sources").glob(f"{name}-*/")
+        return found
 
     @property
     def modules(self) -> Path:
