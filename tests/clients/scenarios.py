@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from tests.clients.chat import Chat
 from tests.clients.recorder import Exchange
-from tests.clients.scripted import NOTE, READ_IT
+from tests.clients.scripted import NOTE, READ_IT, SLOWLY
 from tests.e2e.installation import Homeport, eventually
 from tests.e2e.talk import at_once
 
@@ -95,7 +95,7 @@ def at_rest(world: Homeport) -> None:
 def test_two_conversations_at_once_get_two_homes(world: Homeport, client: Client, new_chat: NewChat) -> None:
     at_rest(world)
     chats = [new_chat(), new_chat()]
-    at_once(*(lambda c=c: say(client, c, rivers()) for c in chats))
+    at_once(*(lambda c=c: say(client, c, f"{rivers()} {SLOWLY}") for c in chats))
     turns = [turn for chat in chats for turn in chat.turns]
     assert len({home(turn) for turn in turns}) == 2
     assert len({turn.answer_headers["x-homeport-session"] for turn in turns}) == 2

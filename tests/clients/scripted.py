@@ -13,6 +13,8 @@ NOTE = "The harbour opens at seven."
 READ_IT = "What does the file note.txt say?"
 """Asks for a tool call; the answer after it repeats the result."""
 CAT = "cat note.txt"
+SLOWLY = "Take your time."
+"""The answer then takes some seconds."""
 ANSWER = "The Rhine, the Danube and the Loire."
 TITLE = "Rivers of Europe"
 ASIDES = {"title": TITLE, "tags": ["Rivers"], "follow_ups": []}
@@ -40,6 +42,7 @@ SCRIPT: dict[str, Any] = {
         _runs("Bash", command=CAT, description="Reads the note"),
         _runs("run_commands", commands=[CAT]),
         _runs("exec_command", cmd=CAT),
+        {"when": {"last_user": SLOWLY}, "say": ANSWER, "tokens_per_s": 2},
         {"when": {"last_user": "long story"}, "say": "on and on ", "repeat": 10_000, "tokens_per_s": 200},
     ],
     "default": {"say": ANSWER},
