@@ -25,6 +25,7 @@ class Client:
     elsewhere: tuple[tuple[str, str], ...]
     """Variables that say where it looks instead, each with the path below its value."""
     told: Callable[[Reach], Settings]
+    """What it is told of a reach, whichever session that names."""
     naming: str
     """By what its conversations are told apart."""
     notes: tuple[str, ...] = ()
@@ -37,6 +38,7 @@ class Client:
     """How its user agent begins; its product token."""
 
     def settings(self, reach: Reach) -> Settings:
+        """What it is told, in its own session unless the reach names one."""
         return self.told(replace(reach, session=reach.session or self.session))
 
     def is_agent(self, agent: str) -> bool:

@@ -1,10 +1,11 @@
 """Peers' own tests, as they were released, against a whole homeport with the bundled model."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,8 @@ def ran(folder: Path, python: Path, env: dict[str, str], *more: str) -> subproce
         try:
             said, _ = tests.communicate()
         finally:
-            tests.kill()
+            with suppress(ProcessLookupError):
+                os.killpg(tests.pid, signal.SIGKILL)
     return subprocess.CompletedProcess(command, tests.returncode, said)
 
 
