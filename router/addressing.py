@@ -19,6 +19,7 @@ from router.homes import ZONES_REMEMBERED, Homes
 from router.identity import (
     NOBODY,
     BadName,
+    BodyClues,
     Clues,
     Identity,
     IdentityOptions,
@@ -87,10 +88,7 @@ class Addressing:
             clues = Clues(head.named, address.session, address.machine, machine, zone, body)
         else:
             clues = Clues(path_machine=address.machine, model_machine=machine, zone=zone)
-        try:
-            identity = identify(clues, key.name, self._options)
-        except BadName as error:
-            raise Rejected(bad_request(str(error), error.code, error.where)) from error
+        identity = self._identify(clues, key)
         if not endpoint.sessions:
             identity = replace(NOBODY, machine=identity.machine, zone=identity.zone)
         ask = Ask(
@@ -105,6 +103,15 @@ class Addressing:
             identity.parent,
         )
         return Addressed(ask, identity, self._who(identity, identity.session))
+
+    def held_in(self, conversation: str, head: Head, address: Address, key: Key) -> str:
+        """The public id of the session whose turns in that conversation have such a path and headers. Raises
+        Rejected (400)."""
+        body = BodyClues(conversation=conversation)
+        identity = self._identify(
+            Clues(head.named, address.session, address.machine, None, read_zone(head), body), key
+        )
+        return identity.public or public_id(self.digest_key, identity.session or "")
 
     async def find(self, addressed: Addressed) -> Addressed:
         """The same, with the session that it means. Raises Rejected (404), NotYet, or CannotSay."""
@@ -156,6 +163,12 @@ class Addressing:
         self._zones.move_to_end(said)
         while len(self._zones) > ZONES_REMEMBERED:
             self._zones.popitem(last=False)
+
+    def _identify(self, clues: Clues, key: Key) -> Identity:
+        try:
+            return identify(clues, key.name, self._options)
+        except BadName as error:
+            raise Rejected(bad_request(str(error), error.code, error.where)) from error
 
     async def _session(self, public: str, ask: Ask) -> str | None:
         """The session of this key that has that public id, for this model or for another."""

@@ -27,10 +27,10 @@ def add_conversations(
     pages: FastAPI,
     kept: Kept,
     who: Callable[[Request], Key],
-    machine: Callable[[Request], str | None],
+    held_in: Callable[[str, Request], str],
     wall: Callable[[], float],
 ) -> None:
-    """`/v1/conversations` and below. `who`: whose a request is; `machine`: what stands before its path."""
+    """`/v1/conversations` and below. `who`: whose a request is; `held_in`: the session that holds a conversation."""
 
     @pages.post("/v1/conversations")
     async def create(request: Request) -> dict[str, Any]:
@@ -51,13 +51,13 @@ def add_conversations(
 
     @pages.delete("/v1/conversations/{name}")
     async def delete(name: str, request: Request) -> dict[str, Any]:
-        await kept.forget(name, machine(request), who(request))
+        await kept.forget(name, held_in(name, request), who(request))
         return {"id": name, "object": "conversation.deleted", "deleted": True}
 
     @pages.get("/v1/conversations/{name}/items")
     async def items(name: str, request: Request) -> dict[str, Any]:
         query = request.query_params
-        records = await kept.conversation(name, machine(request), who(request))
+        records = await kept.conversation(name, held_in(name, request), who(request))
         found = [item for record in records for item in said(record)]
         return page_of(found, query.get("order", "desc"), query.get("after"), query.get("limit"))
 

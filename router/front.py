@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from router.cors import answered, is_listed, preflight
 from router.errors import ApiError, foreign_host, foreign_origin, wrong_method
 from router.exchange import EXCHANGE, Exchange, Message, Receive, SendMessage
-from router.keys import Entry, Key, KeyRing, guard, secret_of, too_many
+from router.keys import Key, KeyRing, guard, secret_of, too_many
 from router.metrics import Metrics
 from router.names import Names, may_come_from, may_name
 from router.relay import Relay
@@ -87,7 +87,7 @@ class Front:
                 message["headers"] = [*message["headers"], *own.items()]
             await send(message)
 
-        await self.pages(_inner(scope, address, entry), receive, send_named)
+        await self.pages(_inner(scope, Told(entry, head, address)), receive, send_named)
 
     def _too_many(self, key: Key | None) -> ApiError | None:
         wait_s = None if key is None else self._ring.allow(key, self._clock())
@@ -141,13 +141,9 @@ def _asks_hosts(scope: Message, path: str) -> bool:
     return path.startswith(ASKS_HOSTS)
 
 
-def _inner(scope: Message, address: Address, entry: Entry | None) -> Message:
+def _inner(scope: Message, told: Told) -> Message:
     """What the pages see: the path without what stands before it, which they are told beside it."""
-    if address.path == scope["path"]:
-        return {**scope, "homeport": Told(entry, None)}
-    return {
-        **scope,
-        "path": address.path,
-        "raw_path": quote(address.path).encode(),
-        "homeport": Told(entry, address.machine, True),
-    }
+    path = told.address.path
+    if path == scope["path"]:
+        return {**scope, "homeport": told}
+    return {**scope, "path": path, "raw_path": quote(path).encode(), "homeport": told}

@@ -18,7 +18,7 @@ from router.errors import ApiError, Rejected, bad_request, cannot_say
 from router.finding import CannotSay, Finder, owns
 from router.fleet import Fleet
 from router.host_http import NotConnected
-from router.identity import digest, public_id, scope_of
+from router.identity import public_id
 from router.keys import Key
 from router.peers import NotYet, Peers, Unreachable
 from serving.kept import conversation_digest
@@ -90,25 +90,22 @@ class Kept:
                 return True
         return False
 
-    async def conversation(self, name: str, machine: str | None, key: Key) -> list[Record]:
-        """What was said in it, oldest first. `machine`: of the path. Raises Rejected where that cannot be said."""
+    async def conversation(self, name: str, session: str, key: Key) -> list[Record]:
+        """What was said in it, oldest first. `session`: the public id of what holds it. Raises Rejected where that
+        cannot be said."""
         query = {"conversation": conversation_digest(name)}
-        async for base, public in self._at_homes(self._public(name, machine, key), key):
+        async for base, public in self._at_homes(session, key):
             if (told := await self._ask("GET", base, public, **query)) is not None:
                 records, _ = _records(told)
                 if records:
                     return records
         return []
 
-    async def forget(self, name: str, machine: str | None, key: Key) -> None:
+    async def forget(self, name: str, session: str, key: Key) -> None:
         """The same, removed."""
         query = {"conversation": conversation_digest(name)}
-        async for base, public in self._at_homes(self._public(name, machine, key), key):
+        async for base, public in self._at_homes(session, key):
             await self._ask("DELETE", base, public, **query)
-
-    def _public(self, name: str, machine: str | None, key: Key) -> str:
-        """Of the session that the conversation's name names."""
-        return public_id(self._digest_key, digest(key.name, scope_of(machine, None), name))
 
     async def _chain(self, previous: str, ask: Ask, to: Send) -> list[Record]:
         """Answers of other sessions may stand in it, and those of the session's other models."""

@@ -98,7 +98,7 @@ class ModelPages:
 
     def _offers(self, request: Request) -> Offers:
         fleet = self._fleet
-        return Offers(fleet.snapshot(), who(request), fleet.now(), told(request).machine)
+        return Offers(fleet.snapshot(), who(request), fleet.now(), told(request).address.machine)
 
     def _tag(self, offer: Offer) -> dict[str, Any]:
         of_model = (

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from router import admin, openapi
+from router.addressing import Addressing
 from router.arrivals import Arrivals
 from router.conversations_api import add_conversations
 from router.errors import (
@@ -73,7 +74,7 @@ def make_pages(
     _add_errors(pages, relay.arrivals)
     _add_actions(pages, sessions)
     add_responses(pages, relay.kept, sessions.cancel, who)
-    add_conversations(pages, relay.kept, who, lambda request: told(request).machine, wall)
+    add_conversations(pages, relay.kept, who, _held_in(relay.addressing), wall)
     add_web(pages, read_files(), lambda request: told(request).is_below)
 
     @pages.get("/api/fleet", response_model=None)
@@ -101,6 +102,14 @@ def make_pages(
         return scrape.targets(request.headers.get("host", ""))
 
     return pages
+
+
+def _held_in(addressing: Addressing) -> Callable[[str, Request], str]:
+    def held_in(conversation: str, request: Request) -> str:
+        found = told(request)
+        return addressing.held_in(conversation, found.head, found.address, who(request))
+
+    return held_in
 
 
 def _add_actions(pages: FastAPI, sessions: Sessions) -> None:

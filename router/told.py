@@ -1,4 +1,4 @@
-"""What pages know of a request: who asks, and from below which machine; and how they refuse it."""
+"""What pages know of a request: who asks, and what its path and headers name; and how they refuse it."""
 
 from dataclasses import dataclass
 
@@ -7,21 +7,26 @@ from starlette.requests import Request
 
 from router.errors import ApiError
 from router.keys import Entry, Key
+from router.request import Address, Head
 
 
 @dataclass(frozen=True, slots=True)
 class Told:
-    """What `front` found out about a request: whose it is, and the machine that stood before its path."""
+    """What `front` found out about a request."""
 
     entry: Entry | None
-    machine: str | None
-    is_below: bool = False
-    """Whether a session or a machine stood before its path."""
+    head: Head
+    address: Address
+
+    @property
+    def is_below(self) -> bool:
+        """Whether a session or a machine stood before its path."""
+        return self.address.session is not None or self.address.machine is not None
 
 
 def told(request: Request) -> Told:
     found = request.scope.get("homeport")
-    return found if isinstance(found, Told) else Told(None, None)
+    return found if isinstance(found, Told) else Told(None, Head(b""), Address(request.url.path))
 
 
 def who(request: Request) -> Key:

@@ -353,6 +353,39 @@ async def test_a_conversation_is_made_up_listed_and_forgotten(make_world: MakeWo
     assert sum(tokens(third)) < len(HELLO)
 
 
+@pytest.mark.parametrize(
+    ("below", "headers"),
+    [("", {"x-session-id": "tea"}), ("/s/tea", {}), ("", {"x-homeport-zone": "home"}), ("/m/den", {})],
+)
+async def test_a_conversation_is_listed_for_whoever_names_its_session_as_its_turns_do(
+    make_world: MakeWorld, below: str, headers: dict[str, str]
+) -> None:
+    world = await make_world(den=("home", FAKE))
+    client, elsewhere = Client(world, **headers), Client(world)
+    body = {"model": "smollm2", "input": HELLO, "conversation": "conv_trip"}
+    status, told = await client.call("POST", f"{below}/v1/responses", body)
+    assert status == 200, told
+
+    async def said(asker: Client, path: str) -> list[str]:
+        status, told = await asker.call("GET", f"{path}/items?order=asc")
+        assert status == 200, told
+        return [item["role"] for item in told["data"]]
+
+    path = "/v1/conversations/conv_trip"
+    assert await said(elsewhere, path) == []
+    assert (await elsewhere.call("DELETE", path))[0] == 200
+    assert await said(client, below + path) == ["user", "assistant"]
+    assert (await client.call("DELETE", below + path))[0] == 200
+    assert await said(client, below + path) == []
+
+
+async def test_a_conversation_of_an_odd_name_is_refused(make_world: MakeWorld) -> None:
+    client = Client(await make_world(den=("home", FAKE)))
+    for path in ("a%00b", "a" * 513):
+        status, told = await client.call("GET", f"/v1/conversations/{path}/items")
+        assert (status, told["error"]["param"]) == (400, "conversation")
+
+
 async def test_nothing_is_asked_for_behind_an_item_that_is_not_there(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
