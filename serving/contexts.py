@@ -3,10 +3,14 @@
 Decides by side.py; changes nothing. Leases, places and promotions are turns.py's matter.
 """
 
-from serving.engine import Engine
+from collections.abc import Sequence
+from dataclasses import replace
+
+from serving.engine import Engine, Turn
 from serving.lease import Lease
 from serving.parking import Parking
 from serving.places import Admission, place_of
+from serving.prefixes import common_prefix
 from serving.remembered import REMEMBERED
 from serving.side import Side, scratch_of, side
 
@@ -29,6 +33,15 @@ class Contexts:
         if len(self._asked) > REMEMBERED:
             del self._asked[next(iter(self._asked))]
 
+    def spelled(self, turn: Turn) -> Turn:
+        """The turn as it is to begin: its prompt in the tokens that its sequence will hold. No turn runs there."""
+        if not turn.text:
+            return turn
+        held = self._engine.tokens(turn.sequence) if turn.state is None else turn.state.tokens
+        prompt = self._engine.spelled_as(held, turn.prompt)
+        fits = len(prompt) < self._engine.facts.context
+        return replace(turn, prompt=prompt) if fits else turn
+
     def forget(self, name: str) -> None:
         self._asked.pop(name, None)
 
@@ -38,10 +51,14 @@ class Contexts:
         """Where a request of the session runs. `main`, `aside`: the newest open turn of the session, and of its
         scratch."""
         held = await self._tokens(session, state, main)
-        if held and side(prompt, held, ()) == "main":
+        if held and side(prompt, held, (), 0, self._begins) == "main":
             return "main"
         scratch = scratch_of(session)
-        return side(prompt, held, await self._tokens(scratch, state, aside), self._asked.get(scratch, 0))
+        beside = await self._tokens(scratch, state, aside)
+        return side(prompt, held, beside, self._asked.get(scratch, 0), self._begins)
+
+    def _begins(self, held: Sequence[int], prompt: Sequence[int]) -> int:
+        return common_prefix(held, self._engine.spelled_as(held, prompt))
 
     async def _tokens(self, name: str, state: Admission, lease: Lease | None) -> tuple[int, ...]:
         """What is held under a name; while a turn is open, what that will hold at least."""

@@ -133,6 +133,8 @@ class Turn:
     """Whether special tokens show up in the text (those that end an answer never do)."""
     state: SavedState | None = None
     """What the sequence is to hold before anything else is done; whatever it held is forgotten. None: as it is."""
+    text: bool = False
+    """Whether the prompt stands for its text, so that other tokens of the same text may take its place."""
     scope: str | None = None
     """Whose session this is. What a sequence holds may be copied to another of the same scope; None: to none."""
 
@@ -317,6 +319,11 @@ class Engine(Protocol):
     def constraint(self, grammar: str) -> Any:
         """Compile a grammar (llguidance's Lark or JSON form) for `Turn.constraint`. Raises PromptError with the
         grammar library's words. Thread-safe; may take some milliseconds."""
+        ...
+
+    def spelled_as(self, held: Sequence[int], prompt: Sequence[int]) -> tuple[int, ...]:
+        """The prompt with tokens of `held` in place of its own, as far as both stand for the same text; as it is where
+        that must not be. Thread-safe."""
         ...
 
     def begin(self, turn: Turn) -> None:

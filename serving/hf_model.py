@@ -38,6 +38,7 @@ class HfModel:
         self._plain.encode_special_tokens = True
         self._is_of_bytes = "ByteLevel" in json.dumps(decoder)
         self.specials = _specials(self._named)
+        self._special = frozenset(self.specials.values())
         self.size = max(self.config.vocabulary, self._named.get_vocab_size())
         names = {token: text for text, token in self.specials.items()}
         begin = -1 if self.config.begin is None else self.config.begin
@@ -61,6 +62,13 @@ class HfModel:
         encoded = tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=begin)
         return tuple(encoded.ids)
 
+    def spell(self, text: bytes, context: int) -> tuple[int, ...]:
+        """The tokens of a part of a text; none where it has parts of characters."""
+        try:
+            return self.tokenize(text.decode(), context, begin=False, special=False)
+        except UnicodeDecodeError:
+            return ()
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Special tokens included. Raises PromptError for an id that is none."""
         if wrong := [token for token in tokens if not 0 <= token < self.size]:
@@ -72,11 +80,15 @@ class HfModel:
         found = self._pieces.get(token)
         if found is None:
             written = self._named.id_to_token(token) or ""
-            special = token in self.specials.values()
+            special = token in self._special
             found = self._pieces[token] = (
                 written.encode() if special else _bytes_of(written, self._is_of_bytes)
             )
         return found
+
+    def plain(self, token: int) -> bytes:
+        """The same, of a special token none."""
+        return b"" if token in self._special else self.piece(token)
 
     def _format(
         self, folder: Path, template: Path | None, settings: Mapping[str, Any], end: str

@@ -282,6 +282,9 @@ class LlamaBackend:
     def tokenize(self, text: str, special: bool) -> tuple[int, ...]:
         return self._vocabulary().tokenize(text, self._sizes.context, begin=True, special=special)
 
+    def spell(self, text: bytes) -> tuple[int, ...]:
+        return self._vocabulary().spell(text, self._sizes.context)
+
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._vocabulary().detokenize(tokens)
 

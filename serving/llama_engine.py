@@ -21,6 +21,7 @@ from serving.llama_backend import LlamaBackend
 from serving.llama_context import Sizes
 from serving.llama_options import EngineOptions
 from serving.loop_engine import LoopEngine
+from serving.prefixes import spelled_as
 
 # Ctypes bindings: their annotations do not say what they take.
 lib: Any = _bindings
@@ -49,6 +50,7 @@ class LlamaEngine(LoopEngine):
         if min(context, sequences, threads, options.batch) < 1:
             raise ValueError("context, sequences, threads and batch must be at least 1")
         batch = max(options.batch, sequences)
+        self._exact = options.exact
         self._llama = LlamaBackend(
             lib, path, Sizes(context, sequences, threads, batch), options, memory_bytes
         )
@@ -87,6 +89,11 @@ class LlamaEngine(LoopEngine):
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._llama.detokenize(tokens)
+
+    def spelled_as(self, held: Sequence[int], prompt: Sequence[int]) -> tuple[int, ...]:
+        if self._exact:  # What is said does not depend on whether a context was still there.
+            return tuple(prompt)
+        return spelled_as(held, prompt, self._llama.piece, self._llama.spell)
 
     def constraint(self, grammar: str) -> Constraint:
         return self._llama.constraint(grammar)

@@ -3,6 +3,7 @@
 Loads nothing and makes no prompt; those are each engine's own.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import Future
 
 from serving.decode_loop import DecodeLoop
@@ -33,6 +34,9 @@ class LoopEngine:
 
     def start(self, emit: Emit) -> None:
         self._loop.start(emit)
+
+    def spelled_as(self, held: Sequence[int], prompt: Sequence[int]) -> tuple[int, ...]:
+        return tuple(prompt)
 
     def begin(self, turn: Turn) -> None:
         self._loop.begin(turn)

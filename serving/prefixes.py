@@ -1,6 +1,6 @@
 """What of a sequence can serve the next prompt. Pure: token ids in, numbers out; the memory is not touched here."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 WORTH_COPYING = 32
@@ -11,6 +11,10 @@ BEFORE_END = 4
 """So many tokens before a prompt's end its checkpoint is taken: the same prompt again needs its last token evaluated
 anew, and a template may end a prompt with tokens that it does not repeat in a history (an opened reasoning)."""
 
+Piece = Callable[[int], bytes | None]
+"""A token's bytes; none for one that stands for no text, which is like itself only."""
+Spell = Callable[[bytes], Sequence[int]]
+"""How the tokenizer writes a text; nothing for what it cannot."""
 Checkpoint = tuple[int, bytes]
 """How many tokens the sequence held, and the engine's bytes to come back to them."""
 
@@ -43,6 +47,60 @@ def common_prefix(held: Sequence[int], wanted: Sequence[int]) -> int:
 def reusable(held: Sequence[int], prompt: Sequence[int]) -> int:
     """How many tokens of what is held can stay for a prompt, whose last token must be evaluated for its logits."""
     return min(common_prefix(held, prompt), len(prompt) - 1)
+
+
+def spelled_as(held: Sequence[int], prompt: Sequence[int], piece: Piece, spell: Spell) -> tuple[int, ...]:
+    """The prompt in the tokens that are held, as far as both stand for the same text; behind that in its own.
+
+    A model does not always spell what it says as its tokenizer would, so that its answer comes back in other tokens.
+    And of an answer that was cut off the last token is not held, which the tokenizer may join with the one before.
+    """
+    here = there = 0
+    while True:
+        same = common_prefix(held[here:], prompt[there:])
+        here, there = here + same, there + same
+        meeting = _meeting(held, here, prompt, there, piece)
+        if meeting is None:
+            return (*held[:here], *prompt[there:])
+        after_here, after, rest = meeting
+        if rest:
+            own = _own(rest, prompt[after:], piece, spell)
+            return (*held, *own, *prompt[after:]) if own else (*held[:here], *prompt[there:])
+        here, there = after_here, after
+
+
+def _meeting(
+    held: Sequence[int], here: int, prompt: Sequence[int], there: int, piece: Piece
+) -> tuple[int, int, bytes] | None:
+    """Where next a token ends in both behind the same bytes; or where in the prompt a token ends in which all that is
+    held does, with its bytes behind that. None: nowhere."""
+    ours = theirs = b""
+    while True:
+        is_ours = len(ours) <= len(theirs)
+        if is_ours and here == len(held) and theirs:
+            return here, there, theirs
+        tokens, at = (held, here) if is_ours else (prompt, there)
+        more = piece(tokens[at]) if at < len(tokens) else None
+        if not more:
+            return None
+        if is_ours:
+            ours, here = ours + more, here + 1
+        else:
+            theirs, there = theirs + more, there + 1
+        both = min(len(ours), len(theirs))
+        if ours[:both] != theirs[:both]:
+            return None
+        ours, theirs = ours[both:], theirs[both:]
+        if both and not ours and not theirs:
+            return here, there, b""
+
+
+def _own(rest: bytes, behind: Sequence[int], piece: Piece, spell: Spell) -> tuple[int, ...]:
+    """Tokens for these bytes alone, where a text ends with them; otherwise, and where there are none for them, none."""
+    if not behind or piece(behind[0]):
+        return ()
+    tokens = tuple(spell(rest))
+    return tokens if b"".join(piece(token) or b"" for token in tokens) == rest else ()
 
 
 def worth_copying(prompt: Sequence[int], kept: int, donors: Iterable[Donor]) -> Copy | None:

@@ -5,12 +5,14 @@ chat's context out; made aside it leaves it alone. The tokens alone decide: what
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 from serving.prefixes import common_prefix
 
 Side = Literal["main", "scratch", "promote"]
+Begins = Callable[[Sequence[int], Sequence[int]], int]
+"""With how many of the tokens that are held a prompt begins."""
 
 MUCH = 256
 """Losing no more tokens than these is no loss."""
@@ -25,7 +27,13 @@ def scratch_of(session: str) -> str:
     return hashlib.sha256(f"{session} scratch".encode()).hexdigest()
 
 
-def side(prompt: Sequence[int], main: Sequence[int], scratch: Sequence[int], asked: int = 0) -> Side:
+def side(
+    prompt: Sequence[int],
+    main: Sequence[int],
+    scratch: Sequence[int],
+    asked: int = 0,
+    begins: Begins = common_prefix,
+) -> Side:
     """Where a prompt runs. `main`, `scratch`: what the session's context and its scratch hold, in the engine or
     parked; `asked`: how many of the scratch's tokens its last request brought (0: nobody knows).
 
@@ -34,16 +42,16 @@ def side(prompt: Sequence[int], main: Sequence[int], scratch: Sequence[int], ask
     now on. scratch: all others, and a title asked for again, whose prompt is longer but does not bring the scratch's
     answer.
     """
-    shared = common_prefix(main, prompt)
+    shared = begins(main, prompt)
     lost = len(main) - shared
     if main and (2 * shared >= len(main) or lost <= MUCH or TIMES * lost <= len(prompt)):
         return "main"
-    if _goes_on(prompt, scratch, asked) and common_prefix(scratch, prompt) > shared:
+    brought = begins(scratch, prompt)
+    if _goes_on(len(prompt), len(scratch), brought, asked) and brought > shared:
         return "promote"
     return "scratch" if main else "main"
 
 
-def _goes_on(prompt: Sequence[int], scratch: Sequence[int], asked: int) -> bool:
-    return asked < len(scratch) < len(prompt) and common_prefix(scratch, prompt) >= max(
-        len(scratch) - FEW, asked
-    )
+def _goes_on(prompt: int, scratch: int, brought: int, asked: int) -> bool:
+    """All in tokens; `brought`: how many of the scratch's the prompt begins with."""
+    return asked < scratch < prompt and brought >= max(scratch - FEW, asked)

@@ -49,6 +49,7 @@ def prepare_chat(desk: Desk, ask: Ask, request: ChatRequest) -> Prepared:
         logprobs=request.logprobs,
         constraint=_constraint(desk, request, prompt_end),
         special=parser is not None and bool(engine.format.special),
+        text=True,
         scope=ask.scope,
     )
     envelope = _envelope("chatcmpl-", request)
@@ -68,6 +69,7 @@ def prepare_completions(desk: Desk, ask: Ask, request: CompletionRequest) -> Pre
             stop=request.stop,
             choices=request.choices,
             logprobs=request.logprobs,
+            text=isinstance(text, str),
             scope=ask.scope,
         )
         for text in request.prompts

@@ -227,7 +227,7 @@ class Turns:
         if not lease.lost.is_set():
             lease.begun = True
             self._contexts.began(lease, len(turn.prompt))
-            self._engine.begin(turn)
+            self._engine.begin(self._contexts.spelled(turn))
 
     async def embed(self, lease: Lease, inputs: Sequence[tuple[int, ...]]) -> None:
         """Have embeddings made on the granted lease of a transient; the rest is as `begin` says."""

@@ -33,6 +33,7 @@ from serving.engine import (
 from serving.hf_folder import lacking
 from serving.hf_model import HfModel
 from serving.host_memory import used_bytes
+from serving.prefixes import spelled_as
 from serving.vllm_child import VllmChild
 from serving.vllm_command import NoRoom
 from serving.vllm_options import VllmOptions
@@ -291,6 +292,10 @@ class VllmEngine:
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._read().detokenize(tokens)
+
+    def spelled_as(self, held: Sequence[int], prompt: Sequence[int]) -> tuple[int, ...]:
+        model = self._read()
+        return spelled_as(held, prompt, model.plain, lambda text: model.spell(text, self._context))
 
     def constraint(self, grammar: str) -> str:
         """vLLM compiles it itself, with the same library."""

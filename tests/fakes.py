@@ -217,6 +217,9 @@ class FakeEngine:
         self._check_quiet(sequence)
         return tuple(self._held[sequence])
 
+    def spelled_as(self, held: Sequence[int], prompt: Sequence[int]) -> tuple[int, ...]:
+        return tuple(prompt)
+
     def close(self) -> None:
         self._commands.put(None)
         if self._thread is not None:

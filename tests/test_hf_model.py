@@ -40,6 +40,14 @@ def test_pieces_are_the_bytes_of_the_text(folder: Path, text: str) -> None:
     assert b"".join(map(model.piece, tokens)) == text.encode()
 
 
+def test_a_special_token_stands_for_no_text(folder: Path) -> None:
+    model = HfModel(folder)
+    assert model.piece(257) == b"<|im_end|>"
+    (letter,) = model.spell(b"a", 1000)
+    assert (model.plain(257), model.plain(letter)) == (b"", b"a")
+    assert model.spell("é".encode()[:1], 1000) == ()
+
+
 def test_pieces_of_a_vocabulary_of_text_are_its_text(folder: Path) -> None:
     told = json.loads((folder / "tokenizer.json").read_text())
     told["decoder"] = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True}

@@ -114,6 +114,12 @@ def dot(one: tuple[float, ...], other: tuple[float, ...]) -> float:
     return sum(a * b for a, b in zip(one, other, strict=True))
 
 
+def tokens_of(host: HostProcess, text: str) -> list[int]:
+    answer = host.post("/tokenize", {"prompt": text})
+    assert answer.status == 200, answer.body
+    return list(answer.body["tokens"])
+
+
 # what a prompt takes
 
 
@@ -133,6 +139,25 @@ def test_cached_tokens_are_those_that_were_not_evaluated(host: HostProcess) -> N
         cached = usage["prompt_tokens_details"]["cached_tokens"]
         assert (usage["prompt_tokens"] - cached, cached) == (evaluated, homeport["reused_tokens"])
         assert homeport["evaluated_tokens"] == evaluated
+
+
+def test_what_comes_back_in_other_tokens_is_there_already(host: HostProcess) -> None:
+    """As a model's own answer does that it did not spell as its tokenizer would."""
+    text = " ".join(["The capital of France is"] * 15)
+    letters = [token for letter in text for token in tokens_of(host, letter)]
+    assert len(letters) > len(tokens_of(host, text))
+
+    def reused(prompt: object) -> int:
+        answer = host.post(
+            "/v1/completions", {"prompt": prompt, "temperature": 0, "max_tokens": 1}, who="spelled"
+        )
+        assert answer.status == 200, answer.body
+        return int(answer.body["usage"]["prompt_tokens_details"]["cached_tokens"])
+
+    assert reused(letters) < len(letters) - 1
+    assert reused(f"{text} the city") == len(letters)
+    assert reused(letters) == len(letters) - 1  # but the last, for what comes behind it
+    assert reused(tokens_of(host, text)) < 3  # whoever sends tokens means these
 
 
 def test_a_title_evaluates_itself_only_and_the_chat_goes_on_where_it_was(host: HostProcess) -> None:
@@ -370,7 +395,7 @@ def test_parameters_that_are_no_schema_name_the_tools(caller: HostProcess) -> No
 
 def test_a_text_and_its_token_ids_are_continued_alike(host: HostProcess) -> None:
     text = "The capital of France is"
-    tokens = host.post("/tokenize", {"prompt": text}).body["tokens"]
+    tokens = tokens_of(host, text)
     assert host.post("/detokenize", {"tokens": tokens}).body["prompt"] == text
     asked = {"temperature": 0, "max_tokens": 8}
     answer = host.post("/v1/completions", {**asked, "prompt": [text, tokens], "echo": True})

@@ -118,6 +118,9 @@ class SimEngine:
     def tokens(self, sequence: int) -> tuple[int, ...]:
         return self._held.get(sequence, ())
 
+    def spelled_as(self, held: Sequence[int], prompt: Sequence[int]) -> tuple[int, ...]:
+        return tuple(prompt)
+
     def prompt(self, messages: Sequence[Any], tools: Any = (), variables: Any = None) -> tuple[int, ...]:
         return tuple(int(word) for message in messages for word in message["content"].split())
 
