@@ -36,6 +36,10 @@ class Client:
     """As what homeport sees it, once set up: `header`, `body`, `path` or `guess`."""
     agents: tuple[str, ...] = ()
     """How its user agent begins; its product token."""
+    is_library: bool = False
+    """Other clients are built upon it, and bear its user agent."""
+    has_jsonc: bool = False
+    """Where there is a file of that name in `.jsonc`, it counts more."""
 
     def settings(self, reach: Reach) -> Settings:
         """What it is told, in its own session unless the reach names one."""
@@ -88,6 +92,7 @@ CLIENTS: Mapping[str, Client] = {
             "the header x-session-affinity, which it sends by itself",
             (KEY_IN_ENV, "`small_model` keeps titles and summaries here, too."),
             agents=("opencode",),
+            has_jsonc=True,
         ),
         Client(
             "open-webui",
@@ -174,7 +179,8 @@ CLIENTS: Mapping[str, Client] = {
             (),
             connect_settings.openai_sdk,
             "the header x-session-id, which your code sets",
-            agents=("openai", "asyncopenai"),
+            agents=("openai", "asyncopenai", "agents"),
+            is_library=True,
         ),
         Client(
             "langchain",

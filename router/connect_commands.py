@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit
 
 import msgspec
 import typer
@@ -21,11 +22,13 @@ from router.connect import CLIENTS, Client
 from router.connect_files import BEFORE, file_of, put
 from router.connect_settings import KEY_VARIABLE, Reach
 from router.connect_text import block
-from router.following import is_worker
+from router.following import is_worker, worker_line
+from router.identity import LONGEST_NAME
 from router.jsonc import Unclear
 from router.run_here import known_run, run_here
 from serving.config import ConfigError, load
 
+OTHERS = 0o077
 CONTEXT = 8192
 """For a model of which nothing is known."""
 
@@ -79,7 +82,9 @@ def connect(  # noqa: PLR0913, PLR0917 - one for each option
     name = _model(model, found)
     context = found.models.get(name.partition("@")[0], CONTEXT)
     held = key if found.needs_key else None
-    reach = Reach(found.url, name, context, found.needs_key, held, machine, session)
+    reach = Reach(
+        found.url, name, context, found.needs_key, held, _part("machine", machine), _part("session", session)
+    )
     if write:
         _write(known, reach)
     else:
@@ -120,12 +125,12 @@ def _known(url: str | None, key: str | None, config: Path | None) -> Known:
     secret = key or ""
     if url is None:
         run = known_run(paths)
-        if run is None or is_worker(run) or "url" not in run:
+        if run is not None and is_worker(run):
+            refuse(f"{worker_line(paths, run)} Name the router of that head with --url.", WRONG)
+        if run is None or "url" not in run:
             return _configured(config or DEFAULT_CONFIG)
         url, secret = str(run["url"]), key or api_client.owners_secret(paths)
-    if not url.startswith(("http://", "https://")):
-        refuse(f"--url must be http://HOST:PORT, not {url}", WRONG)
-    url = url.rstrip("/").removesuffix("/v1")
+    url = _base(url)
     try:
         try:
             fleet, needs_key = api_client.get(url, "/api/fleet"), False
@@ -139,6 +144,25 @@ def _known(url: str | None, key: str | None, config: Path | None) -> Known:
         refuse(f"{away}. Is homeport running there, and is the address right?", FAILED)
     models = {str(each["name"]): int(each.get("context") or CONTEXT) for each in fleet.get("models", ())}
     return Known(url, models, needs_key)
+
+
+def _base(url: str) -> str:
+    """The router's address without a path."""
+    try:
+        parts = urlsplit(url)
+        is_one = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        is_one = False
+    if not is_one or not url.isprintable() or " " in url:
+        refuse(f"--url must be http://HOST:PORT, not {url}", WRONG)
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _part(what: str, name: str | None) -> str | None:
+    """A name that stands in a path: one that is empty or all dots would vanish from it."""
+    if name is not None and (len(name) > LONGEST_NAME or not name.isprintable() or not name.strip(".")):
+        refuse(f"--{what} must be 1 to {LONGEST_NAME} printable characters, not all of them dots.", WRONG)
+    return name
 
 
 def _configured(config: Path) -> Known:
@@ -189,12 +213,17 @@ def _write(client: Client, reach: Reach) -> None:
         print(block(client.form, settings))
         refuse(f"{file} is left as it is: {why}. Put the lines above into it by hand.", WRONG)
     except OSError as error:
-        refuse(f"{error.filename or file} cannot be written: {error.strerror}. Run as its owner.", FAILED)
+        remedy = " Run as its owner." if isinstance(error, PermissionError) else ""
+        refuse(f"{error.filename or file} cannot be written: {error.strerror}.{remedy}", FAILED)
     if not is_new:
         say(f"{file}: already so.")
         return
     kept = file.resolve().with_name(file.resolve().name + BEFORE)
     say(f"{file} is written." + (f" What it was before: {kept}" if kept.exists() else ""))
+    if settings.holds_key and reach.key and file.stat().st_mode & OTHERS:
+        err.print(
+            f"Other people of this machine may read it, and the key in it: `chmod 600 {file}`.", **PLAIN
+        )
     _notes(client, reach)
 
 
@@ -203,8 +232,8 @@ def _check(url: str | None, key: str | None, client: Client | None, once: bool) 
     if url is None:
         url, key = str(run_here()["url"]), key or api_client.owners_secret(Paths.from_env(os.environ))
     try:
-        for seen in _arrivals(url.rstrip("/").removesuffix("/v1"), key or ""):
-            found = client_of(seen.agent) or client
+        for seen in _arrivals(_base(url), key or ""):
+            found = client_of(seen.agent, client)
             say(words(seen))
             for sentence in advice(seen, found):
                 say(f"  {sentence}")

@@ -15,6 +15,11 @@ from router.connect_settings import Settings
 from router.connect_text import edited, merged
 from router.jsonc import Unclear, read
 
+WRITABLE = 0o222
+MARK = "\ufeff"
+"""Some editors begin a file with it."""
+Owner = tuple[int, int]
+"""A user's and a group's number."""
 BEFORE = ".before-homeport"
 """Behind a file's name: what it was before it was changed for the first time."""
 
@@ -28,32 +33,37 @@ def file_of(client: Client, env: Mapping[str, str], home: Path) -> Path | None:
         if value := env.get(variable):
             found = Path(value) / below if below else Path(value)
             break
-    beside = found.with_suffix(".jsonc")  # opencode's other name for it
-    return beside if client.form == "json" and not found.exists() and beside.exists() else found
+    beside = found.with_suffix(".jsonc")
+    return beside if client.has_jsonc and beside.exists() else found
 
 
 def put(file: Path, form: Form, settings: Settings) -> bool:
     """Have the settings stand in the file; False: they stood there already, and nothing was touched.
 
-    Keeps its mode, and the text of all else; follows a link. Raises Unclear where that cannot be done, and OSError.
+    Keeps its mode, its owner and the text of all else; follows a link. Raises Unclear where that cannot be done, and
+    OSError.
     """
-    target = file.resolve()
-    mode = None
+    target = Path(os.path.realpath(file))
+    mode = owner = None
     try:
         text = target.read_bytes().decode()
-        mode = stat.S_IMODE(target.stat().st_mode)
+        known = target.stat()
+        mode, owner = stat.S_IMODE(known.st_mode), (known.st_uid, known.st_gid)
     except FileNotFoundError:
         text = ""
     except UnicodeDecodeError:
         raise Unclear("it is not UTF-8") from None
+    before, mark, text = text.encode(), MARK * text.startswith(MARK), text.removeprefix(MARK)
     there = _parsed(form, text, settings)
     if there == merged(there, settings.data) and text.strip():
         return False
     new = edited(form, text, there, settings)
     _check(form, new, merged(there, settings.data), settings, is_new=not text.strip())
     if mode is not None:
-        _keep(target, text.encode(), mode)
-    _replace(target, new.encode(), mode or 0o600)
+        if not mode & WRITABLE:
+            raise Unclear("it is read-only")
+        _keep(target, before, mode, owner)
+    _replace(target, (mark + new).encode(), mode or 0o600, owner)
     return True
 
 
@@ -102,15 +112,15 @@ def _variables(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 
-def _keep(file: Path, data: bytes, mode: int) -> None:
+def _keep(file: Path, data: bytes, mode: int, owner: Owner | None) -> None:
     """The file as it was first."""
     kept = file.with_name(file.name + BEFORE)
     if not kept.exists():
-        _replace(kept, data, mode)
+        _replace(kept, data, mode, owner)
 
 
-def _replace(file: Path, data: bytes, mode: int) -> None:
-    """At once, or not at all."""
+def _replace(file: Path, data: bytes, mode: int, owner: Owner | None) -> None:
+    """At once, or not at all. `owner`: who has it, if it is there; else who runs this."""
     file.parent.mkdir(parents=True, exist_ok=True)
     number, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     made = Path(name)
@@ -119,6 +129,8 @@ def _replace(file: Path, data: bytes, mode: int) -> None:
             out.write(data)
             out.flush()
             os.fsync(number)
+        if owner is not None and owner != (os.geteuid(), os.getegid()):
+            os.chown(made, *owner)
         made.chmod(mode)
         made.replace(file)
     except OSError:

@@ -72,6 +72,7 @@ def claude_code(reach: Reach) -> Settings:
         "ANTHROPIC_BASE_URL": reach.root,
         "ANTHROPIC_AUTH_TOKEN": reach.shown_key,
         "ANTHROPIC_MODEL": reach.model,
+        "ANTHROPIC_DEFAULT_FABLE_MODEL": reach.model,
         "ANTHROPIC_DEFAULT_HAIKU_MODEL": reach.model,
         "ANTHROPIC_DEFAULT_SONNET_MODEL": reach.model,
         "ANTHROPIC_DEFAULT_OPUS_MODEL": reach.model,

@@ -15,6 +15,8 @@ from router.jsonc import Unclear, with_members
 
 NAMES = ("name", "model_id")
 """By these a list's entries are known again."""
+_SAME = re.compile(r"[A-Za-z0-9_./:@%+=,-]*")
+"""What stands for itself, to a shell and to Docker."""
 _PLAIN_YAML = re.compile(r"[A-Za-z/][A-Za-z0-9_./-]*(?: [A-Za-z0-9_./-]+)*")
 _YAML_WORDS = frozenset({"true", "false", "yes", "no", "on", "off", "null", "y", "n"})
 
@@ -53,6 +55,10 @@ def merged(there: Any, wanted: Any) -> Any:
 
 def edited(form: Form, text: str, there: Any, settings: Settings) -> str:
     """A file's text with the settings in it; `there`: what it says now. Raises Unclear."""
+    if form == "env" and (
+        odd := [name for name, value in settings.data.items() if not _SAME.fullmatch(value)]
+    ):
+        raise Unclear(f"a shell would read the value of {odd[0]} otherwise")
     if not text.strip():
         return text + block(form, settings) + "\n"
     match form:

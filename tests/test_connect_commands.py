@@ -1,5 +1,6 @@
 """`homeport connect`: what it prints, what it writes into a person's files, and what it leaves alone."""
 
+import codecs
 import os
 import stat
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from router import cli
+from router import cli, connect_commands
 from router.connect import CLIENTS
 from router.connect_settings import Reach
 from router.connect_text import block
@@ -146,6 +147,108 @@ def test_what_was_there_is_kept_once_with_its_mode_and_through_a_link(
 @pytest.mark.parametrize(
     ("name", "text"),
     [
+        ("claude-code", b'{"theme": "dark"}'),
+        ("codex", b'model = "x"\r\n'),
+        ("aider", b"model: x\n"),
+        ("llm", b"- model_id: x\n"),
+    ],
+)
+def test_a_mark_at_a_files_beginning_stays_there_and_is_no_part_of_what_it_says(
+    name: str, text: bytes, serves: FakeRouter, person: Path
+) -> None:
+    plain, marked = person / CLIENTS[name].file, codecs.BOM_UTF8
+    plain.parent.mkdir(parents=True, exist_ok=True)
+    plain.write_bytes(text)
+    assert run(name, "--write")[0] == 0
+    expected = plain.read_bytes()
+    plain.write_bytes(marked + text)
+    assert run(name, "--write")[0] == 0
+    assert plain.read_bytes() == marked + expected
+    assert run(name, "--write")[1].endswith(": already so.\n")
+
+
+def test_a_file_that_its_person_made_read_only_is_left_as_it_is(serves: FakeRouter, person: Path) -> None:
+    file = person / ".aider.conf.yml"
+    file.write_text("model: mine\n")
+    file.chmod(0o444)
+    code, _, why = run("aider", "--write")
+    assert (code, "is left as it is: it is read-only" in why) == (2, True)
+    assert [each.name for each in person.iterdir()] == [file.name]
+
+
+def test_a_link_that_leads_nowhere_but_to_itself_is_named(serves: FakeRouter, person: Path) -> None:
+    (person / ".aider.conf.yml").symlink_to(person / ".aider.conf.yml")
+    code, _, why = run("aider", "--write")
+    assert (code, "cannot be written: Too many levels of symbolic links" in why) == (1, True)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give files to others")
+def test_a_file_stays_its_owners(serves: FakeRouter, person: Path) -> None:
+    file = person / ".aider.conf.yml"
+    file.write_text("dark-mode: true\n")
+    os.chown(file, 12345, 12346)
+    assert run("aider", "--write")[0] == 0
+    for each in person.iterdir():
+        assert (each.stat().st_uid, each.stat().st_gid) == (12345, 12346)
+
+
+def test_a_key_in_a_file_that_others_may_read_is_told(
+    router: FakeRouter, person: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router.answers["/api/fleet"] = 401, {"error": {"message": "a key is needed"}}
+    monkeypatch.setenv("HOMEPORT_API_KEY", "hp-secret")
+    file = person / ".aider.conf.yml"
+    file.write_text("dark-mode: true\n")
+    file.chmod(0o644)
+    code, told, beside = run("aider", "--model", "assistant", "--write")
+    assert (code, f"`chmod 600 {file}`" in beside) == (0, True)
+    assert "hp-secret" not in told + beside
+    file.write_text("dark-mode: true\n")
+    file.chmod(0o600)
+    assert "chmod" not in run("aider", "--model", "assistant", "--write")[2]
+
+
+def test_a_key_that_a_shell_would_read_otherwise_is_not_written_where_one_reads_it(
+    router: FakeRouter, person: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    router.answers["/api/fleet"] = 401, {"error": {"message": "a key is needed"}}
+    monkeypatch.setenv("HOMEPORT_API_KEY", "hp-$HOME")
+    code, _, why = run("open-webui", "--model", "assistant", "--write")
+    assert (code, "a shell would read the value of OPENAI_API_KEY otherwise" in why) == (2, True)
+    assert run("aider", "--model", "assistant", "--write")[0] == 0
+
+
+@pytest.mark.parametrize(
+    "url", ["den-pc:8000", "http://", "http://den-pc:x", "http://[::1", "http://den pc:8000"]
+)
+@pytest.mark.parametrize("words", [["codex"], ["--check", "--once"]])
+def test_an_address_that_is_none_is_told(url: str, words: list[str]) -> None:
+    code, told, why = run(*words, "--url", url)
+    assert (code, told) == (2, "")
+    assert f"--url must be http://HOST:PORT, not {url}" in why
+
+
+@pytest.mark.parametrize("option", ["--session", "--machine"])
+@pytest.mark.parametrize("name", ["", "..", "a\nb", "a" * 513])
+def test_a_name_that_would_not_stay_in_a_path_is_refused(option: str, name: str, serves: FakeRouter) -> None:
+    code, told, why = run("codex", option, name)
+    assert (code, told, "1 to 512 printable characters" in why) == (2, "", True)
+
+
+def test_on_a_machine_of_another_head_its_router_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect_commands, "known_run", lambda _: {"role": "worker", "steps": {}})
+    monkeypatch.setenv("HOMEPORT_HOME", str(tmp_path))
+    code, told, why = run("codex")
+    assert (code, told) == (2, "")
+    assert "serves the head at" in why
+    assert "--url" in why
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
         ("claude-code", b'{"env": '),
         ("claude-code", b"[1]"),
         ("claude-code", b"\xff\xfe"),
@@ -208,6 +311,18 @@ def test_opencodes_file_with_comments_is_taken_where_it_is_the_one(serves: FakeR
     assert run("opencode", "--write")[0] == 0
     assert "  // mine\n" in (folder / "opencode.jsonc").read_text()
     assert not (folder / "opencode.json").exists()
+    (folder / "opencode.json").write_text("{}\n")
+    assert run("opencode", "--write", "--model", "coder")[0] == 0
+    assert "homeport/coder" in (folder / "opencode.jsonc").read_text()  # which it reads last
+    assert (folder / "opencode.json").read_text() == "{}\n"
+
+
+def test_such_a_file_of_another_client_is_not_its_own(serves: FakeRouter, person: Path) -> None:
+    other = person / ".claude" / "settings.jsonc"
+    other.parent.mkdir()
+    other.write_text("{}\n")
+    assert run("claude-code", "--write")[0] == 0
+    assert (other.read_text(), other.with_suffix(".json").exists()) == ("{}\n", True)
 
 
 def test_what_has_no_file_is_printed_and_said_to_be_for_a_person(serves: FakeRouter) -> None:
