@@ -93,9 +93,11 @@ def dialect(path: str) -> str:
     return SPEAKS.get(path, path.removeprefix("/v1/"))
 
 
-def client_of(agent: str) -> Client | None:
-    """Which of the known clients says that it is this."""
-    return next((client for client in CLIENTS.values() if client.is_agent(agent)), None)
+def client_of(agent: str, expected: Client | None = None) -> Client | None:
+    """Which of the known clients says that it is this; the expected one, where none does or only what others are built
+    upon."""
+    found = next((client for client in CLIENTS.values() if client.is_agent(agent)), None)
+    return expected or found if found is None or found.is_library else found
 
 
 def advice(seen: Arrival, client: Client | None) -> Iterator[str]:

@@ -30,6 +30,7 @@ RECORDED = {
     "opencode/1.18.33 ai-sdk/provider-utils/4.0.23 runtime/bun/1.3.14": "opencode",
     "OpenAI/Python 3.57.0": "openai-sdk",
     "AsyncOpenAI/Python 3.57.0": "openai-sdk",
+    "Agents/Python 0.24.0": "openai-sdk",
     "ls/JS 5.23.2": None,
 }
 
@@ -265,6 +266,13 @@ async def test_ctrl_c_ends_the_command(tmp_path: Path) -> None:
 def test_clients_are_known_by_their_user_agents(agent: str, name: str | None) -> None:
     found = client_of(product(agent))
     assert (None if found is None else found.name) == name
+
+
+def test_a_client_that_is_expected_is_not_taken_for_the_library_that_it_is_built_upon() -> None:
+    llm = CLIENTS["llm"]
+    assert client_of("OpenAI/Python", llm) is client_of("", llm) is client_of("curl/8.5.0", llm) is llm
+    assert client_of("opencode/1.18.33", llm) is CLIENTS["opencode"]
+    assert client_of("OpenAI/Python") is CLIENTS["openai-sdk"]
 
 
 @pytest.mark.parametrize("agent", ["", " Ann", "(Ann)", "\x00", "<b>", "é"])
