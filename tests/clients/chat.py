@@ -9,6 +9,7 @@ import pty
 import signal
 import struct
 import subprocess
+import tempfile
 import termios
 import threading
 import time
@@ -25,15 +26,16 @@ from tests.e2e.installation import eventually
 TURN_S = 120.0
 SHORT_TOKENS = 40
 KEYS_S = 0.5
-KEPT_ENV = ("PATH", "LANG", "TMPDIR")
+KEPT_ENV = ("PATH", "LANG")
 QUIET = {"DO_NOT_TRACK": "1", "NO_COLOR": "1", "TERM": "dumb", "LANG": "C.UTF-8"}
 
 
 class Chat:
     """Made by `chat`. Its programs see nothing of the environment that the tests run in."""
 
-    def __init__(self, folder: Path, recorder: Recorder, model: str) -> None:
+    def __init__(self, folder: Path, temporary: str, recorder: Recorder, model: str) -> None:
         self.folder, self.recorder, self.model = folder, recorder, model
+        self._temporary = {"TMPDIR": temporary, "CLAUDE_CODE_TMPDIR": temporary}
         self.work = folder / "work"
         self.max_tokens = SHORT_TOKENS
         """Of an answer, for a program that can be told."""
@@ -57,7 +59,7 @@ class Chat:
             process = subprocess.Popen(
                 [str(part) for part in command],
                 cwd=self.work,
-                env={**kept, **QUIET, "HOME": str(self.folder), **env},
+                env={**kept, **QUIET, **self._temporary, "HOME": str(self.folder), **env},
                 stdin=subprocess.DEVNULL if terminal is None else terminal,
                 stdout=log if terminal is None else terminal,
                 stderr=subprocess.STDOUT,
@@ -142,9 +144,10 @@ def _type(terminal: int, words: str) -> None:
 
 @contextmanager
 def chat(folder: Path, port: int, model: str) -> Iterator[Chat]:
-    """A conversation with the homeport at `port`; when it ends, so do its programs."""
-    with Recorder(port) as recorder:
-        made = Chat(folder, recorder, model)
+    """A conversation with the homeport at `port`; when it ends, so do its programs and what they left in a temporary
+    folder, whose name is short: sockets stand in it."""
+    with Recorder(port) as recorder, tempfile.TemporaryDirectory(prefix="chat-") as temporary:
+        made = Chat(folder, temporary, recorder, model)
         try:
             yield made
         finally:
