@@ -79,7 +79,12 @@ async def replay(home: World, name: str) -> list[Turn]:
                 assert answer.status == 200, said
                 heads = answer.headers
                 turns.append(Turn(sent, heads["x-homeport-pin"], heads["x-homeport-source"], told_in(said)))
-    return [turn for turn in turns if turn.sent.body.get("tools")] or turns
+    return [turn for turn in turns if is_said(turn.sent)] or turns
+
+
+def is_said(sent: Sent) -> bool:
+    """In a conversation in which tools are offered: what is asked beside it offers none."""
+    return bool(sent.body.get("tools"))
 
 
 @pytest.mark.parametrize("name", [name for name in captures.names() if name != MOVES_ITS_INSTRUCTIONS])
@@ -91,6 +96,13 @@ async def test_every_later_turn_evaluates_only_what_is_new(home: World, name: st
         assert turn.source == turns[0].source
         assert turn.told["cause"] is None, turn.told
         assert turn.told["reused_tokens"] >= before.prompt_tokens, (before.told, turn.told)
+
+
+def test_only_these_ask_for_titles_and_the_like_beside_their_turns() -> None:
+    """Of the others' tests none can be about those."""
+    requests = {name: [is_said(sent) for sent in captures.read(name)] for name in captures.names()}
+    beside = {name for name, said in requests.items() if any(said) and not all(said)}
+    assert beside == {ASKS_FOR_TITLES, "open-webui", "opencode"}
 
 
 async def test_aider_is_evaluated_anew_from_where_it_edits_its_history(home: World) -> None:

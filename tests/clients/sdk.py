@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.clients.chat import Chat
+from tests.clients.connected import printed
 from tests.clients.programs import Programs
 from tests.e2e.talk import MODEL
 
@@ -36,3 +37,13 @@ class Sdk:
         env |= {"ANTHROPIC_BASE_URL": chat.recorder.url, "ANTHROPIC_API_KEY": "unused"}
         env |= {"MAX_TOKENS": str(chat.max_tokens), "PACKAGES": str(self.programs.modules)}
         return [*driver, self.name, chat.folder / "history.json", *words], env
+
+
+def runs_as_printed(programs: Programs, chat: Chat, name: str) -> None:
+    """What `homeport connect` prints for those who write programs is one."""
+    (chat.work / "printed.py").write_text(printed(chat, name))
+    chat.run([programs.python("sdks"), "printed.py"], OFFLINE)
+    (turn,) = chat.turns
+    assert turn.status == 200
+    assert turn.answer_headers["x-homeport-source"] == "header"
+    assert len(chat.said) > 1

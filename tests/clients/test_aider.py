@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.clients.chat import Chat
+from tests.clients.connected import connected
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     ANOTHER,
@@ -34,7 +35,6 @@ QUIET = [
     "--no-gitignore",
     "--no-check-update",
     "--analytics-disable",
-    "--no-show-model-warnings",
     "--no-show-release-notes",
     "--no-detect-urls",
     "--no-suggest-shell-commands",
@@ -49,12 +49,9 @@ class Aider:
 
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         (line,) = words
-        command = [self.programs.command("aider", "aider"), "--model", f"openai/{chat.model}", *QUIET]
-        env = {
-            "OPENAI_API_BASE": f"{chat.recorder.url}/s/{chat.folder.name}/v1",
-            "OPENAI_API_KEY": "unused",
-            "LITELLM_LOCAL_MODEL_COST_MAP": "True",
-        }
+        connected(chat, "aider", session=chat.folder.name)
+        command = [self.programs.command("aider", "aider"), *QUIET]
+        env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True"}
         return [*command, "--restore-chat-history", "--message", line], env
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.clients.chat import Chat
+from tests.clients.connected import connected
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     ANOTHER,
@@ -29,11 +30,7 @@ pytestmark = pytest.mark.clients
 
 PROMPT = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}"
 """Behind it a person writes."""
-QUIET = {
-    "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-    "DISABLE_AUTOUPDATER": "1",
-    "DISABLE_TELEMETRY": "1",
-}
+QUIET = {"DISABLE_AUTOUPDATER": "1"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +42,8 @@ class ClaudeCode:
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         (line,) = words
         goes_on = ["--continue"] if (chat.folder / ".claude" / "projects").exists() else []
-        return [self.programs.claude, "-p", *goes_on, "--allowedTools", f"Bash({CAT})", "--", line], settings(
-            chat
-        )
-
-
-def settings(chat: Chat) -> dict[str, str]:
-    models = dict.fromkeys(("ANTHROPIC_MODEL", "ANTHROPIC_SMALL_FAST_MODEL"), chat.model)
-    return {"ANTHROPIC_BASE_URL": chat.recorder.url, "ANTHROPIC_AUTH_TOKEN": "unused", **models, **QUIET}
+        connected(chat, "claude-code")
+        return [self.programs.claude, "-p", *goes_on, "--allowedTools", f"Bash({CAT})", "--", line], QUIET
 
 
 @pytest.fixture
@@ -72,7 +63,8 @@ def test_turns_in_a_terminal_stay(
     def are_told(turns: int) -> bool:
         return len(talk(chat.turns)) == turns and all(turn.told for turn in chat.turns)
 
-    with chat.terminal([installed.claude], settings(chat)) as write:
+    connected(chat, "claude-code")
+    with chat.terminal([installed.claude], QUIET) as write:
         eventually(lambda: PROMPT in chat.said, 60)
         write(rivers())
         eventually(lambda: are_told(1), 60)

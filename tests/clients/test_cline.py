@@ -4,6 +4,7 @@ Without a terminal it goes on with no earlier task.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.clients.chat import Chat
+from tests.clients.connected import printed
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     Client,
@@ -42,7 +44,13 @@ class Cline:
 
 
 def settings(chat: Chat) -> dict[str, Any]:
-    found = {"provider": PROVIDER, "apiKey": "unused", "model": chat.model, "baseUrl": chat.url}
+    words = dict(re.findall(r"^(.+?): +(.+)$", printed(chat, "cline"), re.MULTILINE))
+    found = {
+        "provider": PROVIDER,
+        "apiKey": words["API Key"],
+        "model": words["Model ID"],
+        "baseUrl": words["Base URL"],
+    }
     provider = {"settings": found, "updatedAt": "2026-01-01T00:00:00.000Z", "tokenSource": "manual"}
     return {"version": 1, "lastUsedProvider": PROVIDER, "modes": {}, "providers": {PROVIDER: provider}}
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.clients.chat import Chat
+from tests.clients.connected import connected
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     Client,
@@ -19,19 +20,7 @@ from tests.clients.scripted import AGENT
 
 pytestmark = pytest.mark.clients
 
-SETTINGS = """\
-model = "{model}"
-model_provider = "homeport"
-check_for_update_on_startup = false
-
-[model_providers.homeport]
-name = "homeport"
-base_url = "{url}"
-wire_api = "responses"
-
-[analytics]
-enabled = false
-"""
+QUIET = ("-c", "check_for_update_on_startup=false", "-c", "analytics.enabled=false")
 UNASKED = ("--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox")
 
 
@@ -43,11 +32,9 @@ class Codex:
 
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         (line,) = words
-        home = chat.folder / ".codex"
+        home = connected(chat, "codex").parent
         goes_on = ["resume", "--last"] if (home / "sessions").exists() else []
-        home.mkdir(exist_ok=True)
-        (home / "config.toml").write_text(SETTINGS.format(model=chat.model, url=chat.url))
-        return [self.programs.codex, "exec", *UNASKED, *goes_on, line], {}
+        return [self.programs.codex, "exec", *UNASKED, *QUIET, *goes_on, line], {}
 
 
 @pytest.fixture

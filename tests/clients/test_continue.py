@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.clients.chat import Chat
+from tests.clients.connected import connected
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     Client,
@@ -19,13 +20,6 @@ from tests.clients.scripted import AGENT
 
 pytestmark = pytest.mark.clients
 
-SETTINGS = """\
-name: homeport
-version: 0.0.1
-schema: v1
-models:
-  - {{name: {model}, provider: openai, model: {model}, apiBase: "{url}", apiKey: unused, roles: [chat]}}
-"""
 QUIET = {"CONTINUE_TELEMETRY_ENABLED": "0"}
 
 
@@ -37,18 +31,8 @@ class Continue:
 
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         (line,) = words
-        config = chat.folder / "config.yaml"
-        goes_on = ["--resume"] if config.exists() else []
-        config.write_text(SETTINGS.format(model=chat.model, url=chat.url))
-        command = [
-            self.programs.node,
-            self.programs.continue_,
-            "--config",
-            config,
-            "--allow",
-            "Bash",
-            *goes_on,
-        ]
+        goes_on = ["--resume"] if (connected(chat, "continue").parent / "sessions").exists() else []
+        command = [self.programs.node, self.programs.continue_, "--allow", "Bash", *goes_on]
         return [*command, "-p", line], QUIET
 
 

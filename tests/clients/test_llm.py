@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.clients.chat import Chat
+from tests.clients.connected import connected
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     Client,
@@ -18,13 +19,6 @@ from tests.e2e.talk import MODEL
 
 pytestmark = pytest.mark.clients
 
-MODELS = """\
-- model_id: {model}
-  model_name: {model}
-  api_base: {url}
-  api_key_name: homeport
-"""
-
 
 @dataclass(frozen=True, slots=True)
 class Llm:
@@ -34,13 +28,11 @@ class Llm:
 
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         (line,) = words
-        folder = chat.folder / "llm"
+        folder = connected(chat, "llm").parent
         goes_on = ["--continue"] if (folder / "logs.db").exists() else []
-        folder.mkdir(exist_ok=True)
-        (folder / "extra-openai-models.yaml").write_text(MODELS.format(model=chat.model, url=chat.url))
-        command = [self.programs.command("sdks", "llm"), "prompt", *goes_on, "-m", chat.model]
+        command = [self.programs.command("sdks", "llm"), "prompt", *goes_on, "-m", f"homeport/{chat.model}"]
         options = ["-o", "temperature", "0", "-o", "max_tokens", chat.max_tokens]
-        return [*command, *options, "--key", "unused", line], {"LLM_USER_PATH": str(folder)}
+        return [*command, *options, line], {}
 
 
 @pytest.fixture

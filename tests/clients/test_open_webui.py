@@ -16,6 +16,7 @@ from tests.browser.conftest import chromium  # noqa: F401  a fixture
 from tests.clients import captures
 from tests.clients.captures import KEEP, SOME_URL
 from tests.clients.chat import Chat, chat
+from tests.clients.connected import connected
 from tests.clients.programs import Programs, versions
 from tests.clients.recorder import Exchange
 from tests.clients.scenarios import (
@@ -54,11 +55,9 @@ class WebUi:
         self.url = f"http://127.0.0.1:{port}"
         env = {
             "DATA_DIR": str(self.chat.folder / "data"),
-            "OPENAI_API_BASE_URL": self.chat.url,
-            "OPENAI_API_KEY": "unused",
-            "ENABLE_FORWARD_USER_INFO_HEADERS": "True",
-            "ENABLE_OLLAMA_API": "False",
-            "DEFAULT_MODELS": self.chat.model,
+            **dict(
+                line.split("=", 1) for line in connected(self.chat, "open-webui").read_text().splitlines()
+            ),
             "WEBUI_AUTH": "False",
             "WEBUI_SECRET_KEY": "of these tests",
             "OFFLINE_MODE": "True",

@@ -1,6 +1,5 @@
 """opencode: `opencode run`, a process a turn."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pytest
 
 from tests.clients.chat import Chat
+from tests.clients.connected import connected
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     Client,
@@ -37,25 +37,9 @@ class Opencode:
 
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         (line,) = words
-        config = chat.work / "opencode.json"
-        goes_on = ["--continue"] if config.exists() else []
-        config.write_text(json.dumps(settings(chat)))
+        connected(chat, "opencode")
+        goes_on = ["--continue"] if (chat.folder / ".local" / "share" / "opencode").exists() else []
         return [self.programs.opencode, "run", *goes_on, line], QUIET
-
-
-def settings(chat: Chat) -> dict[str, Any]:
-    homeport = {
-        "npm": "@ai-sdk/openai-compatible",
-        "name": "homeport",
-        "options": {"baseURL": chat.url},
-        "models": {chat.model: {"name": chat.model}},
-    }
-    return {
-        "model": f"homeport/{chat.model}",
-        "provider": {"homeport": homeport},
-        "share": "disabled",
-        "autoupdate": False,
-    }
 
 
 @pytest.fixture

@@ -1,8 +1,7 @@
 """Talks through an SDK: `python sdks.py SDK HISTORY WORDS …`, a streamed turn for each of the words.
 
 Runs in the clients' own environment, without homeport. HISTORY is a file of messages, which a program that uses such
-an SDK keeps itself. The SDKs'
-own variables and MODEL say whom to ask, MAX_TOKENS how much.
+an SDK keeps itself. The SDKs' own variables and MODEL say whom to ask, MAX_TOKENS how much.
 """
 
 import asyncio
@@ -50,8 +49,12 @@ def litellm(history: Any) -> Iterator[str]:
 def anthropic(history: Any) -> Iterator[str]:
     from anthropic import Anthropic
 
-    with Anthropic().messages.stream(model=MODEL, messages=history, max_tokens=MOST) as stream:
-        yield from stream.text_stream
+    greedy = {"temperature": 0}  # the SDK has no name for it any more
+    stream: Any = Anthropic().messages.stream(
+        model=MODEL, messages=history, max_tokens=MOST, extra_body=greedy
+    )
+    with stream as events:
+        yield from events.text_stream
 
 
 def agents(history: Any) -> Iterator[str]:
