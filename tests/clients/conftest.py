@@ -1,6 +1,7 @@
 """Client programs as their users have them, against a real homeport; where they are not set up, the tests say so."""
 
 import itertools
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,6 +24,9 @@ def installed() -> Programs:
     found = programs()
     if not found.is_whole:
         pytest.fail("the client programs are not set up: run `make test-clients`")
+    signal.signal(
+        signal.SIGTERM, signal.default_int_handler
+    )  # as Ctrl-C does, so that what was started ends too
     return found
 
 

@@ -11,12 +11,17 @@ from tests.clients.connected import connected
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     Client,
+    NewChat,
+    at_rest,
+    rivers,
+    say,
     test_a_restart_of_the_client_resumes,
     test_cancel_frees,
     test_tool_calls_go_on_at_home,
     test_two_conversations_at_once_get_two_homes,
 )
 from tests.clients.scripted import AGENT
+from tests.e2e.installation import Homeport
 
 pytestmark = pytest.mark.clients
 
@@ -40,3 +45,21 @@ class Codex:
 @pytest.fixture
 def client(installed: Programs) -> Client:
     return Codex(installed)
+
+
+def test_connect_says_what_arrives_of_it(world: Homeport, client: Client, new_chat: NewChat) -> None:
+    at_rest(world)
+    with world.popen("connect", "codex", "--check", "--once") as check:
+        try:
+            assert check.stdout is not None
+            assert check.stdout.readline().startswith("Watching ")
+            (turn,) = say(client, new_chat(), rivers())
+            seen, advice = check.stdout.read().splitlines()
+        finally:
+            check.kill()
+    session, machine = (turn.answer_headers[f"x-homeport-{what}"] for what in ("session", "machine"))
+    assert seen.startswith("codex_exec/")
+    assert seen.endswith(
+        f": responses, a stream, source header (session-id), session {session}, new at {machine}"
+    )
+    assert advice == "  Good: a header names its conversation, which keeps its home."

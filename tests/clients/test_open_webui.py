@@ -29,7 +29,7 @@ from tests.clients.scenarios import (
     rivers,
     running,
 )
-from tests.clients.scripted import AGENT, ANSWER
+from tests.clients.scripted import AGENT, ANSWER, SLOWLY
 from tests.e2e.installation import Homeport, eventually
 from tests.host_process import free_port
 
@@ -149,8 +149,8 @@ def test_two_conversations_at_once_get_two_homes(
     before = len(webui.turns())
     context = chromium.new_context()
     other = opened(context.new_page(), webui.url)
-    write(page, rivers())
-    write(other, rivers())
+    write(page, f"{rivers()} {SLOWLY}")
+    write(other, f"{rivers()} {SLOWLY}")
     turns = answered(webui, before, 2)
     context.close()
     assert len({home(turn) for turn in turns}) == 2
