@@ -4,6 +4,7 @@ Which clients there are, and where each keeps its settings, says connect.py; how
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -195,12 +196,15 @@ def librechat(reach: Reach) -> Settings:
 
 
 def cline(reach: Reach) -> Settings:
+    key = shlex.quote(reach.shown_key)
+    command = f"cline auth -p openai-compatible -b {reach.v1} -k {key} -m {reach.model}"
     words = (
         "API Provider:         OpenAI Compatible",
         f"Base URL:             {reach.v1}",
         f"API Key:              {reach.shown_key}",
         f"Model ID:             {reach.model}",
         f"Context Window Size:  {reach.context}",
+        f"Its command line:     {command}",
     )
     return Settings(words="\n".join(words))
 

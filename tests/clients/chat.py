@@ -20,6 +20,7 @@ from typing import IO
 
 import psutil
 
+from router.connect_settings import KEY_VARIABLE
 from tests.clients.recorder import Exchange, Recorder
 from tests.e2e.installation import eventually
 
@@ -39,6 +40,8 @@ class Chat:
         self.work = folder / "work"
         self.max_tokens = SHORT_TOKENS
         """Of an answer, for a program that can be told."""
+        self.key: str | None = None
+        """Which the program is given; None: there are no keys. A homeport that has none takes any."""
         self.work.mkdir(parents=True)
         self._started: list[subprocess.Popen[str]] = []
 
@@ -55,6 +58,8 @@ class Chat:
     ) -> subprocess.Popen[str]:
         """A program in a group of its own; what it says is in `said`, unless it has a terminal."""
         kept = {name: os.environ[name] for name in KEPT_ENV if name in os.environ}
+        if self.key is not None:
+            kept[KEY_VARIABLE] = self.key
         with self._log.open("a") as log:
             process = subprocess.Popen(
                 [str(part) for part in command],

@@ -27,4 +27,4 @@ def printed(chat: Chat, name: str) -> str:
 
 
 def _reach(chat: Chat, session: str | None) -> Reach:
-    return Reach(chat.recorder.url, chat.model, CONTEXT, session=session)
+    return Reach(chat.recorder.url, chat.model, CONTEXT, chat.key is not None, chat.key, session=session)

@@ -13,6 +13,7 @@ from tests.clients.scripted import NOTE, READ_IT, SLOWLY
 from tests.e2e.installation import Homeport, eventually
 from tests.e2e.talk import at_once
 
+KEY = "hp-of-the-second-chat"
 ANOTHER = "And a fourth?"
 LONG = "Write a long story about a harbour, a lighthouse and a storm."
 LONG_TOKENS = 1200
@@ -83,6 +84,11 @@ def assert_goes_on(first: Exchange, second: Exchange, client: Known) -> None:
     assert second.told["reused_tokens"] >= prompt_tokens(first), (first.told, second.told)
 
 
+def key_of(turn: Exchange) -> str | None:
+    bearer = turn.headers.get("authorization", "")
+    return bearer.removeprefix("Bearer ") or turn.headers.get("x-api-key")
+
+
 def running(world: Homeport) -> int:
     return sum(int(world.host_state(replica)["running"]) for replica in world.replicas())
 
@@ -95,10 +101,12 @@ def at_rest(world: Homeport) -> None:
 def test_two_conversations_at_once_get_two_homes(world: Homeport, client: Client, new_chat: NewChat) -> None:
     at_rest(world)
     chats = [new_chat(), new_chat()]
+    chats[1].key = KEY
     at_once(*(lambda c=c: say(client, c, f"{rivers()} {SLOWLY}") for c in chats))
     turns = [turn for chat in chats for turn in chat.turns]
     assert len({home(turn) for turn in turns}) == 2
     assert len({turn.answer_headers["x-homeport-session"] for turn in turns}) == 2
+    assert {key_of(turn) for turn in chats[1].turns} == {KEY}
 
 
 def test_turns_stay(world: Homeport, client: Client, new_chat: NewChat) -> None:

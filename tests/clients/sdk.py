@@ -33,8 +33,13 @@ class Sdk:
             driver = [self.programs.node, DRIVERS / "sdks.mjs"]
         else:
             driver = [self.programs.python("sdks"), DRIVERS / "sdks.py"]
-        env = {"OPENAI_BASE_URL": chat.url, "OPENAI_API_KEY": "unused", "MODEL": chat.model, **OFFLINE}
-        env |= {"ANTHROPIC_BASE_URL": chat.recorder.url, "ANTHROPIC_API_KEY": "unused"}
+        env = {
+            "OPENAI_BASE_URL": chat.url,
+            "OPENAI_API_KEY": chat.key or "unused",
+            "MODEL": chat.model,
+            **OFFLINE,
+        }
+        env |= {"ANTHROPIC_BASE_URL": chat.recorder.url, "ANTHROPIC_API_KEY": chat.key or "unused"}
         env |= {"MAX_TOKENS": str(chat.max_tokens), "PACKAGES": str(self.programs.modules)}
         return [*driver, self.name, chat.folder / "history.json", *words], env
 

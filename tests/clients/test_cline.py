@@ -3,8 +3,7 @@
 An earlier task it goes on with in a terminal alone.
 """
 
-import json
-import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +30,6 @@ from tests.e2e.installation import Homeport, eventually
 
 pytestmark = pytest.mark.clients
 
-PROVIDER = "openai-compatible"
 LAST_SHOWN = ANSWER.split()[-1]
 """Of an answer in a terminal, which gets each word by itself."""
 QUIET = {"CLINE_TELEMETRY_DISABLED": "1"}
@@ -45,22 +43,10 @@ class Cline:
 
     def command(self, chat: Chat, words: Sequence[str]) -> tuple[list[Any], dict[str, str]]:
         (line,) = words
-        data = chat.folder / ".cline" / "data"
-        (data / "settings").mkdir(parents=True, exist_ok=True)
-        (data / "settings" / "providers.json").write_text(json.dumps(settings(chat)))
-        return [self.programs.cline, "--json", "-P", PROVIDER, "-m", chat.model, line], QUIET
-
-
-def settings(chat: Chat) -> dict[str, Any]:
-    words = dict(re.findall(r"^(.+?): +(.+)$", printed(chat, "cline"), re.MULTILINE))
-    found = {
-        "provider": PROVIDER,
-        "apiKey": words["API Key"],
-        "model": words["Model ID"],
-        "baseUrl": words["Base URL"],
-    }
-    provider = {"settings": found, "updatedAt": "2026-01-01T00:00:00.000Z", "tokenSource": "manual"}
-    return {"version": 1, "lastUsedProvider": PROVIDER, "modes": {}, "providers": {PROVIDER: provider}}
+        if not (chat.folder / ".cline").exists():
+            _, *told = shlex.split(printed(chat, "cline").partition("Its command line: ")[2])
+            chat.run([self.programs.cline, *told], QUIET)
+        return [self.programs.cline, "--json", line], QUIET
 
 
 @pytest.fixture
@@ -80,7 +66,7 @@ def test_a_restart_in_a_terminal_resumes_and_turns_stay(
     def are_told(turns: int) -> bool:
         return len(chat.turns) == turns and all(turn.told for turn in chat.turns)
 
-    command: list[Any] = [installed.cline, "-P", PROVIDER, "-m", chat.model, "--id", task]
+    command: list[Any] = [installed.cline, "--id", task]
     with chat.terminal(command, QUIET) as write:
         eventually(lambda: LAST_SHOWN in chat.said[before:], 60)
         write(ANOTHER)

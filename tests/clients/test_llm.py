@@ -30,6 +30,10 @@ class Llm:
         (line,) = words
         folder = connected(chat, "llm").parent
         goes_on = ["--continue"] if (folder / "logs.db").exists() else []
+        if chat.key is not None:
+            chat.run(
+                [self.programs.command("sdks", "llm"), "keys", "set", "homeport", "--value", chat.key], {}
+            )
         command = [self.programs.command("sdks", "llm"), "prompt", *goes_on, "-m", f"homeport/{chat.model}"]
         options = ["-o", "temperature", "0", "-o", "max_tokens", chat.max_tokens]
         return [*command, *options, line], {}

@@ -22,10 +22,12 @@ from tests.clients.recorder import Exchange
 from tests.clients.scenarios import (
     ANOTHER,
     FREE_S,
+    KEY,
     LONG,
     assert_goes_on,
     at_rest,
     home,
+    key_of,
     rivers,
     running,
 )
@@ -101,6 +103,7 @@ def webui(
 ) -> Iterator[WebUi]:
     folder: Path = tmp_path_factory.mktemp("webui") / "home"
     with chat(folder, scripted.ports["router"], AGENT) as talk:
+        talk.key = KEY
         made = WebUi(installed, talk)
         made.start()
         yield made
@@ -154,6 +157,7 @@ def test_two_conversations_at_once_get_two_homes(
     turns = answered(webui, before, 2)
     context.close()
     assert len({home(turn) for turn in turns}) == 2
+    assert {key_of(turn) for turn in webui.chat.turns} == {KEY}
 
 
 def test_turns_stay_and_titles_do_not_disturb(scripted: Homeport, webui: WebUi, page: Page) -> None:
