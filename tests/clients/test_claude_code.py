@@ -30,7 +30,8 @@ pytestmark = pytest.mark.clients
 
 PROMPT = "\N{HEAVY RIGHT-POINTING ANGLE QUOTATION MARK ORNAMENT}"
 """Behind it a person writes."""
-QUIET = {"DISABLE_AUTOUPDATER": "1"}
+QUIET = {"DISABLE_AUTOUPDATER": "1", "DISABLE_TELEMETRY": "1", "DISABLE_ERROR_REPORTING": "1"}
+NO_TITLES = "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,9 +52,10 @@ def client(installed: Programs) -> Client:
     return ClaudeCode(installed)
 
 
-def test_turns_in_a_terminal_stay(
+def test_turns_in_a_terminal_stay_and_titles_do_not_disturb(
     installed: Programs, world: Homeport, client: Client, new_chat: NewChat
 ) -> None:
+    """It asks for one before each turn, unless `homeport connect` has told it not to."""
     at_rest(world)
     chat = new_chat()
     trusted = {str(chat.work): {"hasTrustDialogAccepted": True}}
@@ -63,7 +65,10 @@ def test_turns_in_a_terminal_stay(
     def are_told(turns: int) -> bool:
         return len(talk(chat.turns)) == turns and all(turn.told for turn in chat.turns)
 
-    connected(chat, "claude-code")
+    file = connected(chat, "claude-code")
+    settings = json.loads(file.read_text())
+    del settings["env"][NO_TITLES]
+    file.write_text(json.dumps(settings))
     with chat.terminal([installed.claude], QUIET) as write:
         eventually(lambda: PROMPT in chat.said, 60)
         write(rivers())
@@ -72,3 +77,6 @@ def test_turns_in_a_terminal_stay(
         eventually(lambda: are_told(2), 60)
     first, second = talk(chat.turns)
     assert_goes_on(first, second, client)
+    told = [turn for turn in chat.turns if turn.told]
+    assert len(told) > 2
+    assert len({turn.answer_headers["x-homeport-session"] for turn in told}) == 1
