@@ -6,12 +6,12 @@ one that is not there.
 
 import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import msgspec
 
-from router.decision import Ask, Send
+from router.decision import Ask, Send, machine_of
 from router.dialects.responses_ids import session_of
 from router.dialects.responses_request import GoesOn, previous_not_found
 from router.errors import ApiError, Rejected, bad_request, cannot_say
@@ -26,6 +26,11 @@ from serving.kept import conversation_digest
 Record = Mapping[str, Any]
 
 log = logging.getLogger("homeport.router")
+
+
+class _Home(NamedTuple):
+    base: str
+    zone: str | None
 
 
 class Kept:
@@ -43,10 +48,13 @@ class Kept:
 
     async def history(self, goes_on: GoesOn, ask: Ask, to: Send) -> tuple[list[Record], list[Record]]:
         """What was said before, oldest first; and the answers of which the request only names items, up to the first
-        that is not there: such a request fails. `to`: where its session has its home. Raises Rejected, and NotConnected
-        where that cannot be asked."""
+        that is not there: such a request fails. `to`: where its session has its home. Raises Rejected, also for what
+        was said in another zone, and NotConnected where that home cannot be asked."""
+        zone = self._fleet.snapshot().zone_of(to.replica.rpartition("/")[0])
+        if zone is None:
+            raise NotConnected("it is not listed any more")
         if goes_on.previous is not None:
-            before = await self._chain(goes_on.previous, ask, to)
+            before = await self._chain(goes_on.previous, ask, to, zone)
         elif goes_on.conversation is not None:
             before = await self._conversation(goes_on.conversation, ask, to)
         else:
@@ -55,10 +63,21 @@ class Kept:
         named: list[Record] = []
         for response in goes_on.responses:
             if response not in there:
-                if (record := await self.get(response, ask.key)) is None:
+                its = None if session_of(response) == self._own(ask) else zone
+                if (record := await self.get(response, ask.key, its)) is None:
                     break
                 named.append(record)
         return before, named
+
+    async def zone(self, goes_on: GoesOn, ask: Ask) -> str | None:
+        """Where a turn has to stay that goes on from what another session said; None: it goes on from its own, or from
+        what is not there. Raises Rejected where that cannot be said."""
+        for response in (goes_on.previous, *goes_on.responses[:1]):
+            public = None if response is None else session_of(response)
+            if public != self._own(ask):
+                async for home in self._homes(public, ask.key):
+                    return home.zone
+        return None
 
     async def put(self, record: Record, ask: Ask, replica: str) -> None:
         """Leave it with the host that answered. An answer that cannot be kept goes out all the same."""
@@ -74,18 +93,21 @@ class Kept:
         except Unreachable as error:
             log.warning("an answer of request %s is not kept: %s", ask.request_id, error)
 
-    async def get(self, response: str, key: Key) -> Record | None:
-        """Raises Rejected where that cannot be said."""
-        async for base, public in self._at_homes(session_of(response), key):
-            if (told := await self._ask("GET", base, f"{public}/{quote(response)}")) is not None:
+    async def get(self, response: str, key: Key, zone: str | None = None) -> Record | None:
+        """`zone`: where it is to be read; None: by its client alone. Raises Rejected where that cannot be said, and for
+        what was said in another zone."""
+        public = session_of(response)
+        async for home in self._homes(public, key, zone):
+            if (told := await self._ask("GET", home.base, f"{public}/{quote(response)}")) is not None:
                 record: Record = msgspec.json.decode(told)
                 return record
         return None
 
     async def delete(self, response: str, key: Key) -> bool:
         """Whether it was there. Raises Rejected where that cannot be said."""
-        async for base, public in self._at_homes(session_of(response), key):
-            told = await self._ask("DELETE", base, f"{public}/{quote(response)}")
+        public = session_of(response)
+        async for home in self._homes(public, key):
+            told = await self._ask("DELETE", home.base, f"{public}/{quote(response)}")
             if told is not None and msgspec.json.decode(told)["deleted"]:
                 return True
         return False
@@ -94,8 +116,8 @@ class Kept:
         """What was said in it, oldest first. `session`: the public id of what holds it. Raises Rejected where that
         cannot be said."""
         query = {"conversation": conversation_digest(name)}
-        async for base, public in self._at_homes(session, key):
-            if (told := await self._ask("GET", base, public, **query)) is not None:
+        async for home in self._homes(session, key):
+            if (told := await self._ask("GET", home.base, session, **query)) is not None:
                 records, _ = _records(told)
                 if records:
                     return records
@@ -104,29 +126,37 @@ class Kept:
     async def forget(self, name: str, session: str, key: Key) -> None:
         """The same, removed."""
         query = {"conversation": conversation_digest(name)}
-        async for base, public in self._at_homes(session, key):
-            await self._ask("DELETE", base, public, **query)
+        async for home in self._homes(session, key):
+            await self._ask("DELETE", home.base, session, **query)
 
-    async def _chain(self, previous: str, ask: Ask, to: Send) -> list[Record]:
+    def _own(self, ask: Ask) -> str | None:
+        """The public id of the turn's session; None of nobody's."""
+        return None if ask.session is None else public_id(self._digest_key, ask.session)
+
+    async def _chain(self, previous: str, ask: Ask, to: Send, zone: str) -> list[Record]:
         """Answers of other sessions may stand in it, and those of the session's other models."""
         found: list[Record] = []
         wanted: str | None = previous
         while wanted is not None:
-            chain = await self._part(wanted, ask, to)
+            chain = await self._part(wanted, ask, to, zone)
             if chain is None or any(record["id"] == wanted for record in found):
                 raise previous_not_found(previous)
             found = [*chain, *found]
             wanted = found[0]["previous"]
         return found
 
-    async def _part(self, response: str, ask: Ask, to: Send) -> list[Record] | None:
+    async def _part(self, response: str, ask: Ask, to: Send, zone: str) -> list[Record] | None:
         """The chain of an answer as far as one host has it; None where nobody has the answer."""
-        if ask.session is not None and session_of(response) == public_id(self._digest_key, ask.session):
+        public = session_of(response)
+        is_own = public == self._own(ask)
+        if is_own:
             told = await self._at(to, f"{ask.session}/{quote(response)}", chain="")
             if told is not None:
                 return _records(told)[0]
-        async for base, public in self._at_homes(session_of(response), ask.key):
-            if (told := await self._ask("GET", base, f"{public}/{quote(response)}", chain="")) is not None:
+        async for home in self._homes(public, ask.key, None if is_own else zone):
+            if (
+                told := await self._ask("GET", home.base, f"{public}/{quote(response)}", chain="")
+            ) is not None:
                 return _records(told)[0]
         return None
 
@@ -148,8 +178,9 @@ class Kept:
         except Unreachable as error:
             raise NotConnected(str(error), error.refused) from error
 
-    async def _at_homes(self, public: str | None, key: Key) -> AsyncIterator[tuple[str, str]]:
-        """The hosts of a session's homes, one a model, and its public id; none where it is not this key's."""
+    async def _homes(self, public: str | None, key: Key, zone: str | None = None) -> AsyncIterator[_Home]:
+        """A session's, one a model; none where it is not this key's. `zone`: what is kept there may go to no other.
+        Raises Rejected for a home that is in another zone, or cannot be asked."""
         if public is None:
             return
         for model in sorted(self._fleet.snapshot().models):
@@ -163,13 +194,24 @@ class Kept:
             base = self._fleet.base(found.pin.replica)
             if base is None:
                 raise Rejected(cannot_say([found.pin.replica]))
-            yield base, public
+            its = self._fleet.snapshot().zone_of(machine_of(found.pin))
+            if zone not in (None, its):
+                raise Rejected(said_elsewhere())
+            yield _Home(base, its)
 
     async def _ask(self, method: str, base: str, path: str, **query: str) -> bytes | None:
         try:
             return await self._peers.kept(method, base, path, None, **query)
         except Unreachable as error:
             raise Rejected(home_away()) from error
+
+
+def said_elsewhere() -> ApiError:
+    message = (
+        "What this request goes on from was said in another zone than that of its session, and stays there. "
+        "Name no session and no zone beside it, or begin another session."
+    )
+    return bad_request(message, "zone_conflict", "previous_response_id")
 
 
 def home_away() -> ApiError:

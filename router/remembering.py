@@ -14,7 +14,7 @@ from router.dialects.responses_ids import response_id
 from router.dialects.responses_request import previous_not_found
 from router.errors import ApiError, RawHeaders
 from router.exchange import Exchange
-from router.kept import Kept
+from router.kept import Kept, said_elsewhere
 from router.reply import Reply, Spoken, new_naming
 from router.request import with_model
 
@@ -22,7 +22,10 @@ from router.request import with_model
 class Remembering(Spoken):
     """One response's."""
 
-    __slots__ = ("_home", "_id", "_kept", "_last_words", "_naming", "_recalled", "_response", "_responses")
+    __slots__ = (
+        *("_home", "_id", "_kept", "_last_words", "_naming", "_recalled", "_response", "_responses"),
+        "_stays",
+    )
 
     def __init__(
         self, exchange: Exchange, own: dict[bytes, bytes], dialect: Responses, kept: Kept, naming: Naming
@@ -37,6 +40,8 @@ class Remembering(Spoken):
         """Whose turn it is, and the replica that has it."""
         self._id: str | None = None
         """Once the client knows it."""
+        self._stays: str | None = None
+        """The zone of what it goes on from, where another session said that."""
         self._last_words: bytes | None = None
         """What goes out once the answer is kept."""
 
@@ -44,12 +49,18 @@ class Remembering(Spoken):
         self._asked = self._response = self._responses.read(body, self._naming)
         return self._response.opening
 
+    async def zone(self, ask: Ask) -> str | None:
+        goes_on = None if self._response is None else self._response.goes_on
+        self._stays = None if goes_on is None else await self._kept.zone(goes_on, ask)
+        return self._stays
+
     async def prepare(self, ask: Ask, to: Send) -> bytes | None:
         self._home = ask, to.replica
         asked = self._response
         if self._recalled or asked is None or asked.goes_on is None:
             return None
-        self._asked = self._response = asked.after(*await self._kept.history(asked.goes_on, ask, to))
+        said = await self._kept.history(asked.goes_on, ask, to)
+        self._asked = self._response = asked.after(*said)
         self._recalled = True
         return with_model(self._response.body, ask.model)
 
@@ -80,6 +91,8 @@ class Remembering(Spoken):
         goes_on = None if self._response is None else self._response.goes_on
         if error.code == "session_not_found" and goes_on is not None and goes_on.previous is not None:
             error = previous_not_found(goes_on.previous).error
+        if error.code == "machine_conflict" and self._stays is not None:
+            error = said_elsewhere()
         return super().fail(error)
 
     def cancelled(self, response: str) -> Mapping[str, Any] | None:

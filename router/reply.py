@@ -57,6 +57,10 @@ class Reply:
         Rejected, and NotConnected where that host cannot be asked what it takes."""
         return None
 
+    async def zone(self, ask: Ask) -> str | None:
+        """Where the turn has to stay for what it goes on from; None: that says nothing of it. Raises Rejected."""
+        return None
+
     @property
     def said_done(self) -> bool:
         """Whether the stream's own last word is out."""

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
+from msgspec.structs import replace
+
 from router.addressing import Addressed
 from router.decision import Ask, Refuse, Send, Wait
 from router.errors import (
@@ -197,6 +199,8 @@ class Turn:
         deadline = self.arrived + queue_s
         settle_at = self.arrived + patience_s(queue_s, self.relay.fleet.has_heard_controller)
         ask = await self._find(addressed, settle_at, deadline)
+        if ask.zone is ask.machine is None and (zone := await self._reply.zone(ask)) is not None:
+            ask = self.ask = replace(ask, zone=zone)
         while True:
             decision = await self.relay.homes.decide(ask, self._retries.refused, settle_at)
             match decision:

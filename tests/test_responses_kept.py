@@ -310,6 +310,45 @@ async def test_another_session_can_go_on_from_an_answer_and_a_single_item_be_nam
     assert sum(tokens(fourth)) > len(first["output"][0]["content"][0]["text"])
 
 
+async def test_what_was_said_in_a_zone_is_gone_on_from_in_that_zone_only(make_world: MakeWorld) -> None:
+    world = await make_world(den=("home", FAKE), attic=("office", FAKE))
+    private = await Client(world, **{"x-homeport-zone": "home"}).ask("private " + HELLO)
+    abroad = Client(world, **{"x-session-id": "abroad", "x-homeport-zone": "office"})
+    await abroad.ask("hello")
+    named = [
+        {"type": "item_reference", "id": private["output"][0]["id"]},
+        {"role": "user", "content": "and?"},
+    ]
+    attempts: list[tuple[Any, str | None]] = [("and?", private["id"]), (named, None)]
+    for words, previous in attempts:
+        for client in (abroad, Client(world, **{"x-session-id": "at-attic"})):
+            base = "" if client is abroad else "/m/attic"
+            body = {"model": "smollm2", "input": words, "previous_response_id": previous}
+            status, told = await client.call("POST", f"{base}/v1/responses", body)
+            assert (status, told["error"]["code"]) == (400, "zone_conflict"), told
+    settled = [Client(world, **{"x-session-id": f"settled-{number}"}) for number in range(4)]
+    homes = [(await each.ask("hello"))["homeport"]["machine"] for each in settled]
+    settled_abroad = settled[homes.index("attic")]
+    status, told = await settled_abroad.try_(previous=private["id"])
+    assert (status, told["error"]["code"]) == (400, "zone_conflict"), told
+    assert b"private" not in (world.host("attic").folder / "kept.sqlite").read_bytes()
+
+
+async def test_a_new_session_begins_in_the_zone_of_what_it_goes_on_from(make_world: MakeWorld) -> None:
+    world = await make_world(den=("home", FAKE), attic=("office", FAKE))
+    for zone, machine in (("home", "den"), ("office", "attic")):
+        first = await Client(world, **{"x-homeport-zone": zone}).ask(HELLO)
+        named = [
+            {"type": "item_reference", "id": first["output"][0]["id"]},
+            {"role": "user", "content": "so"},
+        ]
+        for number in range(3):
+            branch = Client(world, **{"x-session-id": f"{zone}-{number}"})
+            assert (await branch.ask(previous=first["id"]))["homeport"]["machine"] == machine
+            branch = Client(world, **{"x-session-id": f"item-{zone}-{number}"})
+            assert (await branch.ask(named))["homeport"]["machine"] == machine  # type: ignore[arg-type]
+
+
 async def test_an_answer_of_another_key_is_not_there(make_world: MakeWorld, tmp_path: Path) -> None:
     world = await make_world(den=("home", FAKE))
     keys = tmp_path / "keys.yaml"
@@ -396,9 +435,9 @@ async def test_nothing_is_asked_for_behind_an_item_that_is_not_there(
     kept: Kept = world.parts.relay.kept
     get = kept.get
 
-    async def counted(response: str, key: Key) -> Record | None:
+    async def counted(response: str, key: Key, zone: str | None = None) -> Record | None:
         asked.append(response)
-        return await get(response, key)
+        return await get(response, key, zone)
 
     monkeypatch.setattr(kept, "get", counted)
     root = first["id"].removeprefix("resp_")[:24]
