@@ -3,10 +3,11 @@
 How a turn goes is `turn`'s matter.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 from router.addressing import Addressing
 from router.arrivals import Arrivals
@@ -25,8 +26,14 @@ from serving.model import ModelSpec
 from serving.router_limits import RouterLimits
 from serving.trouble import trace_of
 
+INLINE_BODY_BYTES = 256 << 10
+"""Larger bodies are read on another thread: what others are sent goes on meanwhile."""
+READ_AT_ONCE = 2
+"""So many of these: threads take the loop's time all the same."""
 QUEUE_S = 60.0
 """For a model whose specification this router has not seen."""
+
+T = TypeVar("T")
 
 log = logging.getLogger("homeport.router")
 
@@ -57,6 +64,7 @@ class Relay:
         self.limits = limits
         self.arrivals = arrivals
         self.turns: set[Turn] = set()
+        self._reading = asyncio.Semaphore(READ_AT_ONCE)
         self._models = models
 
     async def __call__(
@@ -83,6 +91,13 @@ class Relay:
         finally:
             self.turns.discard(turn)
         self._note(turn, outcome, began_s)
+
+    async def aside(self, body: bytes, call: Callable[[], T]) -> T:
+        """Call it, which reads this body."""
+        if len(body) <= INLINE_BODY_BYTES:
+            return call()
+        async with self._reading:
+            return await asyncio.to_thread(call)
 
     def _note(self, turn: Turn, outcome: str, began_s: float) -> None:
         """Count a turn that has ended, and log one that failed."""

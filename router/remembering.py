@@ -4,7 +4,8 @@ before its last bytes go out, since whoever reads those may go on at once.
 Where it is kept is `kept`'s matter, how it is spoken that of `dialects.responses`.
 """
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from router.decision import Ask, Send
@@ -14,7 +15,7 @@ from router.dialects.responses_ids import response_id
 from router.dialects.responses_request import previous_not_found
 from router.errors import ApiError, RawHeaders
 from router.exchange import Exchange
-from router.kept import Kept, said_elsewhere
+from router.kept import Kept, Record, said_elsewhere
 from router.reply import Reply, Spoken, new_naming
 from router.request import with_model
 
@@ -60,9 +61,10 @@ class Remembering(Spoken):
         if self._recalled or asked is None or asked.goes_on is None:
             return None
         said = await self._kept.history(asked.goes_on, ask, to)
-        self._asked = self._response = asked.after(*said)
+        self._response, body = await asyncio.to_thread(_going_on, asked, said, ask.model)
+        self._asked = self._response
         self._recalled = True
-        return with_model(self._response.body, ask.model)
+        return body
 
     async def answer(self, headers: RawHeaders, body: bytes) -> None:
         assert self._response is not None
@@ -104,6 +106,12 @@ class Remembering(Spoken):
         record = None if self._response is None else self._response.record
         if record is not None and self._home is not None and self._home[0].session is not None:
             await self._kept.put(record, *self._home)
+
+
+def _going_on(asked: Asked, said: Sequence[Sequence[Record]], model: str) -> tuple[Asked, bytes]:
+    """The request with all that was said before, and what its host is asked. All of it may be long."""
+    after = asked.after(*said)
+    return after, with_model(after.body, model)
 
 
 def reply_in(exchange: Exchange, own: dict[bytes, bytes], dialect: Dialect | None, kept: Kept) -> Reply:

@@ -8,6 +8,7 @@ go to the reply, which passes them on or says them in a dialect; only half an ev
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, assert_never
 
 from msgspec.structs import replace
@@ -164,13 +165,20 @@ class Turn:
 
     async def _read(self) -> Addressed:
         asked = await read_body(self.head, self.exchange, self.relay.limits.max_body_bytes)
+        addressed = await self.relay.aside(asked, partial(self._understand, asked))
+        if self.exchange.gone:
+            raise Gone
+        self.source = addressed.identity.source
+        self._reply.own[b"x-homeport-source"] = self.source.encode()
+        self._take(addressed)
+        return addressed
+
+    def _understand(self, asked: bytes) -> Addressed:
+        """Maybe on another thread."""
         self._body = self._reply.read(asked)
         wanted = read_wanted(self.endpoint, self._body)
         self._streams = wanted.stream is True
         addressed = self.relay.addressing.read(self.endpoint, self.head, self.address, wanted, self.key)
-        self.source = addressed.identity.source
-        self._reply.own[b"x-homeport-source"] = self.source.encode()
-        self._take(addressed)
         if addressed.ask.model != wanted.model:
             self._body = with_model(self._body, addressed.ask.model)
         return addressed

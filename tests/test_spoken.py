@@ -1,10 +1,16 @@
 """A request in a dialect, through the router: what its host is asked, and how answers and errors come back."""
 
+import asyncio
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from router.dialects.chat_events import ChatEvents, Chunk, Comment, Done, Failed
+from router.dialects.dialect import Naming
+from router.dialects.messages import Asked, Messages
 from tests.standins import (
     AnswersHost,
     DropsMidStreamHost,
@@ -70,6 +76,52 @@ async def test_fields_that_name_the_session_are_read_in_a_dialect(tmp_path: Path
     async with routed(tmp_path, AnswersHost("den/0")) as router:
         answer = await router.post("/v1/messages", messages=HI, max_tokens=9, metadata=who)
         assert answer.headers["x-homeport-source"] == "body"
+
+
+class ReadLate:
+    """Has every body read no sooner than it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.begun, self.let = asyncio.Event(), threading.Event()
+        loop, read = asyncio.get_running_loop(), Messages.read
+
+        def late(dialect: Messages, body: bytes, naming: Naming) -> Asked:
+            loop.call_soon_threadsafe(self.begun.set)
+            assert self.let.wait(10)
+            return read(dialect, body, naming)
+
+        monkeypatch.setattr(Messages, "read", late)
+
+
+LARGE = [{"role": "user", "content": "x" * (1 << 19)}]
+
+
+async def test_others_are_served_while_a_large_body_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with routed(tmp_path, AnswersHost("den/0"), AnswersHost("attic/0")) as router:
+        late = ReadLate(monkeypatch)
+        large = asyncio.create_task(router.post("/v1/messages", messages=LARGE, max_tokens=9))
+        await late.begun.wait()
+        assert (await router.chat()).status == 200
+        late.let.set()
+        assert (await large).status == 200
+
+
+async def test_a_client_that_goes_while_its_body_is_read_is_asked_for_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = AnswersHost("den/0")
+    async with routed(tmp_path, host) as router:
+        late = ReadLate(monkeypatch)
+        large = asyncio.create_task(router.post("/v1/messages", messages=LARGE, max_tokens=9))
+        await late.begun.wait()
+        (turn,) = router.parts.relay.turns
+        large.cancel()
+        await router.until(lambda: turn.exchange.gone)
+        late.let.set()
+        await router.until(lambda: not router.parts.relay.turns)
+    assert host.paths == []
 
 
 def test_events_are_read_from_bytes_that_end_anywhere() -> None:
