@@ -100,8 +100,8 @@ OLLAMA_MORE = maybe(
     {"stream": FLAG, "options": OPTIONS, "think": FLAG, "format": either(one_of("json", ""), OBJECT)}
 )
 OLLAMA_MESSAGE = record({"role": one_of("system", "user", "assistant"), "content": TEXT})
-OLLAMA_CHAT = record({"model": NAME, "messages": listed(OLLAMA_MESSAGE, 1)}, OLLAMA_MORE)
-OLLAMA_GENERATE = record({"model": NAME, "prompt": NAME}, {**OLLAMA_MORE, "system": TEXT})
+OLLAMA_CHAT = record({"model": NAME}, {**OLLAMA_MORE, **maybe({"messages": listed(OLLAMA_MESSAGE)})})
+OLLAMA_GENERATE = record({"model": NAME}, {**OLLAMA_MORE, **maybe({"prompt": TEXT, "system": TEXT})})
 OLLAMA_EMBED = record({"model": NAME, "input": either(NAME, listed(NAME, 1))})
 OLLAMA_EMBEDDINGS = record({"model": NAME, "prompt": NAME})
 FOR_S = {"type": "number", "exclusiveMinimum": 0, "maximum": LONGEST_S}

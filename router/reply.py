@@ -11,6 +11,7 @@ import msgspec
 
 from router.decision import Ask, Send
 from router.dialects.dialect import Asked, Dialect, Naming, Stream
+from router.dialects.ollama import Loading
 from router.errors import ApiError, RawHeaders
 from router.exchange import Exchange
 from router.request import new_id
@@ -60,6 +61,11 @@ class Reply:
     async def zone(self, ask: Ask) -> str | None:
         """Where the turn has to stay for what it goes on from; None: that says nothing of it. Raises Rejected."""
         return None
+
+    @property
+    def only_loads(self) -> bool:
+        """Whether nothing is asked but that the model be loaded."""
+        return False
 
     @property
     def said_done(self) -> bool:
@@ -123,6 +129,10 @@ class Spoken(Reply):
     def read(self, body: bytes) -> bytes:
         self._asked = self._dialect.read(body, new_naming())
         return self._asked.body
+
+    @property
+    def only_loads(self) -> bool:
+        return isinstance(self._asked, Loading)
 
     def whole(self, status: int, headers: RawHeaders, body: bytes) -> None:
         if status == 200 and self._asked is not None:

@@ -6,7 +6,7 @@ Checks no more than routing needs: the host checks the conversation itself.
 import random
 import re
 from collections.abc import Callable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 from urllib.parse import unquote
 
@@ -134,6 +134,11 @@ ENDPOINTS = {
         ),
     )
 }
+
+
+def loading(endpoint: Endpoint) -> Endpoint:
+    """The same path, asked for no more than that the model be loaded: that leaves nothing behind at any host."""
+    return replace(endpoint, decoder=msgspec.json.Decoder(Wanted), sessions=False, at_host="/tokenize")
 
 
 class Who(msgspec.Struct, frozen=True, gc=False):

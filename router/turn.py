@@ -40,6 +40,7 @@ from router.request import (
     Head,
     host_headers,
     host_request,
+    loading,
     read_body,
     read_wanted,
     with_model,
@@ -176,6 +177,8 @@ class Turn:
     def _understand(self, asked: bytes) -> Addressed:
         """Maybe on another thread."""
         self._body = self._reply.read(asked)
+        if self._reply.only_loads:
+            self.endpoint = loading(self.endpoint)
         wanted = read_wanted(self.endpoint, self._body)
         self._streams = wanted.stream is True
         addressed = self.relay.addressing.read(self.endpoint, self.head, self.address, wanted, self.key)

@@ -208,7 +208,7 @@ def test_an_error_in_a_stream_is_its_last_event(error: Any, kind: str) -> None:
 def test_a_stream_that_breaks_off_says_so() -> None:
     half = recorded(GOLDEN["text"])[:-40]
     last = streamed(asked(GOLDEN["text"]["request"]), half)[-1]
-    assert last["error"]["type"] == "api_error"
+    assert last["error"]["type"] == "overloaded_error"
     assert "Send the request again" in last["error"]["message"]
 
 

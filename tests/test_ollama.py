@@ -102,7 +102,7 @@ def test_a_model_may_have_ollamas_tag_and_is_answered_by_the_name_it_was_asked_b
 ) -> None:
     made = asked("/api/chat", {"model": name, "messages": HI})
     assert json.loads(made.body)["model"] == is_called
-    (line,) = lines(made, b": waiting\n\n")
+    line = lines(made, b": waiting\n\n")[0]
     assert line["model"] == name
 
 
@@ -179,7 +179,8 @@ def test_the_history_stays_word_for_word() -> None:
     ("path", "request_", "field"),
     [
         ("/api/chat", {"messages": HI}, "model"),
-        ("/api/chat", {"model": "m"}, "messages"),
+        ("/api/chat", {"model": "m", "prompt": "Hi"}, "messages"),
+        ("/api/chat", {}, "model"),
         ("/api/chat", {"model": "m", "messages": "Hi"}, "messages"),
         ("/api/chat", {"model": "m", "messages": [{"role": "user", "images": ["x"]}]}, "messages[0].images"),
         ("/api/chat", {"model": "m", "messages": [{"content": "x"}]}, "messages[0].role"),
@@ -189,7 +190,7 @@ def test_the_history_stays_word_for_word() -> None:
         ("/api/chat", CHAT | {"stream": "no"}, "stream"),
         ("/api/chat", CHAT | {"options": {"mirostat": 2}}, "options.mirostat"),
         ("/api/chat", CHAT | {"options": {"num_predict": "all"}}, "options.num_predict"),
-        ("/api/generate", {"model": "m"}, "prompt"),
+        ("/api/generate", CHAT, "prompt"),
         ("/api/generate", ASK | {"raw": True}, "raw"),
         ("/api/generate", ASK | {"suffix": "x"}, "suffix"),
         ("/api/generate", ASK | {"template": "x"}, "template"),
@@ -218,12 +219,58 @@ def test_a_call_comes_whole_and_one_that_was_cut_off_not_at_all() -> None:
     rest = {"index": 0, "function": {"arguments": '"sky"}'}}
     cut = {"index": 1, "id": "two", "function": {"name": "look", "arguments": '{"at'}}
     made = asked("/api/chat", CHAT)
-    assert lines(made, *(event({"tool_calls": [call]}) for call in (begun, some))) == []
+    (broken,) = lines(made, *(event({"tool_calls": [call]}) for call in (begun, some)))
+    assert broken["code"] == "host_lost"
     calls = [event({"tool_calls": [call]}) for call in (begun, some, rest, cut)]
     line, last = lines(made, *calls, event({}, "length"), b"data: [DONE]\n\n")
     call = {"id": "one", "function": {"index": 0, "name": "look", "arguments": {"at": "sky"}}}
     assert line["message"] == {"role": "assistant", "content": "", "tool_calls": [call]}
     assert (line["done"], last["done"], last["done_reason"]) == (False, True, "length")
+
+
+@pytest.mark.parametrize("arguments", ["[1]", '"sky"', "3", "null", "[" * 100_000])
+def test_a_call_whose_arguments_are_no_object_is_not_told_of(arguments: str) -> None:
+    call = {"index": 0, "id": "one", "type": "function", "function": {"name": "look", "arguments": arguments}}
+    made = asked("/api/chat", CHAT)
+    (last,) = lines(made, event({"tool_calls": [call]}), event({}, "tool_calls"), b"data: [DONE]\n\n")
+    assert last["done"] is True
+    choice = {"index": 0, "message": {"content": None, "tool_calls": [call]}, "finish_reason": "tool_calls"}
+    whole = json.loads(made.whole(json.dumps({"choices": [choice]}).encode(), None))
+    assert whole["message"] == {"role": "assistant", "content": ""}
+
+
+@pytest.mark.parametrize(
+    ("path", "request_", "said"),
+    [
+        ("/api/generate", {"model": "m:latest"}, {"response": ""}),
+        ("/api/generate", {"model": "m:latest", "prompt": "", "keep_alive": -1}, {"response": ""}),
+        ("/api/chat", {"model": "m:latest"}, {"message": {"role": "assistant", "content": ""}}),
+        (
+            "/api/chat",
+            {"model": "m:latest", "messages": []},
+            {"message": {"role": "assistant", "content": ""}},
+        ),
+    ],
+)
+def test_a_question_without_words_loads_the_model(path: str, request_: Any, said: Any) -> None:
+    made = asked(path, request_)
+    assert json.loads(made.body) == {"model": "m", "prompt": ""}
+    assert json.loads(made.whole(b'{"count":0,"tokens":[]}', None)) == {
+        "model": "m:latest",
+        "created_at": "2023-11-14T22:13:20Z",
+        **said,
+        "done": True,
+        "done_reason": "load",
+        "total_duration": 1_500_000_000,
+    }
+
+
+def test_a_stream_that_ends_before_its_answer_does_says_so_once() -> None:
+    said, error = lines(asked("/api/chat", CHAT), event({"content": "so"}))
+    assert (said["done"], error["code"]) == (False, "host_lost")
+    failed = b'data: {"error":{"message":"gone","code":"host_stopping"}}\n\n'
+    (error,) = lines(asked("/api/chat", CHAT), failed, event({"content": "so"}), b"data: [DONE]\n\n")
+    assert error["code"] == "host_stopping"
 
 
 def test_an_error_in_the_middle_is_the_last_line_and_the_answer_is_not_done() -> None:

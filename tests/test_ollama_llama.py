@@ -77,8 +77,23 @@ async def test_a_model_is_listed_shown_and_loaded(client: AsyncClient) -> None:
     assert (loaded.model, loaded.context_length) == (MODEL, 1024)
     with pytest.raises(ollama.ResponseError, match="known models: smollm2"):
         await client.show("huge")
+    with pytest.raises(ollama.ResponseError, match="known models: smollm2"):
+        await client.generate("huge")
     with pytest.raises(ollama.ResponseError, match="homeport pull"):
         await client.pull("huge")
+
+
+async def test_a_question_without_words_loads_the_model_and_begins_no_session(
+    home: World, client: AsyncClient
+) -> None:
+    pins = home.host("den").state()["pins"]
+    generated = await client.generate(MODEL, keep_alive="5m")
+    (streamed,) = [part async for part in await client.generate(f"{MODEL}:latest", stream=True)]
+    chat = await client.chat(MODEL, [])
+    assert [(each.done, each.done_reason) for each in (generated, streamed, chat)] == [(True, "load")] * 3
+    assert (generated.response, streamed.model, chat.message.content) == ("", f"{MODEL}:latest", "")
+    state = home.host("den").state()
+    assert (state["pins"], state["running"]) == (pins, 0)
 
 
 async def test_a_conversation_that_names_nothing_keeps_its_home_and_evaluates_what_is_new(

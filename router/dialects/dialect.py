@@ -10,6 +10,14 @@ from typing import Any, Protocol
 
 from router.errors import RawHeaders
 
+BROKE_OFF: Mapping[str, Any] = {
+    "message": "The answer broke off before its end. Send the request again.",
+    "type": "server_error",
+    "param": None,
+    "code": "host_lost",
+}
+"""The error where a host's stream ends before its answer does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Naming:

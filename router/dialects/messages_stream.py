@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, assert_never
 
 from router.dialects.chat_events import ChatEvents, Chunk, Comment, Done, Event, Failed
-from router.dialects.dialect import Naming
+from router.dialects.dialect import BROKE_OFF, Naming
 from router.dialects.messages_answer import message, stop_of, to_json, usage_of
 from router.dialects.messages_blocks import signature
 from router.dialects.messages_errors import error_in_stream
@@ -13,7 +13,6 @@ from router.dialects.messages_request import Shown
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 PING_EVERY = 32
 """Of so many parts that are not shown, one is a ping."""
-BROKE_OFF = {"message": "The answer broke off before its end. Send the request again.", "code": "host_error"}
 
 Open = Literal["thinking", "text", "tool_use"]
 

@@ -9,14 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.dialects.chat_events import ChatEvents, Chunk, Comment, Done, Event, Failed
-from router.dialects.dialect import Asked, Naming
+from router.dialects.dialect import BROKE_OFF, Asked, Naming
 from router.dialects.fields import read_object
 from router.dialects.ollama_request import (
     Chat,
+    asks_nothing,
     read_chat,
     read_embed,
     read_embeddings,
     read_generate,
+    read_load,
 )
 from router.errors import RawHeaders
 
@@ -60,15 +62,25 @@ class Ollama:
 
     stream_type = b"application/x-ndjson"
 
-    def __init__(self, reads: Callable[[Said], Chat], answers: Callable[[bytes, str, Naming], Asked]) -> None:
-        """`answers`: made of the body for a host, the model's name as it was asked for, and the naming."""
+    def __init__(
+        self,
+        reads: Callable[[Said], Chat],
+        answers: Callable[[bytes, str, Naming], Asked],
+        loads: Callable[[bytes, str, Naming], Asked] | None = None,
+    ) -> None:
+        """`answers`: made of the body for a host, the model's name as it was asked for, and the naming. `loads`: the
+        same for a request that asks nothing; None: there is none such."""
         self._reads = reads
         self._answers = answers
+        self._loads = loads
 
     def read(self, body: bytes, naming: Naming) -> Asked:
         told = read_object(body)
-        asked = self._reads(told)
-        return self._answers(json.dumps(asked).encode(), told.get("model") or asked["model"], naming)
+        loads = self._loads if asks_nothing(told) else None
+        asked = self._reads(told) if loads is None else read_load(told)
+        return (loads or self._answers)(
+            json.dumps(asked).encode(), told.get("model") or asked["model"], naming
+        )
 
     def error(self, status: int, error: Said, request_id: str) -> tuple[RawHeaders, bytes]:
         return [], error_body(error)
@@ -108,6 +120,19 @@ class Answered:
         return {} if elapsed_s is None else {"total_duration": round(elapsed_s() * NS)}
 
 
+class Loading(Answered):
+    """A question without words: that its model be loaded. `body` is for a host's /tokenize, which loads it and leaves
+    nothing behind."""
+
+    __slots__ = ()
+
+    def whole(self, answer: bytes, session: str | None) -> bytes:
+        return _line(self.part(Words(), {}) | {"done": True, "done_reason": "load", **self._times()})
+
+    def stream(self, session: str | None) -> "Stream":
+        raise AssertionError("it is never answered as a stream")
+
+
 class Stream:
     """A stream's lines: its parts as they come, but a tool's call as a whole."""
 
@@ -120,20 +145,26 @@ class Stream:
         """The event with the usage."""
         self._first_s: float | None = None
         """When the first words came."""
+        self._over = False
 
     def take(self, part: bytes) -> bytes:
-        return b"".join(map(self._said, self._events.take(part)))
+        return b"".join(self._said(event) for event in self._events.take(part) if not self._over)
 
     def end(self) -> bytes:
-        return b""
+        return b"" if self._over else self._failed(BROKE_OFF)
+
+    def _failed(self, error: Said) -> bytes:
+        self._over = True
+        return error_body(error) + b"\n"
 
     def _said(self, event: Event) -> bytes:
         match event:
             case Comment():
                 return _line(self._asked.part(Words(), {}))
             case Failed():
-                return error_body(event.error) + b"\n"
+                return self._failed(event.error)
             case Done():
+                self._over = True
                 last = _last(self._reason, self._told, self._times())
                 return _line(self._asked.part(Words(), {}) | last)
             case Chunk() if event.choice is None:
@@ -204,12 +235,12 @@ class Embedded:
 
 def chat() -> Ollama:
     """`/api/chat`."""
-    return Ollama(read_chat, lambda body, model, naming: Answered(body, model, naming, in_message))
+    return _talks(read_chat, in_message)
 
 
 def generate() -> Ollama:
     """`/api/generate`."""
-    return Ollama(read_generate, lambda body, model, naming: Answered(body, model, naming, in_response))
+    return _talks(read_generate, in_response)
 
 
 def embed() -> Ollama:
@@ -222,6 +253,14 @@ def embeddings() -> Ollama:
     return Ollama(read_embeddings, lambda body, model, naming: Embedded(body, model, naming, is_old=True))
 
 
+def _talks(reads: Callable[[Said], Chat], shape: Shape) -> Ollama:
+    return Ollama(
+        reads,
+        lambda body, model, naming: Answered(body, model, naming, shape),
+        lambda body, model, naming: Loading(body, model, naming, shape),
+    )
+
+
 def _last(reason: str, told: Said, times: Said) -> dict[str, Any]:
     """What the last line says beside the words. `told`: where usage and homeport's own word stand."""
     last: dict[str, Any] = {"done": True, "done_reason": "length" if reason == "length" else "stop", **times}
@@ -231,12 +270,14 @@ def _last(reason: str, told: Said, times: Said) -> dict[str, Any]:
 
 
 def _calls(told: Sequence[Said]) -> Iterator[Said]:
-    """Those that are whole: one whose arguments were cut off is nothing to be carried out."""
+    """Those that are whole: one whose arguments were cut off, or are no object, is nothing to be carried out."""
     for index, call in enumerate(told):
         function = call["function"]
         try:
             arguments = json.loads(function["arguments"] or "{}")
-        except ValueError:
+        except (ValueError, RecursionError):
+            continue
+        if not isinstance(arguments, dict):
             continue
         said = {"index": index, "name": function["name"], "arguments": arguments}
         yield {"id": call["id"], "function": said}

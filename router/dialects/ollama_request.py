@@ -42,11 +42,19 @@ def model_name(told: Mapping[str, Any]) -> str:
     return text(name, "model").removesuffix(LATEST)
 
 
+def asks_nothing(told: Mapping[str, Any]) -> bool:
+    """Whether neither a prompt nor a message is in it: so clients have a model loaded."""
+    return not told.get("messages") and not told.get("prompt")
+
+
+def read_load(told: Mapping[str, Any]) -> Chat:
+    """Of such a request: an empty text, for a host's /tokenize."""
+    return {"model": model_name(told), "prompt": ""}
+
+
 def read_chat(told: Mapping[str, Any]) -> Chat:
     """Of `/api/chat`. Raises Rejected."""
-    messages = listed(told.get("messages", []), "messages")
-    if not messages:
-        raise unsupported("messages", "`messages` is empty: models are loaded by themselves; send a message.")
+    messages = listed(told.get("messages"), "messages")
     chat = _common(told)
     chat["messages"] = chat_messages(messages)
     if tools := listed(told.get("tools", []), "tools"):
@@ -65,9 +73,7 @@ def read_generate(told: Mapping[str, Any]) -> Chat:
     ):
         if told.get(name):
             raise unsupported(name, f"`{name}`: {message}.")
-    prompt = text(told.get("prompt", ""), "prompt")
-    if not prompt:
-        raise unsupported("prompt", "`prompt` is empty: models are loaded by themselves; send a prompt.")
+    prompt = text(told.get("prompt"), "prompt")
     system = text(told.get("system", ""), "system")
     chat = _common(told)
     opening = [{"role": "system", "content": system}] if system else []

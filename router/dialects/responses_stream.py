@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from router.dialects.chat_events import ChatEvents, Chunk, Comment, Done, Event, Failed
-from router.dialects.dialect import Naming
+from router.dialects.dialect import BROKE_OFF, Naming
 from router.dialects.responses_answer import INCOMPLETE, response_object, usage_of
 from router.dialects.responses_calls import PREFIXES
 from router.dialects.responses_ids import item_id
@@ -145,7 +145,7 @@ class Stream:
         if self.response is not None:
             self._say(self.response["status"], {"response": self.response})
         elif not self._failed:
-            self._fail({"message": "The answer was cut off. Send the request again.", "code": "host_lost"})
+            self._fail(BROKE_OFF)
         return self._take()
 
     def cancelled(self) -> dict[str, Any]:
