@@ -1,6 +1,7 @@
 """Ollama's dialect: golden files of both directions, and what a client is told of what cannot be asked."""
 
 import json
+import time
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -160,6 +161,17 @@ def test_answers_of_tools_are_joined_to_their_calls_by_id_by_name_and_by_order()
         ("c00001001", "look"),
         (None, "nobody"),
     ]
+
+
+def test_many_answers_of_tools_are_joined_in_no_time_beside_how_many_they_are() -> None:
+    count = 30_000
+    calls = [{"id": f"c{at}", "function": {"name": "look", "arguments": {}}} for at in range(count)]
+    answers = [{"role": "tool", "content": "a", "tool_call_id": f"c{at}"} for at in reversed(range(count))]
+    messages = [*HI, {"role": "assistant", "content": "", "tool_calls": calls}, *answers]
+    begun_s = time.process_time()
+    made = chat_of(messages=messages)["messages"]
+    assert time.process_time() - begun_s < 10  # one by one through all of them it takes a minute
+    assert [each["tool_call_id"] for each in made[2:4]] == [f"c{count - 1}", f"c{count - 2}"]
 
 
 def test_the_history_stays_word_for_word() -> None:

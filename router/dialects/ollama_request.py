@@ -7,6 +7,7 @@ Source: Ollama's API reference (docs/api.md) and `api/types.go`.
 """
 
 import json
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -139,7 +140,7 @@ def chat_messages(messages: Sequence[Any]) -> list[Chat]:
     """The same history, word for word. Answers of tools are joined to the calls before them: by the call's id, else by
     the tool's name, else in their order."""
     made: list[Chat] = []
-    waiting: list[tuple[str, str]] = []
+    waiting = _Waiting([])
     for index, told in enumerate(messages):
         where = f"messages[{index}]"
         message = {name: value for name, value in mapping(told, where).items() if value is not None}
@@ -154,7 +155,7 @@ def chat_messages(messages: Sequence[Any]) -> list[Chat]:
                 chat["tool_calls"] = [
                     _call(call, f"{where}.tool_calls[{at}]", index, at) for at, call in enumerate(calls)
                 ]
-                waiting = [(call["id"], call["function"]["name"]) for call in chat["tool_calls"]]
+                waiting = _Waiting([(call["id"], call["function"]["name"]) for call in chat["tool_calls"]])
         elif role == "tool":
             chat |= _answered(message, where, waiting)
         made.append(chat)
@@ -172,15 +173,34 @@ def _call(told: object, where: str, message: int, at: int) -> Chat:
     return {"id": call_id, "type": "function", "function": {"name": name, "arguments": said}}
 
 
-def _answered(message: Mapping[str, Any], where: str, waiting: list[tuple[str, str]]) -> Chat:
+class _Waiting:
+    """Calls that are not answered yet. Each is looked at once, however many there are: a body may hold a million."""
+
+    def __init__(self, calls: Sequence[tuple[str, str]]) -> None:
+        """By id and name, in their order."""
+        self._calls = calls
+        self._answered = [False] * len(calls)
+        self._by: dict[tuple[str, str], deque[int]] = {}
+        for at, (call_id, name) in enumerate(calls):
+            for key in (("id", call_id), ("name", name), ("", "")):
+                self._by.setdefault(key, deque()).append(at)
+
+    def take(self, call_id: str, name: str) -> tuple[str, str] | None:
+        """The first that has this id; without an id, this name; without either, the first of all."""
+        key = ("id", call_id) if call_id else ("name", name) if name else ("", "")
+        places = self._by.get(key) or deque()
+        while places:
+            at = places.popleft()
+            if not self._answered[at]:
+                self._answered[at] = True
+                return self._calls[at]
+        return None
+
+
+def _answered(message: Mapping[str, Any], where: str, waiting: _Waiting) -> Chat:
     """Which call a tool answers; it leaves `waiting`."""
     name = text(message.get("tool_name", message.get("name", "")), f"{where}.tool_name")
     call_id = text(message.get("tool_call_id", ""), f"{where}.tool_call_id")
-    found = next(
-        (call for call in waiting if call_id == call[0] or (not call_id and name in ("", call[1]))),
-        None,
-    )
-    if found is not None:
-        waiting.remove(found)
+    if (found := waiting.take(call_id, name)) is not None:
         call_id, name = found[0], name or found[1]
     return {key: value for key, value in (("tool_call_id", call_id), ("name", name)) if value}
