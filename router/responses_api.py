@@ -15,6 +15,8 @@ from router.keys import Key
 
 LIMIT = 20
 LIMIT_MOST = 100
+LIMITS = frozenset(map(str, range(1, LIMIT_MOST + 1)))
+"""As they are written: a number of thousands of digits is not even read."""
 
 Cancel = Callable[[str, Key], Awaitable[Mapping[str, Any] | None]]
 
@@ -63,7 +65,7 @@ def page_of(
     """A part of a list, oldest first, as its client pages through it. Raises Rejected."""
     if order not in ("asc", "desc"):
         raise Rejected(bad_request("`order` must be asc or desc.", "invalid_value", "order"))
-    if limit is not None and not (limit.isascii() and limit.isdigit() and 1 <= int(limit) <= LIMIT_MOST):
+    if limit is not None and limit not in LIMITS:
         raise Rejected(bad_request(f"`limit` must be 1 to {LIMIT_MOST}.", "invalid_value", "limit"))
     ordered = list(items) if order == "asc" else list(items)[::-1]
     if after is not None:

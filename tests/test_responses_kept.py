@@ -134,7 +134,13 @@ async def test_what_is_kept_is_read_listed_and_removed(make_world: MakeWorld) ->
     assert ([each["content"] for each in rest["data"]], rest["has_more"]) == (["c"], False)
     status, newest = await client.call("GET", f"{path}/input_items")
     assert [each["content"] for each in newest["data"]] == ["c", "b", HELLO]
-    for wrong, field in (("order=up", "order"), ("limit=0", "limit"), ("after=x", "after")):
+    unfit = (
+        ("order=up", "order"),
+        ("limit=0", "limit"),
+        (f"limit={'9' * 5000}", "limit"),
+        ("after=x", "after"),
+    )
+    for wrong, field in unfit:
         status, told = await client.call("GET", f"{path}/input_items?{wrong}")
         assert (status, told["error"]["param"]) == (400, field)
     status, told = await client.call("GET", f"{path}?stream=true")
@@ -278,6 +284,22 @@ async def test_a_conversation_is_gone_on_with_by_its_name(make_world: MakeWorld)
     assert (first["conversation"], session_of(first["id"])) == ({"id": "conv_trip"}, session_of(second["id"]))
     other = await client.ask(conversation="conv_other")
     assert tokens(other)[0] == 0
+
+
+async def test_a_conversation_is_its_own_session_whatever_key_its_cache_is_asked_by(
+    make_world: MakeWorld,
+) -> None:
+    client = Client(await make_world(den=("home", FAKE)))
+    first = await client.ask(HELLO, conversation="conv_trip", prompt_cache_key="app")
+    assert session_of((await client.ask("x", prompt_cache_key="app"))["id"]) != session_of(first["id"])
+    second = await client.ask(conversation="conv_trip", prompt_cache_key="other app")
+    assert session_of(second["id"]) == session_of(first["id"])
+    assert sum(tokens(second)) > len(HELLO)
+    path = "/v1/conversations/conv_trip"
+    assert len((await client.call("GET", f"{path}/items"))[1]["data"]) == 4
+    await client.call("DELETE", path)
+    for each in (first, second):
+        assert (await client.call("GET", f"/v1/responses/{each['id']}"))[0] == 404
 
 
 async def test_a_conversation_whose_beginning_is_not_kept_says_so(make_world: MakeWorld) -> None:

@@ -123,13 +123,14 @@ class Request:
         return chat
 
     def opening(self) -> dict[str, Any]:
-        """The same without what is said: it names model and session. A response that it goes on from does so before
-        a name of the client's own."""
+        """The same without what is said: it names model and session. What it goes on from does so before
+        `prompt_cache_key`: a conversation is kept by its session, and found by its name alone."""
         chat: dict[str, Any] = {name: self.told[name] for name in self.told if name in PASSED}
         chat["messages"] = []
         goes_on = self.goes_on
-        if goes_on is not None and goes_on.previous is not None:
+        if goes_on is not None and (goes_on.previous or goes_on.conversation):
             chat.pop("prompt_cache_key", None)
+        if goes_on is not None and goes_on.previous is not None:
             chat["conversation"] = session_of(goes_on.previous)
         elif goes_on is not None and goes_on.responses:
             chat.setdefault("conversation", session_of(goes_on.responses[0]))
