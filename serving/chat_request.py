@@ -64,6 +64,7 @@ HARMLESS = frozenset(
         "conversation",
         "metadata",
         "prompt_cache_key",
+        "prompt_cache_options",
         "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
