@@ -40,7 +40,7 @@ class Remembering(Spoken):
         self._home: tuple[Ask, str] | None = None
         """Whose turn it is, and the replica that has it."""
         self._id: str | None = None
-        """Once the client knows it."""
+        """Once a host is asked: no client knows it before."""
         self._stays: str | None = None
         """The zone of what it goes on from, where another session said that."""
         self._last_words: bytes | None = None
@@ -56,8 +56,10 @@ class Remembering(Spoken):
         return self._stays
 
     async def prepare(self, ask: Ask, to: Send) -> bytes | None:
-        self._home = ask, to.replica
-        asked = self._response
+        self._home, session, asked = (ask, to.replica), self._session(), self._response
+        self._id = response_id(self._naming, session)
+        if asked is not None:
+            asked.belongs_to(session)
         if self._recalled or asked is None or asked.goes_on is None:
             return None
         said = await self._kept.history(asked.goes_on, ask, to)
@@ -71,11 +73,6 @@ class Remembering(Spoken):
         told = self._response.whole(body, self._session())
         await self._keep()
         Reply.whole(self, 200, headers, told)
-
-    def begin(self, headers: RawHeaders) -> None:
-        if not self.head_sent:
-            self._id = response_id(self._naming, self._session())
-        super().begin(headers)
 
     async def close(self, data: bytes) -> None:
         if self._stream is not None:

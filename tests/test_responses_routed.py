@@ -8,7 +8,10 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
+from router import turn
+from router.addressing import Addressed
 from router.dialects.responses_ids import session_of
+from router.peers import NotYet
 from tests.standins import MODEL, AnswersHost, DropsMidStreamHost, SplitsEverywhereHost, error, routed
 
 PREVIOUS = "resp_0123456789abcdef01234567ffeeddccbbaa99887766554433221100"
@@ -46,6 +49,29 @@ async def test_a_stream_goes_on_in_the_dialect_however_the_host_splits_it(tmp_pa
         kinds = [event.type async for event in stream]
     assert kinds[0] == "response.created"
     assert kinds[-1] == "response.completed"
+
+
+async def test_an_answers_id_tells_its_session_although_that_was_found_behind_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turn, "HEAD_AFTER_S", 0.0)
+    host = SplitsEverywhereHost("den/0")
+    async with routed(tmp_path, host) as router:
+        addressing = router.parts.relay.addressing
+        find, not_yet = addressing.find, iter([NotYet()])
+
+        async def finds(addressed: Addressed) -> Addressed:
+            for error in not_yet:
+                raise error
+            return await find(addressed)
+
+        monkeypatch.setattr(addressing, "find", finds)
+        answer = await router.post("/v1/responses", input="Hi", stream=True)
+    assert "x-homeport-session" not in answer.headers
+    told = [json.loads(line[6:]) for line in answer.body.decode().splitlines() if line.startswith("data: ")]
+    assert {session_of(each["response"]["id"]) for each in told if "response" in each} == {
+        host.seen[0]["x-homeport-public"]
+    }
 
 
 async def test_a_host_lost_in_the_middle_is_an_error_that_the_sdk_raises(tmp_path: Path) -> None:

@@ -124,6 +124,12 @@ class Asked:
         self._response = made.end()
         return json.dumps(self._response).encode()
 
+    def belongs_to(self, session: str | None) -> None:
+        """Its session is known now: its stream may have begun before, with nothing but comments."""
+        self._session = session
+        if self._stream is not None:
+            self._stream.belongs_to(session)
+
     def stream(self, session: str | None) -> Stream:
         self._session = session
         self._stream = Stream(self._request, self._naming, session)

@@ -34,6 +34,9 @@ class Answer:
         self._home: Any = None
         self._model: str = request.told["model"]
 
+    def belongs_to(self, session: str | None) -> None:
+        self._session = session
+
     def begin(self) -> None:
         for kind in ("created", "in_progress"):
             self._say(kind, {"response": self._object("in_progress")})
@@ -134,6 +137,10 @@ class Stream:
         self._failed = False
         self.response: dict[str, Any] | None = None
         """Once it is whole."""
+
+    def belongs_to(self, session: str | None) -> None:
+        """Not once anything of the answer has come: by then the client knows its id."""
+        self._answer.belongs_to(session)
 
     def take(self, part: bytes) -> bytes:
         for event in self._events.take(part):
