@@ -4,13 +4,14 @@ Knows no template and no grammar: whether the model can do it is found out elsew
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from serving.request_fields import BadRequest, flag, missing, wrong_type
 
-MAX_TOOLS = 128
+MAX_TOOLS = 1024
+"""More than OpenAI's 128: agents of other APIs bring those of several MCP servers along."""
 MAX_VARIABLES = 32
 RESERVED = frozenset(
     {
@@ -66,15 +67,17 @@ def read_tool_use(fields: Mapping[str, Any]) -> ToolUse:
     if len(tools) > MAX_TOOLS:
         raise BadRequest(f"'tools' may hold at most {MAX_TOOLS} tools, not {len(tools)}", "tools")
     read = tuple(_tool(tool, f"tools[{index}]") for index, tool in enumerate(tools))
-    names = [tool["function"]["name"] for tool in read]
-    twice = next((name for index, name in enumerate(names) if name in names[:index]), None)
-    if twice is not None:
-        raise BadRequest(f"two of the 'tools' are called '{twice}'", "tools")
+    names: set[str] = set()
+    for tool in read:
+        name = tool["function"]["name"]
+        if name in names:
+            raise BadRequest(f"two of the 'tools' are called '{name}'", "tools")
+        names.add(name)
     parallel = flag({"parallel_tool_calls": True, **fields}, "parallel_tool_calls")
     return _with_choice(read, names, fields.get("tool_choice", "auto"), parallel)
 
 
-def _with_choice(tools: tuple[Tool, ...], names: list[str], choice: object, parallel: bool) -> ToolUse:
+def _with_choice(tools: tuple[Tool, ...], names: Set[str], choice: object, parallel: bool) -> ToolUse:
     match choice:
         case "none" | "auto":
             return ToolUse(tools, "none" if choice == "none" else "auto", None, parallel)

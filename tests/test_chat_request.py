@@ -234,7 +234,7 @@ def test_what_asks_for_nothing_special_is_served() -> None:
         ({"top_logprobs": 3}, "top_logprobs", "invalid_value"),
         ({"logprobs": True, "top_logprobs": 21}, "top_logprobs", "invalid_value"),
         ({"tools": {}}, "tools", "invalid_type"),
-        ({"tools": [GO] * 129}, "tools", "invalid_value"),
+        ({"tools": [GO] * 1025}, "tools", "invalid_value"),
         ({"tools": [GO, GO]}, "tools", "invalid_value"),
         ({"tools": ["go"]}, "tools[0]", "invalid_type"),
         ({"tools": [{"type": "function"}]}, "tools[0].function", "missing_required_parameter"),
@@ -308,6 +308,11 @@ def test_n_and_log_probabilities_are_read() -> None:
     assert read(logprobs=True).logprobs == 0
     assert read(logprobs=True, top_logprobs=5).logprobs == 5
     assert read(logprobs=False, top_logprobs=0).logprobs is None
+
+
+def test_as_many_tools_are_taken_as_agents_with_several_servers_bring_along() -> None:
+    many = [{"type": "function", "function": {"name": f"tool_{number}"}} for number in range(1024)]
+    assert len(read(tools=many).tool_use.tools) == 1024
 
 
 def test_tools_are_passed_on_as_templates_know_them() -> None:
