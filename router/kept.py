@@ -25,6 +25,9 @@ from serving.kept import conversation_digest
 
 Record = Mapping[str, Any]
 
+HISTORY_BYTES_MAX = 64 << 20
+"""What a turn may go on from: a chain may lead through many sessions, each of which keeps some."""
+
 log = logging.getLogger("homeport.router")
 
 
@@ -136,28 +139,30 @@ class Kept:
     async def _chain(self, previous: str, ask: Ask, to: Send, zone: str) -> list[Record]:
         """Answers of other sessions may stand in it, and those of the session's other models."""
         found: list[Record] = []
+        size = 0
         wanted: str | None = previous
         while wanted is not None:
-            chain = await self._part(wanted, ask, to, zone)
-            if chain is None or any(record["id"] == wanted for record in found):
+            told = await self._part(wanted, ask, to, zone)
+            if told is None or any(record["id"] == wanted for record in found):
                 raise previous_not_found(previous)
-            found = [*chain, *found]
+            if (size := size + len(told)) > HISTORY_BYTES_MAX:
+                raise Rejected(history_too_long())
+            found = [*_records(told)[0], *found]
             wanted = found[0]["previous"]
         return found
 
-    async def _part(self, response: str, ask: Ask, to: Send, zone: str) -> list[Record] | None:
-        """The chain of an answer as far as one host has it; None where nobody has the answer."""
+    async def _part(self, response: str, ask: Ask, to: Send, zone: str) -> bytes | None:
+        """The chain of an answer as far as one host has it, as it tells it; None where nobody has the answer."""
         public = session_of(response)
         is_own = public == self._own(ask)
         if is_own:
             told = await self._at(to, f"{ask.session}/{quote(response)}", chain="")
             if told is not None:
-                return _records(told)[0]
+                return told
         async for home in self._homes(public, ask.key, None if is_own else zone):
-            if (
-                told := await self._ask("GET", home.base, f"{public}/{quote(response)}", chain="")
-            ) is not None:
-                return _records(told)[0]
+            told = await self._ask("GET", home.base, f"{public}/{quote(response)}", chain="")
+            if told is not None:
+                return told
         return None
 
     async def _conversation(self, name: str, ask: Ask, to: Send) -> list[Record]:
@@ -220,6 +225,13 @@ def home_away() -> ApiError:
         "Ask again in a moment, or send the conversation itself."
     )
     return ApiError(503, "machine_unavailable", message, retry_after_s=5)
+
+
+def history_too_long() -> ApiError:
+    message = (
+        "What was said before is more than any model reads. Send a shorter conversation as `input` instead."
+    )
+    return bad_request(message, "context_length_exceeded", "previous_response_id")
 
 
 def conversation_cut(name: str) -> ApiError:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from router import kept
 from router.dialects.responses_ids import session_of
 from router.kept import Kept, Record
 from router.keys import Key
@@ -447,6 +448,21 @@ async def test_a_conversation_of_an_odd_name_is_refused(make_world: MakeWorld) -
         assert (status, told["error"]["param"]) == (400, "conversation")
 
 
+async def test_a_chain_through_many_sessions_is_followed_only_so_far(
+    make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = await make_world(den=("home", FAKE))
+    monkeypatch.setattr(kept, "HISTORY_BYTES_MAX", 3 << 10)
+    previous, outcomes = None, []
+    for number in range(4):
+        client = Client(world, **{"x-session-id": f"link-{number}"})
+        status, told = await client.try_("x" * 100, previous)
+        outcomes.append("ok" if status == 200 else told["error"]["code"])
+        previous = told.get("id", previous)
+    assert outcomes[:2] == ["ok", "ok"]
+    assert outcomes[-1] == "context_length_exceeded"
+
+
 async def test_nothing_is_asked_for_behind_an_item_that_is_not_there(
     make_world: MakeWorld, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,14 +470,14 @@ async def test_nothing_is_asked_for_behind_an_item_that_is_not_there(
     client = Client(world)
     first = await client.ask(HELLO)
     asked: list[str] = []
-    kept: Kept = world.parts.relay.kept
-    get = kept.get
+    of_router: Kept = world.parts.relay.kept
+    get = of_router.get
 
     async def counted(response: str, key: Key, zone: str | None = None) -> Record | None:
         asked.append(response)
         return await get(response, key, zone)
 
-    monkeypatch.setattr(kept, "get", counted)
+    monkeypatch.setattr(of_router, "get", counted)
     root = first["id"].removeprefix("resp_")[:24]
     forged = [{"type": "item_reference", "id": f"msg_{root}{number:032x}00"} for number in range(9)]
     status, told = await client.call("POST", "/v1/responses", {"model": "smollm2", "input": forged})
