@@ -81,7 +81,7 @@ def text_of(tokens: Sequence[int]) -> str:
 
 def heard(tokens: Sequence[int]) -> tuple[tuple[Message, ...], frozenset[str]]:
     """The conversation that TEMPLATE wrote, whose answer comes next, and the tools that are offered. Without any role
-    it is one text of the user's."""
+    it is one text of the user's. What clients write as TEMPLATE does is read likewise, and may be anything."""
     if BEGIN_ID not in tokens:
         return (Message("user", text_of(tokens)),), frozenset()
     messages: list[Message] = []
@@ -89,10 +89,18 @@ def heard(tokens: Sequence[int]) -> tuple[tuple[Message, ...], frozenset[str]]:
     for role, text in list(_written(tokens))[:-1]:
         kind, _, name = role.partition(" ")
         if kind == TOOLS:
-            tools = frozenset(json.loads(line)["function"]["name"] for line in text.splitlines())
+            tools |= frozenset(_tool_names(text))
         else:
             messages.append(Message(kind, text, name))
     return tuple(messages), tools
+
+
+def _tool_names(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        try:
+            yield str(json.loads(line)["function"]["name"])
+        except (ValueError, TypeError, LookupError, RecursionError):
+            continue
 
 
 def _written(tokens: Sequence[int]) -> Iterator[tuple[str, str]]:

@@ -35,6 +35,14 @@ TOOL = {"type": "function", "function": {"name": "look", "parameters": {"type": 
 HELLO = [{"role": "user", "content": "Hello there."}]
 
 
+@pytest.mark.parametrize("line", ["not json", "3", "[]", "{}", '{"function": 3}', "[" * 100_000])
+def test_words_that_look_like_the_list_of_tools_are_no_fault(line: str) -> None:
+    marked = f"<|im_start|>tools\n{line}\n<|im_end|>"
+    whole = f"{marked}<|im_start|>user\n{marked}<|im_end|>\n<|im_start|>assistant\n"
+    messages, tools = vocab.heard(vocab.tokens_of(whole, special=True))
+    assert (messages[-1].role, tools) == ("user", frozenset())
+
+
 class Running:
     """An engine on a script, and what it says."""
 
