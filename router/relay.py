@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from router.addressing import Addressing
 from router.arrivals import Arrivals
-from router.exchange import Exchange
+from router.exchange import Exchange, Gone
 from router.fleet import Fleet
 from router.homes import Homes
 from router.hosts import Hosts
@@ -92,12 +92,15 @@ class Relay:
             self.turns.discard(turn)
         self._note(turn, outcome, began_s)
 
-    async def aside(self, body: bytes, call: Callable[[], T]) -> T:
-        """Call it, which reads this body."""
+    async def aside(self, exchange: Exchange, body: bytes, call: Callable[[], T]) -> T:
+        """Call it, which reads this body. Raises Gone where its client left meanwhile."""
         if len(body) <= INLINE_BODY_BYTES:
             return call()
         async with self._reading:
-            return await asyncio.to_thread(call)
+            called = None if exchange.gone else await asyncio.to_thread(call)
+        if called is None or exchange.gone:
+            raise Gone
+        return called
 
     def _note(self, turn: Turn, outcome: str, began_s: float) -> None:
         """Count a turn that has ended, and log one that failed."""

@@ -166,9 +166,7 @@ class Turn:
 
     async def _read(self) -> Addressed:
         asked = await read_body(self.head, self.exchange, self.relay.limits.max_body_bytes)
-        addressed = await self.relay.aside(asked, partial(self._understand, asked))
-        if self.exchange.gone:
-            raise Gone
+        addressed = await self.relay.aside(self.exchange, asked, partial(self._understand, asked))
         self.source = addressed.identity.source
         self._reply.own[b"x-homeport-source"] = self.source.encode()
         self._take(addressed)

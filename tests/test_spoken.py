@@ -82,12 +82,13 @@ class ReadLate:
     """Has every body read no sooner than it is told to."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.begun, self.let = asyncio.Event(), threading.Event()
+        self.begun, self.let, self.read = asyncio.Event(), threading.Event(), 0
         loop, read = asyncio.get_running_loop(), Messages.read
 
         def late(dialect: Messages, body: bytes, naming: Naming) -> Asked:
             loop.call_soon_threadsafe(self.begun.set)
             assert self.let.wait(10)
+            self.read += 1
             return read(dialect, body, naming)
 
         monkeypatch.setattr(Messages, "read", late)
@@ -122,6 +123,23 @@ async def test_a_client_that_goes_while_its_body_is_read_is_asked_for_nothing(
         late.let.set()
         await router.until(lambda: not router.parts.relay.turns)
     assert host.paths == []
+
+
+async def test_a_large_body_is_not_read_once_its_client_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with routed(tmp_path, AnswersHost("den/0")) as router:
+        late, relay = ReadLate(monkeypatch), router.parts.relay
+        asked = [
+            asyncio.create_task(router.post("/v1/messages", messages=LARGE, max_tokens=9)) for _ in range(4)
+        ]
+        await router.until(lambda: sum(turn.exchange.is_whole for turn in relay.turns) == 4)
+        for each in asked:
+            each.cancel()
+        await router.until(lambda: all(turn.exchange.gone for turn in relay.turns))
+        late.let.set()
+        await router.until(lambda: not relay.turns)
+    assert late.read == 2  # as many as are read at once
 
 
 def test_events_are_read_from_bytes_that_end_anywhere() -> None:
