@@ -165,6 +165,15 @@ def test_a_stream_that_just_ends_is_a_failed_response() -> None:
     assert told[-1]["type"] == "response.failed"
 
 
+@pytest.mark.parametrize(("finish", "completed_at"), [("stop", 1700000003), ("length", None)])
+def test_when_a_response_was_complete_is_told(finish: str, completed_at: int | None) -> None:
+    naming = Naming(NAMING.unique, NAMING.now_s, lambda: 3.9)
+    made = Responses().read(json.dumps({"model": "m", "input": "Hi"}).encode(), naming)
+    begun, *_, last = streamed(made, chunk({"content": "Hello"}), chunk({}, finish), b"data: [DONE]\n\n")
+    assert begun["response"]["completed_at"] is None
+    assert last["response"]["completed_at"] == completed_at
+
+
 def test_comments_pass() -> None:
     stream = asked({"model": "m", "input": "Hi"}).stream(SESSION)
     assert stream.take(b": waiting for den/0\n\n") == b": waiting for den/0\n\n"

@@ -70,6 +70,8 @@ class Answer:
         told = self._object(status)
         if reason is not None:
             told["incomplete_details"] = {"reason": reason}
+        elif self._naming.elapsed_s is not None:
+            told["completed_at"] = self._naming.now_s + int(self._naming.elapsed_s())
         return told | {"usage": usage_of(self._usage), "homeport": self._home}
 
     def cancelled(self) -> dict[str, Any]:
