@@ -69,10 +69,10 @@ def page_of(
         raise Rejected(bad_request(f"`limit` must be 1 to {LIMIT_MOST}.", "invalid_value", "limit"))
     ordered = list(items) if order == "asc" else list(items)[::-1]
     if after is not None:
-        ids = [item["id"] for item in ordered]
-        if after not in ids:
+        places = {item["id"]: place for place, item in enumerate(ordered)}
+        if after not in places:
             raise Rejected(bad_request("`after` is the id of none of them.", "invalid_value", "after"))
-        ordered = ordered[ids.index(after) + 1 :]
+        ordered = ordered[places[after] + 1 :]  # behind the last of that id: a client may have sent it twice
     told = ordered[: LIMIT if limit is None else int(limit)]
     return {
         "object": "list",

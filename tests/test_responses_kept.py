@@ -14,6 +14,7 @@ from router import kept
 from router.dialects.responses_ids import session_of
 from router.kept import Kept, Record
 from router.keys import Key
+from router.responses_api import page_of
 from tests.fakes import Behaviour
 from tests.host_process import HostProcess
 from tests.moving_world import World, router_of
@@ -531,6 +532,15 @@ async def test_a_conversation_of_which_nothing_is_kept_goes_on_after_a_move(
         assert (await client.call("POST", path, {"machine": new}))[0] == 200
         second = await client.ask(HELLO, conversation="conv_trip")
     assert second["homeport"]["machine"] == new
+
+
+@pytest.mark.parametrize("limit", ["1", "2", "3"])
+def test_paging_ends_also_where_a_client_sent_an_id_twice(limit: str) -> None:
+    items = [{"id": each} for each in "abab"]
+    after, pages = None, 0
+    while (page := page_of(items, "asc", after, limit))["has_more"]:
+        after, pages = page["last_id"], pages + 1
+        assert pages <= len(items)
 
 
 @pytest.mark.parametrize("stream", [False, True])
