@@ -144,6 +144,15 @@ def test_what_names_the_session_stays_in_the_chat() -> None:
     assert chat(conversation={"id": "conv_1"})["conversation"] == {"id": "conv_1"}
 
 
+@pytest.mark.parametrize("empty", ["", {}, {"id": ""}, {"id": None}])
+def test_an_empty_conversation_is_none(empty: Any) -> None:
+    made = asked(conversation=empty)
+    assert made.goes_on is None
+    answer = {"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}]}
+    assert json.loads(made.whole(json.dumps(answer).encode(), None))["conversation"] is None
+    assert asked(conversation=empty, previous_response_id=PREVIOUS).goes_on is not None
+
+
 def test_a_response_to_go_on_from_names_its_session_before_all_else() -> None:
     made = asked(previous_response_id=PREVIOUS, prompt_cache_key="tea").after([])
     told = json.loads(made.body)

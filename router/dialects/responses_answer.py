@@ -21,7 +21,7 @@ def response_object(
 ) -> dict[str, Any]:
     """A response as it stands while `status`; `usage`, `error` and `incomplete_details` come with its end."""
     told, reasoning, form = request.told, request.told.get("reasoning", {}), request.told.get("text", {})
-    conversation = told.get("conversation")
+    conversation = request.goes_on and request.goes_on.conversation
     return {
         "id": response_id(naming, session),
         "object": "response",
@@ -38,7 +38,7 @@ def response_object(
         "output": list(output),
         "parallel_tool_calls": told.get("parallel_tool_calls", True),
         "previous_response_id": told.get("previous_response_id"),
-        "conversation": {"id": conversation} if isinstance(conversation, str) else conversation,
+        "conversation": conversation and {"id": conversation},
         "prompt_cache_key": told.get("prompt_cache_key"),
         "reasoning": {"effort": reasoning.get("effort"), "summary": reasoning.get("summary")},
         "safety_identifier": told.get("safety_identifier"),

@@ -185,15 +185,16 @@ def _check(told: Mapping[str, Any]) -> None:
 
 def _goes_on(told: Mapping[str, Any], items: Sequence[Item]) -> GoesOn | None:
     previous, conversation = told.get("previous_response_id"), told.get("conversation")
+    if isinstance(conversation, dict):
+        conversation = conversation.get("id")
+    if not isinstance(conversation, str | None):
+        raise wrong_type("conversation", "an id, or an object with one")
+    conversation = conversation or None
     if previous is not None and conversation is not None:
         message = "`previous_response_id` and `conversation` exclude each other; send one of them."
         raise Rejected(bad_request(message, "mutually_exclusive_parameters", "previous_response_id"))
     if previous is not None and session_of(text(previous, "previous_response_id")) is None:
         raise previous_not_found(previous)
-    if isinstance(conversation, dict):
-        conversation = conversation.get("id")
-    if not isinstance(conversation, str | None):
-        raise wrong_type("conversation", "an id, or an object with one")
     responses = dict.fromkeys(found for name in references(items) if (found := response_of(name)) is not None)
     if previous is None and conversation is None and not responses:
         return None
