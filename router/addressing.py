@@ -11,7 +11,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from router.clues import body_clues
-from router.decision import Ask
+from router.decision import Ask, machine_of
 from router.errors import Rejected, bad_request, session_not_found
 from router.finding import Finder, owns
 from router.fleet import Fleet
@@ -42,6 +42,7 @@ from router.request import (
     read_zone,
 )
 from serving.model import ModelSpec, WhenLost
+from serving.pins import Pin
 
 
 class Addressed(NamedTuple):
@@ -117,13 +118,14 @@ class Addressing:
         """The same, with the session that it means. Raises Rejected (404), NotYet, or CannotSay."""
         ask, identity = addressed.ask, addressed.identity
         if identity.parent_public is not None:
-            ask = replace(ask, family=await self._session(identity.parent_public, ask))
+            parent = await self._pin(identity.parent_public, ask)
+            ask = replace(ask, family=None if parent is None else parent.session)
         if identity.public is not None:
-            session = await self._session(identity.public, ask)
-            if session is None:
+            pin = await self._pin(identity.public, ask)
+            if pin is None:
                 raise Rejected(session_not_found())
             who = replace(addressed.who, public=identity.public)
-            return Addressed(replace(ask, session=session), identity, who)
+            return Addressed(self._beside(pin, ask), identity, who)
         if identity.history is None and ask is addressed.ask:
             return addressed
         if identity.history is None or ask.model not in self._fleet.snapshot().models:
@@ -170,13 +172,21 @@ class Addressing:
         except BadName as error:
             raise Rejected(bad_request(str(error), error.code, error.where)) from error
 
-    async def _session(self, public: str, ask: Ask) -> str | None:
-        """The session of this key that has that public id, for this model or for another."""
+    def _beside(self, pin: Pin, ask: Ask) -> Ask:
+        """The same ask, of that pin's session. Where that has no home yet for the model that is asked, it gets one in
+        the zone of the home that it has."""
+        zone = ask.zone
+        if zone is ask.machine is None and pin.model != ask.model:
+            zone = self._fleet.snapshot().zone_of(machine_of(pin))
+        return replace(ask, session=pin.session, zone=zone)
+
+    async def _pin(self, public: str, ask: Ask) -> Pin | None:
+        """Of the session of this key that has that public id: for this model, else for another."""
         others = sorted(name for name in self._fleet.snapshot().models if name != ask.model)
         for model in (ask.model, *others):
             found = await self._finder.by_public(public, model)
             if found is not None:
-                return found.pin.session if owns(ask.key, found) else None
+                return found.pin if owns(ask.key, found) else None
         return None
 
     def _who(self, identity: Identity, session: str | None) -> Who:

@@ -66,8 +66,7 @@ class Kept:
         named: list[Record] = []
         for response in goes_on.responses:
             if response not in there:
-                its = None if session_of(response) == self._own(ask) else zone
-                if (record := await self.get(response, ask.key, its)) is None:
+                if (record := await self.get(response, ask.key, zone)) is None:
                     break
                 named.append(record)
         return before, named
@@ -154,12 +153,11 @@ class Kept:
     async def _part(self, response: str, ask: Ask, to: Send, zone: str) -> bytes | None:
         """The chain of an answer as far as one host has it, as it tells it; None where nobody has the answer."""
         public = session_of(response)
-        is_own = public == self._own(ask)
-        if is_own:
+        if public == self._own(ask):
             told = await self._at(to, f"{ask.session}/{quote(response)}", chain="")
             if told is not None:
                 return told
-        async for home in self._homes(public, ask.key, None if is_own else zone):
+        async for home in self._homes(public, ask.key, zone):
             told = await self._ask("GET", home.base, f"{public}/{quote(response)}", chain="")
             if told is not None:
                 return told
@@ -213,8 +211,8 @@ class Kept:
 
 def said_elsewhere() -> ApiError:
     message = (
-        "What this request goes on from was said in another zone than that of its session, and stays there. "
-        "Name no session and no zone beside it, or begin another session."
+        "What this request goes on from was said in another zone than the one where it would be answered, and stays "
+        "there. Name no session, machine or zone beside it, or begin another session."
     )
     return bad_request(message, "zone_conflict", "previous_response_id")
 

@@ -182,7 +182,9 @@ async def world(
     port = free_port()
     write_private(paths.cluster_token, TOKEN)
     control = {"host": "127.0.0.1", "port": port, "lost_after_s": lost_after_s}
-    models = [{"spec": model.to_json(), "digest": "d"}]
+    hosts = machines.hosts.values()
+    specs = {model.name: model, **{host.model.name: host.model for host in hosts}}
+    models = [{"spec": each.to_json(), "digest": "d"} for each in specs.values()]
     write_private(paths.revision, json.dumps({"revision": 1, "models": models, "control": control}))
     made = World(machines, Controller(lambda: machines), f"http://127.0.0.1:{port}")
     try:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from router.kept import Kept, Record
 from router.keys import Key
 from router.responses_api import page_of
 from tests.fakes import Behaviour
-from tests.host_process import HostProcess
-from tests.moving_world import World, router_of
+from tests.host_process import HostProcess, model_spec
+from tests.moving_world import Machines, World, router_of, world
 from tests.standins import AnswersHost, routed
 from tests.test_moves import make_host, make_world
 
@@ -371,6 +372,28 @@ async def test_a_new_session_begins_in_the_zone_of_what_it_goes_on_from(make_wor
             assert (await branch.ask(previous=first["id"]))["homeport"]["machine"] == machine
             branch = Client(world, **{"x-session-id": f"item-{zone}-{number}"})
             assert (await branch.ask(named))["homeport"]["machine"] == machine  # type: ignore[arg-type]
+
+
+async def test_another_model_reads_what_was_said_in_the_zone_where_it_was_said(
+    tmp_path: Path, make_host: Callable[..., HostProcess], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = model_spec(hold_s=0.0)
+    other = replace(usual, name="other")
+    machines = Machines()
+    for name, zone, spec in (("den", "home", usual), ("rack", "office", other)):
+        machines.add(name, zone, make_host(FAKE, spec))
+        await asyncio.to_thread(machines.hosts[name].start)
+    async with world(tmp_path, machines, usual, monkeypatch) as abroad:
+        first = await Client(abroad).ask("private " + HELLO)
+        for base in ("", "/m/rack"):
+            body = {"model": "other", "input": "and?", "previous_response_id": first["id"]}
+            status, told = await Client(abroad).call("POST", f"{base}/v1/responses", body)
+            assert status in {400, 503}, told
+        assert not (abroad.host("rack").folder / "kept.sqlite").exists()
+    machines.zones["rack"] = "home"
+    async with world(tmp_path / "again", machines, usual, monkeypatch) as home:
+        second = await Client(home).ask("and?", first["id"], model="other")
+        assert sum(tokens(second)) > len(HELLO)
 
 
 async def test_an_answer_of_another_key_is_not_there(make_world: MakeWorld, tmp_path: Path) -> None:
