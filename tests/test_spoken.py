@@ -8,11 +8,18 @@ from typing import Any
 
 import pytest
 
+from router.dialects import ollama
 from router.dialects.chat_events import ChatEvents, Chunk, Comment, Done, Failed
-from router.dialects.dialect import Naming
+from router.dialects.dialect import Dialect, Naming
 from router.dialects.messages import Asked, Messages
+from router.dialects.responses import Responses
 from router.relay import READ_AT_ONCE
+from router.reply import new_naming
+from serving.chat_request import read_chat_request
+from serving.engine import Sampling
+from serving.request_fields import BadRequest
 from tests.standins import (
+    MODEL,
     AnswersHost,
     DropsMidStreamHost,
     SplitsEverywhereHost,
@@ -61,6 +68,34 @@ async def test_an_error_has_the_dialects_shape_whoever_refuses(tmp_path: Path) -
         "invalid_request_error",
     ]
     assert "known models" in no_model.json()["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("dialect", "fields", "said"),
+    [
+        (Messages(), {"max_tokens": 9, "stop_sequences": [""]}, "a string in 'stop_sequences' is empty"),
+        (ollama.chat(), {"options": {"stop": [""]}}, "a string in 'options.stop' is empty"),
+        (ollama.chat(), {"options": {"top_p": 7}}, "'options.top_p' must be"),
+        (Responses(), {"input": "Hi", "top_p": 7}, "'top_p' must be"),
+        (Responses(), {"input": "Hi", "max_output_tokens": 0}, "'max_output_tokens' must be"),
+    ],
+)
+def test_a_hosts_error_calls_a_field_what_its_client_calls_it(
+    dialect: Dialect, fields: dict[str, Any], said: str
+) -> None:
+    request = {"model": MODEL, "stream": False, **({} if "input" in fields else {"messages": HI}), **fields}
+    asked = dialect.read(json.dumps(request).encode(), new_naming()).body
+    with pytest.raises(BadRequest) as refused:
+        read_chat_request(json.loads(asked), Sampling())
+    error = refused.value
+    told = {
+        "message": error.message,
+        "type": "invalid_request_error",
+        "param": error.param,
+        "code": error.code,
+    }
+    _, body = dialect.error(400, told, "r")
+    assert said in body.decode()
 
 
 async def test_a_host_lost_in_the_middle_is_an_error_event_of_the_dialect(tmp_path: Path) -> None:

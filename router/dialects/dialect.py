@@ -4,7 +4,7 @@ A dialect knows neither hosts nor sessions: it leaves the fields that name a ses
 in a chat's body, and is told under which public id its answer goes out.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -67,3 +67,14 @@ class Dialect(Protocol):
 
     def error(self, status: int, error: Mapping[str, Any], request_id: str) -> tuple[RawHeaders, bytes]:
         """An error (`message`, `type`, `code`, `param` and more) as the whole answer: further headers, and the body."""
+
+
+def renamed(error: Mapping[str, Any], names: Sequence[tuple[str, str]]) -> Mapping[str, Any]:
+    """A host's error about a chat in the words of the request that it was made of. `names`: what a field is called in
+    chats, and there."""
+    param = error.get("param")
+    for theirs, ours in names:
+        if isinstance(param, str) and (param == theirs or param.startswith((f"{theirs}.", f"{theirs}["))):
+            message = str(error["message"]).replace(param, ours)
+            return {**error, "param": ours, "message": message.replace(f"'{theirs}'", f"'{ours}'")}
+    return error

@@ -9,19 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from router.dialects.dialect import Naming
+from router.dialects.dialect import Naming, renamed
 from router.dialects.messages_answer import blocks_of, message, stop_of, to_json, usage_of
 from router.dialects.messages_errors import error_of
 from router.dialects.messages_request import Shown, conversation, read_body, read_chat
 from router.dialects.messages_stream import Stream
 from router.errors import RawHeaders
 
+NAMES = (("stop", "stop_sequences"), ("response_format", "output_config.format"))
+"""What a chat's field is called here: a host speaks of its own."""
+
 
 class _Anthropic:
     stream_type = b"text/event-stream; charset=utf-8"
 
     def error(self, status: int, error: Mapping[str, Any], request_id: str) -> tuple[RawHeaders, bytes]:
-        told = {"type": "error", "error": error_of(status, error), "request_id": request_id}
+        said = error_of(status, renamed(error, NAMES))
+        told = {"type": "error", "error": said, "request_id": request_id}
         return [], to_json(told)
 
 

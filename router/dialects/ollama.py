@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.dialects.chat_events import ChatEvents, Chunk, Comment, Done, Event, Failed
-from router.dialects.dialect import BROKE_OFF, Asked, Naming
+from router.dialects.dialect import BROKE_OFF, Asked, Naming, renamed
 from router.dialects.fields import read_object
 from router.dialects.ollama_request import (
+    SAME_OPTIONS,
     Chat,
     asks_nothing,
     read_chat,
@@ -22,6 +23,13 @@ from router.dialects.ollama_request import (
 )
 from router.errors import RawHeaders
 
+NAMES = (
+    ("response_format", "format"),
+    ("reasoning_effort", "think"),
+    ("max_tokens", "options.num_predict"),
+    *((name, f"options.{name}") for name in SAME_OPTIONS),
+)
+"""What a chat's field is called here: a host speaks of its own."""
 NS = 1_000_000_000
 Said = Mapping[str, Any]
 
@@ -83,7 +91,7 @@ class Ollama:
         )
 
     def error(self, status: int, error: Said, request_id: str) -> tuple[RawHeaders, bytes]:
-        return [], error_body(error)
+        return [], error_body(renamed(error, NAMES))
 
 
 def error_body(error: Said) -> bytes:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from router.dialects.dialect import Naming
+from router.dialects.dialect import Naming, renamed
 from router.dialects.responses_ids import input_id
 from router.dialects.responses_items import OUTPUT, PREFIXES, Item
 from router.dialects.responses_request import (
@@ -43,7 +43,7 @@ class Responses:
         return asked
 
     def error(self, status: int, error: Mapping[str, Any], request_id: str) -> tuple[RawHeaders, bytes]:
-        return [], json.dumps({"error": _own_names(error)}).encode()
+        return [], json.dumps({"error": renamed(error, NAMES)}).encode()
 
 
 class Asked:
@@ -148,13 +148,3 @@ class Asked:
             return item
         prefix = PREFIXES.get(item["type"], OUTPUT)
         return {**item, "id": input_id(prefix, self._naming, self._session, index)}
-
-
-def _own_names(error: Mapping[str, Any]) -> Mapping[str, Any]:
-    """A host's error about the chat, in the words of the request that it was made of."""
-    param = error.get("param")
-    for theirs, ours in NAMES:
-        if isinstance(param, str) and (param == theirs or param.startswith((f"{theirs}.", f"{theirs}["))):
-            message = str(error["message"]).replace(param, ours).replace(theirs, ours)
-            return {**error, "param": ours, "message": message}
-    return error
