@@ -31,7 +31,7 @@ from cluster.join import enter
 from cluster.paths import Paths, secret, write_private
 from cluster.processes import clean_environment, end_all, mark, ours
 from serving.controller import Controller
-from tests.host_process import free_port
+from tests.ports import free_port
 
 SETTLE_S = 20.0
 """By then every keeper has reported twice and nothing is new any more."""

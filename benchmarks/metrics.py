@@ -36,7 +36,7 @@ from benchmarks.report import Figure
 from router.cells import count_in_files
 from router.metrics import Metrics
 from serving.counts import Counts
-from tests.host_process import free_port
+from tests.ports import free_port
 
 SERIES, SCRAPE_MS = 20_000, 200.0
 COST_PERCENT = 3.0

@@ -13,7 +13,7 @@ from benchmarks.sessions_homeport import call, free, replicas, running
 from cluster.paths import read_json, write_private
 from cluster.processes import clean_environment, mark
 from tests.e2e.installation import Homeport
-from tests.host_process import free_port
+from tests.ports import free_port
 
 
 def measure(rounds: int) -> list[Figure]:

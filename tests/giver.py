@@ -13,7 +13,7 @@ from cluster.tls import ServerTls, url
 from serving.bring_order import Giver
 from serving.file_server import FileServer
 from serving.model_files import Part
-from tests.host_process import free_port
+from tests.ports import free_port
 
 TOKEN = "secret-of-the-cluster"
 ZONE = "home"

@@ -18,6 +18,7 @@ from cluster.slices import Need, Slice
 from cluster.tls import Files
 from serving.model import ModelSpec, ParkingSpec
 from tests.fakes import Behaviour
+from tests.ports import free_port
 
 TOKEN = "secret-of-the-cluster"
 START_S = 60.0
@@ -28,12 +29,6 @@ ANSWER_S = 500.0
 def session(name: str) -> str:
     """A session digest that is easy to tell from others."""
     return name.encode().hex().rjust(64, "0")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,8 @@ from serving.controller import Controller
 from serving.journal_file import JournalNews, Mark, entries_since
 from serving.model import ModelSpec
 from serving.router_limits import RouterLimits
-from tests.host_process import TOKEN, HostProcess, free_port
+from tests.host_process import TOKEN, HostProcess
+from tests.ports import free_port
 
 HARDWARE = Hardware((CpuCore(0, (0,), "unknown", 0),), 2**33, ()).to_json()
 

@@ -15,7 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from cluster.paths import Paths
 from cluster.processes import end, ours
 from router.workers import Workers
-from tests.standins import MODEL, TOKEN, Answer, AnswersHost, Controller, free_port, model_spec, running
+from tests.ports import free_port
+from tests.standins import MODEL, TOKEN, Answer, AnswersHost, Controller, model_spec, running
 
 TRIES = 60
 """Among two workers a connection does not go to the other one so often in a row."""

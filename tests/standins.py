@@ -29,6 +29,7 @@ from serving.model import ModelSpec, WhenLost
 from serving.pin_index import Candidate, Lost, PinIndex
 from serving.pins import Pin, pin_from_json
 from serving.router_limits import RouterLimits
+from tests.ports import free_port
 
 TOKEN = "the-cluster-token"
 MODEL = "tiny"
@@ -38,13 +39,6 @@ SHORT_DRAIN = RouterLimits(drain_s=1.0)
 def bearer_of(replica: str) -> str:
     """What the router opens the host of this replica with: its machine's own token."""
     return f"Bearer {machine_token(TOKEN, 'id-of-' + replica.rpartition('/')[0])}"
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 def event(**fields: Any) -> bytes:

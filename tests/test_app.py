@@ -24,6 +24,7 @@ from router.identity import digest, public_id
 from router.names import Names, may_name
 from router.request import read_head
 from serving.router_limits import RouterLimits
+from tests.ports import free_port
 from tests.standins import (
     MODEL,
     TOKEN,
@@ -31,7 +32,6 @@ from tests.standins import (
     Controller,
     EndlessHost,
     Router,
-    free_port,
     model_spec,
     routed,
     running,

@@ -7,11 +7,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from tests.ports import free_port
 from tests.standins import (
     AnswersHost,
     BreaksDownHost,
     Router,
-    free_port,
     routed,
     running_router,
 )

@@ -9,7 +9,7 @@ import pytest
 
 from tests.clients.chat import Chat, chat
 from tests.clients.offline import direct
-from tests.host_process import free_port
+from tests.ports import free_port
 
 LEAVES = """
 import os, subprocess, tempfile

@@ -24,7 +24,7 @@ from cluster.router_end import GRACE_S
 from cluster.stamp import LOCKS, NODEPS_LOCK, SETUP_SOURCES
 from router import cli
 from serving.router_limits import USUAL
-from tests.standins import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "configs" / "compose"

@@ -3,7 +3,6 @@
 import asyncio
 import http.server
 import json
-import socket
 import sqlite3
 import threading
 import time
@@ -28,6 +27,7 @@ from serving.journal_file import NOTHING, JournalNews, Mark
 from serving.machine_book import MachineBook
 from serving.membership import Members
 from serving.model import ModelSpec
+from tests.ports import free_port
 
 GIB = 1024**3
 MODEL = ModelSpec("m", "llama.cpp", "bundled", "all", 1, Need(1, GIB), "needs", 2048, 1, 1.0, 5.0, "wait")
@@ -193,9 +193,7 @@ class Running:
     ) -> None:
         paths = Paths(folder / "home", folder / "locks")
         paths.make()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+        self.port = free_port()
         control = {"host": "127.0.0.1", "port": self.port, "lost_after_s": lost_after_s}
         models = [{"spec": model.to_json(), "digest": "d"} for model in wanted]
         write_private(paths.revision, json.dumps({"revision": 3, "models": models, "control": control}))

@@ -17,7 +17,7 @@ import uvloop
 from serving import file_server
 from serving.file_server import FileServer
 from tests.giver import TOKEN, ZONE, Giving, giving
-from tests.host_process import free_port
+from tests.ports import free_port
 
 CONTENT = os.urandom(3_000_000)
 DIGEST = "ab" * 32

@@ -12,7 +12,8 @@ from aiohttp import web
 from router.fleet import Fleet
 from router.peers import Peers
 from router.snapshot import Model
-from tests.standins import TOKEN, AnswersHost, Controller, DropsPackets, free_port, running
+from tests.ports import free_port
+from tests.standins import TOKEN, AnswersHost, Controller, DropsPackets, running
 
 
 class Polled:

@@ -20,7 +20,7 @@ from cluster.guest import Guests, NoGuests, find
 from cluster.guest_image import ADDRESS, WANTED, Lacking, modules_of, stands_alone
 from tests.e2e.installation import eventually
 from tests.guests import guests
-from tests.host_process import free_port
+from tests.ports import free_port
 
 BOOT_S = 60.0
 DEPENDENCIES = """\

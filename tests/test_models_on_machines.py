@@ -29,8 +29,9 @@ from tests.e2e.installation import _free_ports
 from tests.fakes import Behaviour
 from tests.giver import TOKEN, part_of
 from tests.hf_folders import make_repository
-from tests.host_process import free_port, model_spec
+from tests.host_process import model_spec
 from tests.hub import COMMIT, Hub, HubFile, add, add_all, hub
+from tests.ports import free_port
 from tests.test_config import cut_to_size, gguf_bytes
 
 SOURCE = "hf:o/r:m.gguf"

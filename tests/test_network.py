@@ -17,6 +17,7 @@ from cluster import network
 from cluster.confine import Launch, LaunchFailed, Record, alive, end_group, launch, read_record
 from cluster.machine import GIB
 from cluster.slices import Slice
+from tests.ports import free_port
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has network namespaces")
 
@@ -112,9 +113,6 @@ class Hosts:
 
     def order(self, slot: int = 0, isolate: bool = True, env: Mapping[str, str] | None = None) -> Launch:
         outside = json.dumps(self.ear.getsockname())
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
         return Launch(
             replica=f"den/{slot}",
             slice=Slice((9000 + slot,), (9000 + slot,), (), GIB),
@@ -129,7 +127,7 @@ class Hosts:
             folder=self.root / "replicas" / str(slot),
             record=self.root / "locks" / f"home-{slot}.json",
             locks=self.root / "locks",
-            port=port,
+            port=free_port(),
             config_digest="digest",
             address="127.0.0.1",
             isolate=isolate,

@@ -15,8 +15,9 @@ from cluster.paths import Paths, write_private
 from cluster.processes import end, ours, port_is_free
 from router.identity import digest, public_id
 from router.workers import standing
+from tests.ports import free_port
 from tests.router_workers import Through, counted, kept, two_workers
-from tests.standins import MODEL, Answer, AnswersHost, Controller, EndlessHost, free_port, model_spec, running
+from tests.standins import MODEL, Answer, AnswersHost, Controller, EndlessHost, model_spec, running
 
 PUBLIC = public_id(b"ab" * 32, digest("local", "", "tea"))
 

@@ -12,6 +12,7 @@ from router.identity import digest, key_scope, public_id
 from router.peers import Unreachable
 from serving.moving import Mover
 from serving.pins import pin_from_json
+from tests.ports import free_port
 from tests.standins import (
     MODEL,
     AnswersHost,
@@ -19,7 +20,6 @@ from tests.standins import (
     HangsHost,
     Router,
     bearer_of,
-    free_port,
     routed,
     running_router,
 )

@@ -35,7 +35,8 @@ from tests.giver import TOKEN as FILES_TOKEN
 from tests.giver import ZONE, giving, part_of
 from tests.heads import HEAD_ID, RAY, Head
 from tests.host_process import TOKEN, HostProcess, model_spec
-from tests.standins import MODEL, AnswersHost, bearer_of, free_port, routed
+from tests.ports import free_port
+from tests.standins import MODEL, AnswersHost, bearer_of, routed
 from tests.tap import Tap
 
 

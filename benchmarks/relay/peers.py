@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.relay.relays import Missing, Place, Relay, Start
-from tests.host_process import free_port
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 WANTED = Path(__file__).with_name("peers.txt")

@@ -22,7 +22,7 @@ from benchmarks.relay.load import Refused
 from benchmarks.relay.measure import WORKS, Bench, Cost, Found
 from benchmarks.relay.process import Watched, running
 from benchmarks.relay.relays import Missing, Place, Relay, started
-from tests.host_process import free_port
+from tests.ports import free_port
 
 HOSTS = 4
 HOSTS_START_S = 20.0

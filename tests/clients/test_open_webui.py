@@ -33,7 +33,7 @@ from tests.clients.scenarios import (
 )
 from tests.clients.scripted import AGENT, ANSWER, SLOWLY
 from tests.e2e.installation import Homeport, eventually
-from tests.host_process import free_port
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(300)]
 

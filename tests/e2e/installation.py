@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any, TypeVar
 from cluster.paths import Paths, read_json
 from cluster.processes import ours
 from router.lifecycle import end_everything
+from tests.ports import is_free
 
 T = TypeVar("T")
 
@@ -193,15 +193,6 @@ def eventually(look: Callable[[], T], seconds: float = 20.0) -> T:
 def _free_ports() -> tuple[int, int, int, int]:
     """Router, control, and a range of ten for hosts, below the ports that the kernel gives to clients."""
     for first in random.sample(range(12000, 19000, 12), 50):
-        if all(_is_free(port) for port in range(first, first + 12)):
+        if all(is_free(port) for port in range(first, first + 12)):
             return first, first + 1, first + 2, first + 11
     raise AssertionError("no free block of ports")
-
-
-def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True

@@ -31,7 +31,7 @@ from cluster.slices import Need
 from serving.model import ModelSpec, ParkingSpec
 from tests.fakes import Behaviour
 from tests.fleet.calls import KEEPER_PORT
-from tests.host_process import free_port
+from tests.ports import free_port
 
 ZONES = ("home", "office", "lab")
 PER_ZONE = 8

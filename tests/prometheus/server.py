@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from tests.host_process import free_port
+from tests.ports import free_port
 from tests.prometheus.queries import CONFIGS
 
 READY_S = 20.0

@@ -14,7 +14,7 @@ from tests.clients.peers.peers import ANTHROPIC, LLAMA_SERVER, OPENAI, Peer, app
 from tests.clients.programs import PEERS as ENVIRONMENT
 from tests.clients.programs import Programs
 from tests.e2e.installation import Homeport, ended_after
-from tests.host_process import free_port
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.clients, pytest.mark.timeout(1200)]
 
