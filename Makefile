@@ -4,6 +4,8 @@ PYTHON ?= python3
 # More arguments for up, test and the benches: make test ARGS="-k slices"
 ARGS ?=
 SETUP := cluster.bootstrap
+# Tests side by side. A worker that crashes ends the run: its place taken, the run may wait for what nobody runs.
+TWO := -n 2 --max-worker-restart 0
 COMPILE := .venv/bin/uv pip compile --quiet --universal --python-version 3.11 --fork-strategy fewest \
 	--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate $(ARGS)
 
@@ -29,7 +31,7 @@ test: python ## set up, run all the tests, two at a time
 	@.venv/bin/python -m tests.cluster.packages
 	@.venv/bin/python -m tests.guests
 	@.venv/bin/python -m tests.browser.packages
-	@exec .venv/bin/python -m pytest -n 2 --no-loadscope-reorder $(ARGS)
+	@exec .venv/bin/python -m pytest $(TWO) --no-loadscope-reorder $(ARGS)
 
 test-cluster: python ## set up, run the tests of whole clusters in a laboratory (as root; takes longest)
 	@$(PYTHON) -m $(SETUP) dev --quiet
@@ -50,7 +52,7 @@ test-clients: python ## set up real client programs once (4 min, 4 GB), then tal
 	@.venv/bin/python -m tests.browser.packages
 	@.venv/bin/python -m tests.clients.prepare
 	@.venv/bin/python -m tests.clients.offline .venv/bin/python -m pytest -m clients tests/clients $(ARGS)
-	@.venv/bin/python -m pytest -n 2 -m clients tests/e2e tests/test_messages_llama.py tests/test_ollama_llama.py $(ARGS) \
+	@.venv/bin/python -m pytest $(TWO) -m clients tests/e2e tests/test_messages_llama.py tests/test_ollama_llama.py $(ARGS) \
 		|| [ $$? -eq 5 ]  # nothing of these was chosen by ARGS
 
 test-loss: python ## lose machines in every way while turns go on, also those that take minutes (as root)
