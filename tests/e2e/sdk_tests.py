@@ -112,12 +112,15 @@ def test_the_sdks_own_stream_helper_tells_several_answers_apart(sdk: OpenAI, mod
     form = {"type": "json_schema", "json_schema": {"name": "colours", "schema": colours}}
     asked: Any = {"model": model, "messages": PARIS, "max_tokens": 120, "n": 3, "seed": 5}
     asked["response_format"] = form
-    whole = sdk.chat.completions.create(**asked)
+    said = dict.fromkeys(range(3), "")
     with sdk.chat.completions.stream(**asked) as stream:
+        for event in stream:
+            if event.type == "chunk":
+                for choice in event.chunk.choices:
+                    said[choice.index] += choice.delta.content or ""
         answer = stream.get_final_completion()
-    assert [(choice.index, choice.message.content) for choice in answer.choices] == [
-        (choice.index, choice.message.content) for choice in whole.choices
-    ]
+    assert {choice.index: choice.message.content for choice in answer.choices} == said
+    assert [len(json.loads(text)) for text in said.values()] == [4, 4, 4]
 
 
 def test_a_seed_gives_the_same_text(sdk: OpenAI, model: str) -> None:
