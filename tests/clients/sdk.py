@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.clients.chat import Chat
+from tests.clients.chat import Chat, chat
 from tests.clients.connected import printed
 from tests.clients.programs import Programs
+from tests.clients.scripted import AGENT, ANSWER
+from tests.e2e.installation import Homeport
 from tests.e2e.talk import MODEL
 
 DRIVERS = Path(__file__).parent / "drivers"
@@ -44,11 +46,12 @@ class Sdk:
         return [*driver, self.name, chat.folder / "history.json", *words], env
 
 
-def runs_as_printed(programs: Programs, chat: Chat, name: str) -> None:
-    """What `homeport connect` prints for those who write programs is one."""
-    (chat.work / "printed.py").write_text(printed(chat, name))
-    chat.run([programs.python("sdks"), "printed.py"], OFFLINE)
-    (turn,) = chat.turns
-    assert turn.status == 200
-    assert turn.answer_headers["x-homeport-source"] == "header"
-    assert len(chat.said) > 1
+def runs_as_printed(programs: Programs, world: Homeport, folder: Path, name: str) -> None:
+    """What `homeport connect` prints for those who write programs is one. It bounds no answer: a script does."""
+    with chat(folder, world.ports["router"], AGENT) as talk:
+        (talk.work / "printed.py").write_text(printed(talk, name))
+        talk.run([programs.python("sdks"), "printed.py"], OFFLINE)
+        (turn,) = talk.turns
+        assert turn.status == 200
+        assert turn.answer_headers["x-homeport-source"] == "header"
+        assert talk.said == f"{ANSWER}\n"

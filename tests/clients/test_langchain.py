@@ -1,11 +1,12 @@
 """LangChain's ChatOpenAI."""
 
+from pathlib import Path
+
 import pytest
 
 from tests.clients.programs import Programs
 from tests.clients.scenarios import (  # noqa: F401  the tests themselves
     Client,
-    NewChat,
     test_a_restart_of_the_client_resumes,
     test_cancel_frees,
     test_turns_stay,
@@ -23,6 +24,6 @@ def client(installed: Programs) -> Client:
 
 
 def test_what_connect_prints_runs_as_it_stands_there(
-    installed: Programs, world: Homeport, client: Client, new_chat: NewChat
+    installed: Programs, scripted: Homeport, tmp_path: Path
 ) -> None:
-    runs_as_printed(installed, new_chat(), "langchain")
+    runs_as_printed(installed, scripted, tmp_path / tmp_path.name, "langchain")
