@@ -62,13 +62,6 @@ class HfModel:
         encoded = tokenizer.encode(text.encode(errors="replace").decode(), add_special_tokens=begin)
         return tuple(encoded.ids)
 
-    def spell(self, text: bytes, context: int) -> tuple[int, ...]:
-        """The tokens of a part of a text; none where it has parts of characters."""
-        try:
-            return self.tokenize(text.decode(), context, begin=False, special=False)
-        except UnicodeDecodeError:
-            return ()
-
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Special tokens included. Raises PromptError for an id that is none."""
         if wrong := [token for token in tokens if not 0 <= token < self.size]:

@@ -282,8 +282,9 @@ class LlamaBackend:
     def tokenize(self, text: str, special: bool) -> tuple[int, ...]:
         return self._vocabulary().tokenize(text, self._sizes.context, begin=True, special=special)
 
-    def spell(self, text: bytes) -> tuple[int, ...]:
-        return self._vocabulary().spell(text, self._sizes.context)
+    def spell(self, text: str) -> tuple[int, ...]:
+        """The tokens of a part of a text."""
+        return self._vocabulary().tokenize(text, self._sizes.context, begin=False, special=False)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         return self._vocabulary().detokenize(tokens)

@@ -67,13 +67,6 @@ class Vocabulary:
                 return tuple(tokens[:count])
             size = -count
 
-    def spell(self, text: bytes, context: int) -> tuple[int, ...]:
-        """The tokens of a part of a text; none where it has parts of characters."""
-        try:
-            return self.tokenize(text.decode(), context, begin=False, special=False)
-        except UnicodeDecodeError:
-            return ()
-
     def detokenize(self, tokens: Sequence[int]) -> str:
         """Special tokens included. Raises PromptError for an id that is none."""
         if wrong := [token for token in tokens if not 0 <= token < self.size]:

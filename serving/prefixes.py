@@ -13,8 +13,8 @@ anew, and a template may end a prompt with tokens that it does not repeat in a h
 
 Piece = Callable[[int], bytes | None]
 """A token's bytes; none for one that stands for no text, which is like itself only."""
-Spell = Callable[[bytes], Sequence[int]]
-"""How the tokenizer writes a text; nothing for what it cannot."""
+Spell = Callable[[str], Sequence[int]]
+"""How the tokenizer writes a part of a text."""
 Checkpoint = tuple[int, bytes]
 """How many tokens the sequence held, and the engine's bytes to come back to them."""
 
@@ -99,7 +99,10 @@ def _own(rest: bytes, behind: Sequence[int], piece: Piece, spell: Spell) -> tupl
     """Tokens for these bytes alone, where a text ends with them; otherwise, and where there are none for them, none."""
     if not behind or piece(behind[0]):
         return ()
-    tokens = tuple(spell(rest))
+    try:
+        tokens = tuple(spell(rest.decode()))
+    except UnicodeDecodeError:  # a part of a character
+        return ()
     return tokens if b"".join(piece(token) or b"" for token in tokens) == rest else ()
 
 

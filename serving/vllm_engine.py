@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +296,8 @@ class VllmEngine:
 
     def spelled_as(self, held: Sequence[int], prompt: Sequence[int]) -> tuple[int, ...]:
         model = self._read()
-        return spelled_as(held, prompt, model.plain, lambda text: model.spell(text, self._context))
+        spell = partial(model.tokenize, context=self._context, begin=False, special=False)
+        return spelled_as(held, prompt, model.plain, spell)
 
     def constraint(self, grammar: str) -> str:
         """vLLM compiles it itself, with the same library."""

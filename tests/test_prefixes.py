@@ -22,12 +22,8 @@ def piece(token: int) -> bytes | None:
     return b"" if token == SPECIAL else PIECES[token]
 
 
-def spell(text: bytes) -> tuple[int, ...]:
-    try:
-        letters = text.decode()
-    except UnicodeDecodeError:
-        return ()
-    return ids(*letters)
+def spell(text: str) -> tuple[int, ...]:
+    return ids(*text)
 
 
 def ids(*texts: str) -> tuple[int, ...]:
