@@ -23,7 +23,7 @@ from router.connect_files import BEFORE, file_of, put
 from router.connect_settings import KEY_VARIABLE, Reach
 from router.connect_text import block
 from router.following import is_worker, worker_line
-from router.identity import LONGEST_NAME
+from router.identity import LONGEST_NAME, is_name
 from router.jsonc import Unclear
 from router.run_here import known_run, run_here
 from serving.config import ConfigError, load
@@ -160,7 +160,7 @@ def _base(url: str) -> str:
 
 def _part(what: str, name: str | None) -> str | None:
     """A name that stands in a path: one that is empty or all dots would vanish from it."""
-    if name is not None and (len(name) > LONGEST_NAME or not name.isprintable() or not name.strip(".")):
+    if name is not None and not (is_name(name) and name.strip(".")):
         refuse(f"--{what} must be 1 to {LONGEST_NAME} printable characters, not all of them dots.", WRONG)
     return name
 

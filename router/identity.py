@@ -347,11 +347,11 @@ def _text(field_name: str, value: object) -> str | None:
 
 def _usable(value: object) -> str | None:
     """As `_text`, for metadata: it belongs to the client, so that nothing in it may fail a request."""
-    return value if isinstance(value, str) and _is_name(value) else None
+    return value if isinstance(value, str) and is_name(value) else None
 
 
 def _checked(where: str, place: str, name: str) -> str:
-    if not _is_name(name):
+    if not is_name(name):
         raise BadName(
             where,
             f"The session's name in {place} must be 1 to {LONGEST_NAME} printable characters; "
@@ -360,5 +360,5 @@ def _checked(where: str, place: str, name: str) -> str:
     return name
 
 
-def _is_name(name: str) -> bool:
+def is_name(name: str) -> bool:
     return 1 <= len(name) <= LONGEST_NAME and name.isprintable()

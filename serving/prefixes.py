@@ -55,18 +55,17 @@ def spelled_as(held: Sequence[int], prompt: Sequence[int], piece: Piece, spell: 
     A model does not always spell what it says as its tokenizer would, so that its answer comes back in other tokens.
     And of an answer that was cut off the last token is not held, which the tokenizer may join with the one before.
     """
-    here = there = 0
-    while True:
-        same = common_prefix(held[here:], prompt[there:])
-        here, there = here + same, there + same
-        meeting = _meeting(held, here, prompt, there, piece)
-        if meeting is None:
-            return (*held[:here], *prompt[there:])
+    here = there = common_prefix(held, prompt)
+    while (meeting := _meeting(held, here, prompt, there, piece)) is not None:
         after_here, after, rest = meeting
         if rest:
             own = _own(rest, prompt[after:], piece, spell)
             return (*held, *own, *prompt[after:]) if own else (*held[:here], *prompt[there:])
         here, there = after_here, after
+        # Not by slices: a text may be spelled otherwise at each of its words.
+        while here < len(held) and there < len(prompt) and held[here] == prompt[there]:
+            here, there = here + 1, there + 1
+    return (*held[:here], *prompt[there:])
 
 
 def _meeting(
